@@ -1,0 +1,169 @@
+"""Clips inside WebDataset tars and Hugging Face data sets, and how to open any clip's audio again from its path."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import CorpusError, MissingExtraError
+from .clip import Clip, Skipped
+from .folder import AUDIO_SUFFIXES
+
+TAR_SEPARATOR = "::"
+_TEXT_SUFFIXES = (".txt", ".caption", ".text")
+
+
+def is_webdataset(folder: Path) -> bool:
+    """Whether a folder holds tars and no audio of its own."""
+    return folder.is_dir() and next(folder.glob("*.tar"), None) is not None
+
+
+def webdataset_clips(folder: Path) -> Iterator[Clip | Skipped]:
+    """Yield the clips of a folder of WebDataset tars, in the order of the tars.
+
+    A sample is the run of members that share a key (the name up to its first dot after the last slash): its audio
+    member, and optionally ``.json`` (``caption`` or ``text``, ``labels``) or ``.txt`` with the caption.
+    """
+    for tar in sorted(folder.glob("*.tar")):
+        try:
+            with tarfile.open(tar) as archive:
+                yield from _samples(tar, archive)
+        except (tarfile.TarError, EOFError) as error:
+            yield Skipped(str(tar), f"the tar cannot be read to its end ({error})")
+
+
+def _samples(tar: Path, archive: tarfile.TarFile) -> Iterator[Clip | Skipped]:
+    key, members = None, {}
+    for member in archive:
+        if not member.isfile():
+            continue
+        head, _, name = member.name.rpartition("/")
+        stem, _, suffix = name.partition(".")
+        sample = f"{head}/{stem}" if head else stem
+        if sample != key:
+            if key is not None:
+                yield _sample_clip(tar, archive, key, members)
+            key, members = sample, {}
+        members["." + suffix.lower()] = member
+    if key is not None:
+        yield _sample_clip(tar, archive, key, members)
+
+
+def _sample_clip(tar: Path, archive: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo]) -> Clip | Skipped:
+    audio = next((member for suffix, member in members.items() if "." + suffix.rpartition(".")[2] in AUDIO_SUFFIXES), None)
+    if audio is None:
+        return Skipped(f"{tar}{TAR_SEPARATOR}{key}", "the sample has no audio member", "not_audio")
+    facts: dict[str, Any] = {}
+    text = next((members[suffix] for suffix in _TEXT_SUFFIXES if suffix in members), None)
+    try:
+        if ".json" in members:
+            facts = json.loads(_member_bytes(archive, members[".json"]))
+        elif text is not None:
+            facts = {"caption": _member_bytes(archive, text).decode("utf-8").strip()}
+    except ValueError as error:
+        return Skipped(f"{tar}{TAR_SEPARATOR}{audio.name}", f"its JSON or text member cannot be read ({error})")
+    caption = facts.get("caption") or facts.get("text") or None
+    labels = facts.get("labels") or facts.get("tags") or ()
+    return Clip(
+        clip_id=f"{tar.name}/{audio.name}",
+        path=f"{tar}{TAR_SEPARATOR}{audio.name}",
+        caption=None if caption is None else str(caption[0] if isinstance(caption, list) else caption),
+        labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
+    )
+
+
+def _member_bytes(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    handle = archive.extractfile(member)
+    if handle is None:
+        raise ValueError(f"{member.name} is no plain file")
+    return handle.read()
+
+
+@lru_cache(maxsize=4)
+def _tar_offsets(tar: str, mtime_ns: int) -> dict[str, tuple[int, int]]:
+    """Where each member's bytes lie; one pass over the tar's headers, kept for the next clips of the same tar."""
+    with tarfile.open(tar) as archive:
+        return {member.name: (member.offset_data, member.size) for member in archive if member.isfile()}
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether a folder was written by ``Dataset.save_to_disk`` of Hugging Face datasets."""
+    return (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def dataset_clips(name: str) -> Iterator[Clip | Skipped]:
+    """Yield the clips of a Hugging Face data set: ``NAME[:SPLIT]`` on the hub or a folder saved on disk."""
+    dataset = _dataset(name)
+    _audio_column(name, dataset)  # refuse a data set without audio before the first clip
+    text = next((column for column in ("caption", "captions", "text") if column in dataset.column_names), None)
+    facts = dataset.select_columns([text]) if text else None
+    for row in range(len(dataset)):
+        caption = facts[row][text] if facts is not None else None
+        if isinstance(caption, list):
+            caption = caption[0] if caption else None
+        yield Clip(clip_id=f"{row}", path=f"hf:{name}#{row}", caption=None if caption is None else str(caption))
+
+
+@lru_cache(maxsize=4)
+def _dataset(name: str) -> Any:
+    """Load ``NAME[:SPLIT]`` with its audio left encoded: we decode from the bytes ourselves."""
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("hub", f"the data set {name!r}") from None
+    place, _, split = name.partition(":")
+    try:
+        if os.path.isdir(place):
+            data = datasets.load_from_disk(place)
+            if isinstance(data, datasets.DatasetDict):
+                data = data[split or next(iter(data))]
+        else:
+            data = datasets.load_dataset(place, split=split or "train")
+    except Exception as error:  # noqa: BLE001 - the library raises many unrelated types; the message is passed on
+        raise CorpusError(f"hf:{name}: cannot be loaded ({type(error).__name__}: {error})") from error
+    for column, feature in data.features.items():
+        if isinstance(feature, datasets.Audio):
+            data = data.cast_column(column, datasets.Audio(decode=False))
+    return data
+
+
+def _audio_column(name: str, dataset: Any) -> str:
+    import datasets
+
+    columns = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Audio)]
+    if not columns:
+        raise CorpusError(f"hf:{name}: no audio column; it has {', '.join(dataset.column_names)}")
+    return str(columns[0])
+
+
+def open_audio_bytes(path: str) -> str | io.BytesIO:
+    """Turn a clip's ``path`` into what a decoder opens: a file name, or the bytes of a tar member or data set row.
+
+    Raises
+    ------
+    CorpusError
+        The member or row does not exist.
+    OSError
+        The tar cannot be read.
+    """
+    if path.startswith("hf:"):
+        name, _, row = path[3:].rpartition("#")
+        dataset = _dataset(name)
+        value = dataset[int(row)][_audio_column(name, dataset)]
+        return io.BytesIO(value["bytes"]) if value.get("bytes") else str(value["path"])
+    if TAR_SEPARATOR in path and not os.path.exists(path):
+        tar, _, member = path.partition(TAR_SEPARATOR)
+        try:
+            offset, size = _tar_offsets(tar, os.stat(tar).st_mtime_ns)[member]
+        except KeyError:
+            raise CorpusError(f"{tar}: has no member {member!r}") from None
+        with open(tar, "rb") as handle:
+            handle.seek(offset)
+            return io.BytesIO(handle.read(size))
+    return path

@@ -1,0 +1,210 @@
+"""Clips of a manifest: CSV, JSON Lines or Parquet, with a ``path`` column; and AudioCaps's own CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ManifestError
+from .clip import Clip, Skipped
+from .folder import AUDIO_SUFFIXES, walk
+
+MANIFEST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"})
+AUDIOCAPS_COLUMNS = frozenset({"audiocap_id", "youtube_id", "start_time", "caption"})
+_CAPTION_COLUMNS = ("caption", "captions", "text")
+_PATH_COLUMNS = ("path", "location", "file_name")
+
+Row = Mapping[str, Any]
+
+
+def manifest_clips(manifest: Path, *, audio_root: Path | None = None, encoding: str = "utf-8") -> Iterator[Clip | Skipped]:
+    """Yield the clips of a manifest, row by row.
+
+    Parameters
+    ----------
+    manifest
+        CSV, TSV, JSON Lines or Parquet. Columns: ``path`` and optionally ``clip_id, caption, labels, start_s,
+        duration_s``. Relative paths resolve against the manifest's folder and may not climb out of it.
+    audio_root
+        Folder of audio named by ``youtube_id``, for AudioCaps's CSV, whose clips have no path.
+    encoding
+        Of a text manifest.
+
+    Raises
+    ------
+    ManifestError
+        A needed column is missing, a row cannot be parsed, or the text is not in ``encoding``.
+    """
+    rows = _rows(manifest, encoding)
+    try:
+        first = next(rows, None)
+        if first is None:
+            return
+        columns = set(first[1])
+        if columns >= AUDIOCAPS_COLUMNS and not columns & set(_PATH_COLUMNS):
+            yield from _audiocaps_clips(manifest, first, rows, audio_root)
+            return
+        _check_columns(manifest, columns)
+        yield _clip_of(manifest, *first, audio_root)
+        for number, row in rows:
+            yield _clip_of(manifest, number, row, audio_root)
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"{manifest}: not {encoding} (byte 0x{error.object[error.start]:02x}); save it as UTF-8 "
+            "or name its encoding with --encoding (latin-1, cp1252, ...)"
+        ) from error
+
+
+def _rows(manifest: Path, encoding: str) -> Iterator[tuple[int, Row]]:
+    """Yield ``(line number, row)``."""
+    suffix = manifest.suffix.lower()
+    if suffix == ".parquet":
+        yield from _parquet_rows(manifest)
+    elif suffix in {".jsonl", ".ndjson"}:
+        yield from _json_rows(manifest, encoding)
+    else:
+        yield from _csv_rows(manifest, encoding, "\t" if suffix == ".tsv" else ",")
+
+
+def _csv_rows(manifest: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, Row]]:
+    with open(manifest, encoding="utf-8-sig" if encoding.lower() in {"utf-8", "utf8"} else encoding, newline="") as text:
+        reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+        while True:
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                raise ManifestError(f"{manifest}, line {reader.line_num}: not valid CSV ({error})") from error
+            if row is None:
+                return
+            if None in row or None in row.values():
+                raise ManifestError(
+                    f"{manifest}, line {reader.line_num}: expected {len(reader.fieldnames or [])} fields; "
+                    "quote fields that hold a comma"
+                )
+            yield reader.line_num, row
+
+
+def _json_rows(manifest: Path, encoding: str) -> Iterator[tuple[int, Row]]:
+    with open(manifest, encoding=encoding) as text:
+        for number, line in enumerate(text, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ManifestError(f"{manifest}, line {number}: not valid JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ManifestError(f"{manifest}, line {number}: expected an object, got {type(row).__name__}")
+            yield number, row
+
+
+def _parquet_rows(manifest: Path) -> Iterator[tuple[int, Row]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(manifest) as parquet:
+            for batch in parquet.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except pa.ArrowInvalid as error:
+        raise ManifestError(f"{manifest}: not a Parquet file ({error})") from error
+
+
+def _check_columns(manifest: Path, columns: set[str]) -> None:
+    if not columns & set(_PATH_COLUMNS):
+        raise ManifestError(
+            f"{manifest}: no 'path' column; it has {', '.join(sorted(map(str, columns)))}. Rename the column that "
+            "names the audio files to 'path'"
+        )
+
+
+def _clip_of(manifest: Path, number: int, row: Row, audio_root: Path | None) -> Clip | Skipped:
+    where = f"{manifest}, row at line {number}"
+    name = next((row[key] for key in _PATH_COLUMNS if row.get(key)), None)
+    if not isinstance(name, str) or not name.strip():
+        return Skipped(where, "the path is empty")
+    clip_id = row.get("clip_id") or row.get("id")
+    clip_id = name if clip_id is None or clip_id == "" else str(clip_id)
+    root = audio_root or manifest.parent
+    path = os.path.normpath(name if os.path.isabs(name) else root / name)
+    if not os.path.isabs(name) and not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+        return Skipped(name, f"the path climbs out of {root}; write it as an absolute path if it is meant", clip_id=clip_id)
+    if "\x00" in name:
+        return Skipped(name.replace("\x00", "\\x00"), "the path holds a zero byte", clip_id=clip_id)
+    return Clip(
+        clip_id=clip_id,
+        path=path,
+        start_s=_seconds(row, "start_s", where) or 0.0,
+        duration_s=_seconds(row, "duration_s", where),
+        caption=_caption(row),
+        labels=_labels(row.get("labels")),
+    )
+
+
+def _seconds(row: Row, key: str, where: str) -> float | None:
+    value = row.get(key)
+    if value is None or value == "":
+        return None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        raise ManifestError(f"{where}: {key} should be seconds, got {value!r}") from None
+    if not math.isfinite(seconds) or seconds < 0 or (key == "duration_s" and seconds == 0):
+        raise ManifestError(f"{where}: {key} should be a {'positive' if key == 'duration_s' else 'non-negative'} "
+                            f"number of seconds, got {value!r}")
+    return seconds
+
+
+def _caption(row: Row) -> str | None:
+    value = next((row[key] for key in _CAPTION_COLUMNS if row.get(key)), None)
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else None
+    return None if value is None else str(value)
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    if value is None or value == "":
+        return ()
+    parts = value.replace(";", ",").split(",") if isinstance(value, str) else list(value)
+    return tuple(str(part).strip() for part in parts if str(part).strip())
+
+
+def _audiocaps_clips(
+    manifest: Path, first: tuple[int, Row], rest: Iterator[tuple[int, Row]], audio_root: Path | None
+) -> Iterator[Clip | Skipped]:
+    """AudioCaps rows: one clip for each (youtube_id, start_time); of several captions the first is kept."""
+    if audio_root is None:
+        raise ManifestError(f"{manifest}: AudioCaps's CSV names no files; give --audio-root FOLDER (audio named by youtube_id)")
+    files: dict[str, str] = {}
+    for _, entry in walk(audio_root):
+        stem, suffix = os.path.splitext(entry.name)
+        if suffix.lower() in AUDIO_SUFFIXES:
+            files.setdefault(stem, entry.path)
+    seen: set[str] = set()
+    for number, row in _chained(first, rest):
+        youtube_id, start = str(row["youtube_id"]), str(row["start_time"])
+        clip_id = f"{youtube_id}_{start}"
+        if clip_id in seen:
+            continue
+        seen.add(clip_id)
+        # the names that the usual downloaders give: ID, YID, ID_START, ID_START(ms), YID_START
+        names = (clip_id, youtube_id, f"Y{youtube_id}", f"Y{clip_id}", f"{clip_id}000")
+        path = next((files[name] for name in names if name in files), None)
+        if path is None:
+            yield Skipped(youtube_id, f"no audio named {youtube_id}.* below {audio_root} ({manifest.name}, line {number})",
+                          clip_id=clip_id)
+        else:
+            yield Clip(clip_id=clip_id, path=path, caption=_caption(row))
+
+
+def _chained(first: tuple[int, Row], rest: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
+    yield first
+    yield from rest

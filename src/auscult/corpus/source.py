@@ -1,0 +1,110 @@
+"""What SOURCE means on the command line: a folder, a manifest, tars or a data set, opened as one corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import CorpusError, ManifestError
+from .archive import dataset_clips, is_saved_dataset, is_webdataset, webdataset_clips
+from .clip import Clip, Skipped
+from .folder import AUDIO_SUFFIXES, folder_clips
+from .manifest import MANIFEST_SUFFIXES, manifest_clips
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One or several sources, read anew at each iteration so that nothing but the current clip is in memory.
+
+    Attributes
+    ----------
+    sources
+        Folders, manifests, single audio files, ``hf:NAME[:SPLIT]``.
+    audio_root
+        Folder that a manifest's paths are relative to (AudioCaps: the folder of audio named by ``youtube_id``).
+    encoding
+        Of text manifests.
+    """
+
+    sources: tuple[str, ...]
+    audio_root: str | None = None
+    encoding: str = "utf-8"
+
+    def __iter__(self) -> Iterator[Clip | Skipped]:
+        seen: set[bytes] = set()
+        several = len(self.sources) > 1
+        for source in self.sources:
+            for item in _source_items(source, self.audio_root, self.encoding):
+                if isinstance(item, Clip):
+                    if several:  # ids of two folders may collide; the source's name keeps them apart
+                        item = _prefixed(item, source)
+                    # eight bytes an id instead of the string: a million clips cost about 70 MB less
+                    key = hashlib.blake2b(item.clip_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+                    if key in seen:
+                        raise ManifestError(
+                            f"{source}: the clip id {item.clip_id!r} occurs twice; ids must be unique, "
+                            "add a clip_id column that tells the rows apart"
+                        )
+                    seen.add(key)
+                yield item
+
+
+def open_corpus(sources: str | Path | Sequence[str | Path], *, audio_root: str | Path | None = None, encoding: str = "utf-8") -> Corpus:
+    """Name the sources of a corpus, and check that they exist.
+
+    Raises
+    ------
+    CorpusError
+        A source does not exist or is of no known kind.
+    """
+    listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    if not listed:
+        raise ValueError("expected at least one source")
+    if audio_root is not None and not os.path.isdir(audio_root):
+        raise CorpusError(f"{audio_root}: the audio root is no folder")
+    try:
+        "".encode(encoding)
+    except LookupError:
+        raise ValueError(f"unknown encoding {encoding!r}; expected utf-8, latin-1, cp1252, ...") from None
+    for source in map(str, listed):
+        _source_kind(source)
+    # absolute, because the paths of the clips must still be found when a report is rebuilt from elsewhere
+    places = tuple(str(source) if str(source).startswith("hf:") else os.path.abspath(source) for source in listed)
+    return Corpus(places, None if audio_root is None else os.path.abspath(audio_root), encoding)
+
+
+def _source_kind(source: str) -> str:
+    path = Path(source)
+    if source.startswith("hf:"):
+        return "dataset"
+    if path.is_dir():
+        if is_saved_dataset(path):
+            return "dataset"
+        return "webdataset" if is_webdataset(path) else "folder"
+    if not path.exists():
+        raise CorpusError(f"{source}: does not exist")
+    if path.suffix.lower() in MANIFEST_SUFFIXES:
+        return "manifest"
+    if path.suffix.lower() in AUDIO_SUFFIXES:
+        return "file"
+    raise CorpusError(f"{source}: expected a folder, a manifest (.csv, .jsonl, .parquet), an audio file or hf:NAME[:SPLIT]")
+
+
+def _source_items(source: str, audio_root: str | None, encoding: str) -> Iterator[Clip | Skipped]:
+    kind, path = _source_kind(source), Path(source)
+    if kind == "dataset":
+        return dataset_clips(source.removeprefix("hf:"))
+    if kind == "webdataset":
+        return webdataset_clips(path)
+    if kind == "manifest":
+        return manifest_clips(path, audio_root=None if audio_root is None else Path(audio_root), encoding=encoding)
+    if kind == "file":
+        return iter([Clip(clip_id=path.name, path=str(path))])
+    return folder_clips(path)
+
+
+def _prefixed(clip: Clip, source: str) -> Clip:
+    return replace(clip, clip_id=f"{Path(source).name}/{clip.clip_id}")

@@ -1,0 +1,111 @@
+"""What a descriptor is, and how its settings are written down so that unequal ones never meet silently."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+_SPEC = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)/(?P<version>\d+)\((?P<parameters>.*)\)")
+
+
+@dataclass(frozen=True)
+class DescriptorSpec:
+    """Name, version and parameters of a descriptor; ``str(spec)`` parses back.
+
+    Examples
+    --------
+    >>> spec = DescriptorSpec("mel", 1, (("duration_s", 10.242), ("n_mels", 16)))
+    >>> str(spec)
+    'mel/1(duration_s=10.242,n_mels=16)'
+    >>> DescriptorSpec.parse(str(spec)) == spec
+    True
+    """
+
+    name: str
+    version: int
+    parameters: tuple[tuple[str, float | int | str], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}({','.join(f'{key}={value!r}' for key, value in self.parameters)})"
+
+    @classmethod
+    def parse(cls, text: str) -> DescriptorSpec:
+        """Read what ``str`` wrote.
+
+        Raises
+        ------
+        ValueError
+            The text is no spec.
+        """
+        match = _SPEC.fullmatch(text)
+        if match is None:
+            raise ValueError(f"expected a descriptor spec such as 'mel/1(duration_s=10.242)', got {text!r}")
+        pairs = [part.partition("=") for part in match["parameters"].split(",") if part]
+        parameters = tuple((key, _literal(value)) for key, _, value in pairs)
+        return cls(match["name"], int(match["version"]), parameters)
+
+
+def _literal(text: str) -> float | int | str:
+    if text[:1] in "'\"":
+        return text[1:-1]
+    return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
+
+
+class Descriptor(Protocol):
+    """Turns windows of audio into vectors. Implementations are holders of settings or of a loaded model."""
+
+    @property
+    def spec(self) -> DescriptorSpec:
+        """Name and every setting that changes a value."""
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Rate that :meth:`describe` wants."""
+
+    @property
+    def window_samples(self) -> int:
+        """Length of a window in samples."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+
+    def describe(self, windows: FloatArray) -> FloatArray:
+        """Describe windows (n, window_samples) float32; returns vectors (n, dimension) float32, finite."""
+
+
+def _mel(**parameters: Any) -> Descriptor:
+    descriptor: Descriptor = import_module("auscult.descriptors.mel").MelDescriptor(**parameters)
+    return descriptor
+
+
+_FACTORIES: dict[str, Callable[..., Descriptor]] = {"mel": _mel}
+
+
+def load_descriptor(spec: DescriptorSpec | str, **parameters: Any) -> Descriptor:
+    """Make the descriptor of a name (``"mel"``, with parameters) or of a spec.
+
+    Raises
+    ------
+    ValueError
+        The name is unknown, a parameter is unknown or out of range, or the spec is of another version.
+    """
+    if isinstance(spec, str) and "(" in spec:
+        spec = DescriptorSpec.parse(spec)
+    name = spec if isinstance(spec, str) else spec.name
+    if name not in _FACTORIES:
+        raise ValueError(f"unknown descriptor {name!r}; there are: {', '.join(sorted(_FACTORIES))}")
+    if isinstance(spec, str):
+        return _FACTORIES[name](**parameters)
+    descriptor = _FACTORIES[name](**dict(spec.parameters), **parameters)
+    if descriptor.spec != spec:
+        raise ValueError(f"this version of auscult computes {descriptor.spec}, not {spec}; describe the corpus again")
+    return descriptor

@@ -1,0 +1,40 @@
+"""The errors that auscult raises about the world (files, folders, extras).
+
+A bad argument is a ``ValueError``; everything here is about data that turned out not to be what was promised.
+Messages say what was expected, what was found, in which item, and what to do.
+"""
+
+
+class AuscultError(Exception):
+    """Root of all errors of auscult; the command line prints its message on one line and exits with 2."""
+
+
+class AudioDecodeError(AuscultError):
+    """A file cannot be decoded to audio."""
+
+
+class CorpusError(AuscultError):
+    """A source of clips (folder, manifest, archive, data set) cannot be read as a whole."""
+
+
+class ManifestError(CorpusError):
+    """A manifest lacks a column, names a clip twice, or is not written in the stated encoding."""
+
+
+class StoreError(AuscultError):
+    """A descriptor store is incomplete, corrupted, or busy."""
+
+
+class DescriptorMismatchError(AuscultError):
+    """Descriptors that were computed with different settings were about to be compared."""
+
+
+class OutputFolderError(AuscultError):
+    """An output folder holds something else, or cannot be written."""
+
+
+class MissingExtraError(AuscultError):
+    """An optional dependency is needed for this input."""
+
+    def __init__(self, extra: str, needed_for: str) -> None:
+        super().__init__(f"{needed_for} needs an optional dependency: pip install 'auscult[{extra}]'")
