@@ -1,0 +1,201 @@
+"""The report: one HTML file with everything in it, made from the folder of an audit or a deduplication alone."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+from markupsafe import Markup
+
+from .. import audit as audits
+from .. import duplicates as dedups
+from ..audio import read_audio
+from ..errors import AudioDecodeError, StoreError
+from ..folders import Progress, no_progress, read_card, write_text
+from .figures import (
+    EXCERPT_RATE_HZ,
+    QUERY_COLOR,
+    REFERENCE_COLOR,
+    SPECTROGRAM_RATE_HZ,
+    excerpt_mp3,
+    frequency_ticks,
+    histogram_svg,
+    spectrogram_png,
+    time_ticks,
+)
+
+log = logging.getLogger(__name__)
+
+REPORT = "report.html"
+MAX_PAIRS = 50
+MAX_CLUSTERS, MAX_MEMBERS = 30, 4
+CLOSEST_PAIRS = 10  # shown when nothing is flagged, so that a reader sees what "closest" means here
+EXCERPT_S = 12.0
+MAX_SKIPPED = 100
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A stretch of a clip as the page shows it: pictures and sound as data URIs, or why there are none."""
+
+    title: str
+    caption: str | None
+    role: str
+    start_s: float
+    duration_s: float
+    image: str | None = None
+    sound: str | None = None
+    missing: str | None = None
+    time_ticks: tuple[tuple[str, float], ...] = ()
+
+
+def write_report(folder: str | Path, progress: Progress = no_progress) -> Path:
+    """Write ``report.html`` into the folder of an audit or a deduplication; returns its path.
+
+    Raises
+    ------
+    StoreError
+        The folder is neither.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    builders = {audits.KIND: _audit_context, dedups.KIND: _dedup_context}
+    if card["kind"] not in builders:
+        raise StoreError(f"{folder}: a report is made of an audit or a dedup, this is a {card['kind']}")
+    context = builders[card["kind"]](folder, card, progress)
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (files(__package__) / "templates" / name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(f"{card['kind']}.html").render(
+        card=card, frequency_ticks=frequency_ticks(), skipped=_skipped(folder), **context
+    )
+    write_text(folder / REPORT, page)
+    return folder / REPORT
+
+
+def _audit_context(folder: Path, card: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    audit = audits.Audit(folder, card)
+    matches = audit.matches().filter(pa.compute.field("rank") == 1).sort_by([("score", "descending"), ("query_id", "ascending")])
+    flagged = int(np.count_nonzero(matches["flagged"].to_numpy(zero_copy_only=False)))
+    shown = matches.slice(0, min(MAX_PAIRS, flagged) if flagged else CLOSEST_PAIRS).to_pylist()
+    pairs = []
+    for number, row in enumerate(shown, 1):
+        pairs.append({**row, "query": _side(row, "query"), "reference": _side(row, "reference")})
+        progress(number, len(shown), "pairs drawn")
+    generated = audit.queries()["score"].drop_null().to_numpy()
+    training = audit.training()["score"].to_numpy()
+    histogram = histogram_svg(
+        [("generated to training", QUERY_COLOR, generated), ("training to training", REFERENCE_COLOR, training)],
+        tau=card["threshold"]["tau"],
+        unit="clips",
+    )
+    return {"pairs": pairs, "flagged": flagged, "histogram": Markup(histogram), "verdict": audit_verdict(card)}
+
+
+def audit_verdict(card: dict[str, Any]) -> str:
+    """The finding of an audit in a sentence, with its denominator and what was left out."""
+    counts, inputs = card["counts"], card["inputs"]
+    silent = counts["generated"] - counts["compared"]
+    unread = inputs["generated"]["counts"]["skipped"]
+    left_out = [text for number, text in ((unread, "could not be read"), (silent, "are silent")) if number]
+    numbers = [number for number in (unread, silent) if number]
+    aside = "; ".join(f"{number:,} more {text}" for number, text in zip(numbers, left_out, strict=True))
+    share = f" ({counts['flagged'] / counts['compared']:.1%})" if counts["compared"] else ""
+    training = inputs["references"]["counts"]
+    missing = f", {training['skipped']:,} training files could not be read" if training["skipped"] else ""
+    return (
+        f"{counts['flagged']:,} of {counts['compared']:,} generated clips{share} are flagged as possible replicas "
+        f"of one of {training['clips']:,} training clips" + (f" ({aside}{missing})." if aside else f"{missing}.")
+    )
+
+
+def dedup_verdict(card: dict[str, Any]) -> str:
+    """The finding of a deduplication in a sentence."""
+    counts = card["counts"]
+    skipped = f" {counts['skipped']:,} files could not be read." if counts["skipped"] else ""
+    if card["mode"] == "leakage":
+        other = card["inputs"]["against"]["counts"]["clips"]
+        return (
+            f"{counts['dropped']:,} of {counts['clips']:,} clips have a copy among the {other:,} clips of the other set.{skipped}"
+        )
+    return (
+        f"{counts['clusters']:,} clusters of duplicates hold {counts['in_clusters']:,} of {counts['clips']:,} clips; "
+        f"{counts['dropped']:,} can be dropped.{skipped}"
+    )
+
+
+def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    dedup = dedups.Duplicates(folder, card)
+    clusters: dict[int, list[dict[str, Any]]] = {}
+    for row in dedup.clusters().to_pylist():
+        clusters.setdefault(row["cluster_id"], []).append(row)
+    largest = sorted(clusters.values(), key=lambda rows: (-len(rows), rows[0]["cluster_id"]))
+    gallery = []
+    for number, rows in enumerate(largest[:MAX_CLUSTERS], 1):
+        members = [
+            {**row, "excerpt": _excerpt(row["path"], row["clip_id"], row["caption"], "reference" if row["keep"] else "query",
+                                        row["start_s"], 0.0, min(row["duration_s"], EXCERPT_S))}
+            for row in rows[:MAX_MEMBERS]
+        ]
+        gallery.append({"members": members, "more": len(rows) - len(members), "rows": rows, "first": rows[0]})
+        progress(number, min(len(largest), MAX_CLUSTERS), "clusters drawn")
+    open_pairs = [row for row in dedup.pairs().to_pylist() if not row["duplicate"]]
+    top1 = dedup.top1()["score"].drop_null().to_numpy()
+    histogram = histogram_svg([("clip to its nearest other clip", REFERENCE_COLOR, top1)], tau=card["threshold"]["tau"], unit="clips")
+    return {
+        "clusters": gallery,
+        "all_clusters": len(largest),
+        "open_pairs": open_pairs[:CLOSEST_PAIRS * 2],
+        "histogram": Markup(histogram),
+        "verdict": dedup_verdict(card),
+    }
+
+
+def _skipped(folder: Path) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+
+    rows = [row for row in pq.read_table(folder / audits.SKIPPED).to_pylist() if row["kind"] != "not_audio"]
+    return {"rows": rows[:MAX_SKIPPED], "more": max(0, len(rows) - MAX_SKIPPED)}
+
+
+def _side(row: dict[str, Any], role: str) -> Excerpt:
+    start, end = row[f"{role}_start_s"], row[f"{role}_end_s"]
+    return _excerpt(
+        row[f"{role}_path"], row[f"{role}_id"], row[f"{role}_caption"], role, row[f"{role}_offset_s"], start, min(end - start, EXCERPT_S)
+    )
+
+
+def _excerpt(path: str, title: str, caption: str | None, role: str, offset_s: float, start_s: float, duration_s: float) -> Excerpt:
+    """Decode the stretch once for the picture and once for the sound; a file that has gone since is said to be gone."""
+    duration_s = max(duration_s, 0.02)
+    try:
+        eye = read_audio(path, sample_rate_hz=SPECTROGRAM_RATE_HZ, start_s=offset_s + start_s, duration_s=duration_s)
+        ear = read_audio(path, sample_rate_hz=EXCERPT_RATE_HZ, start_s=offset_s + start_s, duration_s=duration_s)
+    except AudioDecodeError as error:
+        log.warning("%s: %s", path, error)
+        return Excerpt(title, caption, role, start_s, duration_s, missing=str(error))
+    return Excerpt(
+        title,
+        caption,
+        role,
+        start_s,
+        duration_s,
+        image=_data_uri("image/png", spectrogram_png(eye.samples)),
+        sound=_data_uri("audio/mpeg", excerpt_mp3(ear.samples, EXCERPT_RATE_HZ)),
+        time_ticks=tuple(time_ticks(duration_s, start_s)),
+    )
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,69 @@
+"""Similarity made comparable between queries: the audit paper's background normalization.
+
+A query of plain noise is somewhat similar to everything; what counts is how much closer it is to one reference than to
+unrelated sound. ``s_hat(q, r) = s(q, r) - beta * mean of s(q, b) over the K nearest b of a background set``, s the cosine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .folders import Progress, no_progress
+from .search import DoubleArray, FloatArray, IntArray, top_k
+
+BETA = 0.5
+BACKGROUND_K = 5
+
+
+def background_bias(
+    queries: FloatArray,
+    background: FloatArray,
+    *,
+    k: int = BACKGROUND_K,
+    beta: float = BETA,
+    exclude: tuple[IntArray, IntArray] | None = None,
+    progress: Progress = no_progress,
+) -> DoubleArray:
+    """``beta`` times the mean cosine of each query with its K nearest background vectors.
+
+    Parameters
+    ----------
+    queries, background
+        (n, d) and (m, d) float32.
+    k
+        How many background neighbours (the paper: 5).
+    beta
+        Weight (the paper: 0.5).
+    exclude
+        Groups of background vectors that do not count for a query, as in ``search.top_k``: the query itself, and what it
+        is suspected to copy.
+
+    Returns
+    -------
+    ndarray (n,) float64
+
+    Raises
+    ------
+    ValueError
+        Fewer than k background vectors are left for a query.
+
+    Examples
+    --------
+    >>> background_bias(np.array([[1, 0]], np.float32), np.array([[1, 0], [0, 1]], np.float32), k=2)
+    array([0.25])
+
+    References
+    ----------
+    Bralios et al., ICASSP 2024, section 3: beta = 0.5, K = 5, 1,000 background clips.
+    """
+    if len(queries) == 0:
+        return np.zeros(0)
+    nearest = top_k(queries, background, k=k, exclude=exclude, progress=progress)
+    short = np.count_nonzero((nearest.index < 0).any(axis=1))
+    if short:
+        raise ValueError(
+            f"the background has {len(background)} vectors, which leaves {short} queries fewer than {k}; "
+            f"give a background of at least {k + 2} unrelated clips"
+        )
+    bias: DoubleArray = beta * nearest.similarity.mean(axis=1)
+    return bias
