@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .audio import read_audio
-    from .audit import Audit, AuditConfig, audit
+    from .audit import Audit, AuditConfig
     from .corpus import Clip, Corpus
     from .descriptors import DescriptorSpec, load_descriptor
     from .duplicates import DedupConfig, Duplicates, deduplicate
@@ -29,7 +29,6 @@ _ROOMS = {
     "DescriptorSpec": "descriptors",
     "DescriptorStore": "store",
     "Duplicates": "duplicates",
-    "audit": "audit",
     "deduplicate": "duplicates",
     "index": "indexing",
     "load_descriptor": "descriptors",
@@ -46,7 +45,6 @@ __all__ = [
     "DescriptorSpec",
     "DescriptorStore",
     "Duplicates",
-    "audit",
     "deduplicate",
     "index",
     "load_descriptor",
@@ -58,7 +56,7 @@ def __getattr__(name: str) -> Any:
     if name not in _ROOMS:
         raise AttributeError(f"module 'auscult' has no attribute {name!r}")
     value = getattr(import_module(f".{_ROOMS[name]}", __name__), name)
-    globals()[name] = value  # also takes precedence over the submodule of the same name (auscult.audit)
+    globals()[name] = value
     return value
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -107,7 +106,13 @@ class AudioStream:
     """
 
     def __init__(
-        self, path: str, *, sample_rate_hz: int, start_s: float = 0.0, duration_s: float | None = None, digest: bool = False
+        self,
+        path: str,
+        *,
+        sample_rate_hz: int,
+        start_s: float = 0.0,
+        duration_s: float | None = None,
+        digest: bool = False,
     ) -> None:
         if sample_rate_hz <= 0:
             raise ValueError(f"expected a positive rate in Hz, got {sample_rate_hz}")
@@ -187,7 +192,7 @@ class AudioStream:
         frames, clipped, peak = 0, 0, 0.0
         for block in blocks:
             samples = _as_float(block)
-            digest.update(np.ascontiguousarray(samples))
+            digest.update(np.ascontiguousarray(samples).data)
             low, high = float(samples.min()), float(samples.max())
             block_peak = max(-low, high)
             if not np.isfinite(block_peak):
@@ -223,7 +228,7 @@ def _digested(source: str | io.BytesIO) -> tuple[str | io.BytesIO, str]:
     """The SHA-256 of a source; a small file is read once, for the digest and for the decoder."""
     if isinstance(source, io.BytesIO):
         return source, hashlib.sha256(source.getbuffer()).hexdigest()
-    status = os.stat(source)
+    status = Path(source).stat()
     if status.st_size > READ_AT_ONCE:
         return source, _large_file_digest(source, status.st_size, status.st_mtime_ns)
     with open(source, "rb") as handle:
@@ -253,7 +258,8 @@ def _mixdown(samples: FloatArray) -> FloatArray:
         mixed: FloatArray = samples[:, 0] + samples[:, 1]
         mixed *= np.float32(0.5)
         return mixed
-    return samples.mean(axis=1, dtype=np.float32)
+    mean: FloatArray = samples.mean(axis=1, dtype=np.float32)
+    return mean
 
 
 def _av_blocks(container: Any, stream: Any, start_s: float, duration_s: float | None, rate: int) -> Iterator[FloatArray]:

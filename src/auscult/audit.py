@@ -126,7 +126,7 @@ def audit(
     workers: int = 1,
     overwrite: bool = False,
     progress: Progress = no_progress,
-    finish: Callable[[Path], None] | None = None,
+    finish: Callable[[Path], object] | None = None,
 ) -> Audit:
     """Audit generated clips against training clips, and write the result as a folder.
 

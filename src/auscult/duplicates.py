@@ -124,7 +124,7 @@ def deduplicate(
     workers: int = 1,
     overwrite: bool = False,
     progress: Progress = no_progress,
-    finish: Callable[[Path], None] | None = None,
+    finish: Callable[[Path], object] | None = None,
 ) -> Duplicates:
     """Find the duplicates of a corpus, or the clips of a corpus that leak into another one.
 
@@ -248,12 +248,22 @@ def find_pairs(
     threshold = _dedup_threshold(config, top[np.isfinite(top)])
     found = self_join(speakers.vectors, threshold=threshold.tau, bias=bias, groups=speakers.clip, progress=progress)
     pairs = list(identical)
-    for (first, second), (similarity, score, coverage) in _by_clip(speakers, found.first, found.second, found.similarity, bias).items():
+    for (first, second), (similarity, score, coverage) in _by_clip(
+        speakers, found.first, found.second, found.similarity, bias
+    ).items():
         if crossing and side[first] == side[second]:
             continue
         covers = max(coverage) >= config.coverage
         pairs.append(
-            _Pair(int(rows[first]), int(rows[second]), similarity, score, coverage, "similar", threshold.separated and covers)
+            _Pair(
+                int(rows[first]),
+                int(rows[second]),
+                similarity,
+                score,
+                coverage,
+                "similar",
+                threshold.separated and covers,
+            )
         )
     top1 = pa.table({"clip_id": speakers.clips["clip_id"], "score": pa.array(top, from_pandas=True)})
     return threshold, pairs, top1
@@ -322,7 +332,10 @@ def _dedup_threshold(config: DedupConfig, top: DoubleArray) -> Threshold:
         return fixed_threshold(float(config.tau))
     if len(top) < MIN_SCORES:
         return Threshold(
-            float(top.max(initial=0.0)), "gap", False, f"{len(top)} clips are too few for a histogram ({MIN_SCORES} are needed)."
+            float(top.max(initial=0.0)),
+            "gap",
+            False,
+            f"{len(top)} clips are too few for a histogram ({MIN_SCORES} are needed).",
         )
     return gap_threshold(np.zeros(0), top)
 
@@ -428,7 +441,12 @@ def _preference(clip: dict[str, Any], policy: KeepPolicy) -> tuple[float, ...]:
 
 
 def _component_rows(
-    cluster_id: int, order: list[int], links: dict[int, dict[int, _Pair]], facts: list[dict[str, Any]], n_corpus: int, config: DedupConfig
+    cluster_id: int,
+    order: list[int],
+    links: dict[int, dict[int, _Pair]],
+    facts: list[dict[str, Any]],
+    n_corpus: int,
+    config: DedupConfig,
 ) -> list[dict[str, Any]]:
     crossing = n_corpus < len(facts)
     decisions: list[tuple[int, int | None]] = []  # (row, the row it is dropped for)
@@ -478,7 +496,13 @@ def _coverage_of(pair: _Pair, row: int) -> float:
 
 
 def _reason(
-    row: int, keeper: int | None, pair: _Pair | None, kept: list[int], facts: list[dict[str, Any]], n_corpus: int, policy: str
+    row: int,
+    keeper: int | None,
+    pair: _Pair | None,
+    kept: list[int],
+    facts: list[dict[str, Any]],
+    n_corpus: int,
+    policy: str,
 ) -> str:
     if keeper is not None and pair is not None:
         return f"{pair.kind.replace('_', '-')} to {facts[keeper]['clip_id']}"

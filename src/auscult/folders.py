@@ -20,10 +20,11 @@ from typing import IO, Any
 from . import __version__
 from .errors import OutputFolderError, StoreError
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:  # Windows: no advisory locks on folders; two writers are then the user's responsibility
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 Progress = Callable[[int, int | None, str], None]
 """Called as ``progress(done, total, what)``; ``total`` is None while it is unknown."""
@@ -37,12 +38,12 @@ def no_progress(done: int, total: int | None, what: str) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under ``path`` only when the block has ended without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as handle:
+        with open(temporary, "wb") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())

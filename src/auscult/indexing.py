@@ -141,9 +141,8 @@ def _check_folder(folder: Path, descriptor: Descriptor) -> None:
             raise DescriptorMismatchError(
                 f"{folder}: described with {spec}, asked for {descriptor.spec}; choose another -o, or the same settings"
             )
-    elif folder.exists() and (not folder.is_dir() or any(path.name != PARTS for path in folder.iterdir())):
-        if not folder.is_dir() or not (folder / PARTS).is_dir():
-            raise OutputFolderError(f"{folder}: holds something that is not a descriptor store; choose another -o")
+    elif folder.exists() and not (folder / PARTS).is_dir() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputFolderError(f"{folder}: holds something that is not a descriptor store; choose another -o")
     spec_file = next(iter(sorted((folder / PARTS).glob("*.parquet"))), None)
     if spec_file is not None and not (folder / CARD).exists():
         dimension = pq.read_schema(spec_file).field("vector").type.list_size
@@ -313,7 +312,11 @@ def _describe_item(entry: _Item, descriptor: Descriptor) -> _Described:
     if isinstance(item, Skipped):
         return _skip(entry, item.reason, descriptor, item.kind)
     stream = AudioStream(
-        item.path, sample_rate_hz=descriptor.sample_rate_hz, start_s=item.start_s, duration_s=item.duration_s, digest=True
+        item.path,
+        sample_rate_hz=descriptor.sample_rate_hz,
+        start_s=item.start_s,
+        duration_s=item.duration_s,
+        digest=True,
     )
     starts: list[float] = []
     vectors = [np.zeros((0, descriptor.dimension), np.float32)]

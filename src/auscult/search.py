@@ -109,7 +109,12 @@ class _Finder:
     """The references prepared once, and the loop that fetches more candidates until k are certain."""
 
     def __init__(
-        self, references: FloatArray, exclude: tuple[IntArray, IntArray] | None, distinct: IntArray | None, rank: IntArray, k: int
+        self,
+        references: FloatArray,
+        exclude: tuple[IntArray, IntArray] | None,
+        distinct: IntArray | None,
+        rank: IntArray,
+        k: int,
     ) -> None:
         self.references = references
         self.units, self.norms = unit_rows(references)
@@ -136,7 +141,9 @@ class _Finder:
             best, certain = self._best(candidates, exact, rough[:, -1] + slack, whole=fetch == len(self.references))
             for to, source in ((index, candidates), (similarity, exact)):
                 to[rows[certain]] = np.where(
-                    best[certain] >= 0, np.take_along_axis(source[certain], np.maximum(best[certain], 0), 1), to[rows[certain]]
+                    best[certain] >= 0,
+                    np.take_along_axis(source[certain], np.maximum(best[certain], 0), 1),
+                    to[rows[certain]],
                 )
             rows = rows[~certain]
             fetch = min(4 * fetch, len(self.references))
@@ -284,15 +291,20 @@ def unit_rows(vectors: FloatArray) -> tuple[FloatArray, DoubleArray]:
 
 
 def cosines(
-    left: FloatArray, left_norms: DoubleArray, right: FloatArray, right_norms: DoubleArray, row: IntArray, column: IntArray
+    left: FloatArray,
+    left_norms: DoubleArray,
+    right: FloatArray,
+    right_norms: DoubleArray,
+    row: IntArray,
+    column: IntArray,
 ) -> DoubleArray:
     """Cosines of the pairs ``(left[row], right[column])`` in float64."""
     result = np.empty(len(row))
     for start in range(0, len(row), RESCORE_ROWS):
         part = slice(start, start + RESCORE_ROWS)
-        result[part] = np.einsum(
-            "ij,ij->i", left[row[part]].astype(np.float64), right[column[part]].astype(np.float64)
-        ) / (left_norms[row[part]] * right_norms[column[part]])
+        result[part] = np.einsum("ij,ij->i", left[row[part]].astype(np.float64), right[column[part]].astype(np.float64)) / (
+            left_norms[row[part]] * right_norms[column[part]]
+        )
     return np.round(result, DECIMALS)
 
 

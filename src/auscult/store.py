@@ -105,7 +105,12 @@ class Vectors:
         keep = np.flatnonzero(position[self.clip] >= 0)
         keep = keep[np.argsort(position[self.clip[keep]], kind="stable")]
         return Vectors(
-            self.vectors[keep], position[self.clip[keep]], self.start_s[keep], self.clips.take(clip_rows), self.window_s, self.spec
+            self.vectors[keep],
+            position[self.clip[keep]],
+            self.start_s[keep],
+            self.clips.take(clip_rows),
+            self.window_s,
+            self.spec,
         )
 
 

@@ -39,7 +39,8 @@ def webdataset_clips(folder: Path) -> Iterator[Clip | Skipped]:
 
 
 def _samples(tar: Path, archive: tarfile.TarFile) -> Iterator[Clip | Skipped]:
-    key, members = None, {}
+    key: str | None = None
+    members: dict[str, tarfile.TarInfo] = {}
     for member in archive:
         if not member.isfile():
             continue
@@ -125,7 +126,7 @@ def _dataset(name: str) -> Any:
                 data = data[split or next(iter(data))]
         else:
             data = datasets.load_dataset(place, split=split or "train")
-    except Exception as error:  # noqa: BLE001 - the library raises many unrelated types; the message is passed on
+    except Exception as error:
         raise CorpusError(f"hf:{name}: cannot be loaded ({type(error).__name__}: {error})") from error
     for column, feature in data.features.items():
         if isinstance(feature, datasets.Audio):

@@ -9,9 +9,47 @@ from pathlib import Path
 from .clip import Clip, Skipped
 
 SOUNDFILE_SUFFIXES = frozenset(
-    ".wav .wave .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64 .mp2".split()
+    [
+        ".wav",
+        ".wave",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".mp3",
+        ".aif",
+        ".aiff",
+        ".aifc",
+        ".au",
+        ".snd",
+        ".caf",
+        ".w64",
+        ".rf64",
+        ".mp2",
+    ]
 )
-AV_SUFFIXES = frozenset(".m4a .m4b .aac .mp4 .m4v .mov .mkv .mka .webm .wma .ac3 .eac3 .amr .3gp .avi .ts .wv .ape".split())
+AV_SUFFIXES = frozenset(
+    [
+        ".m4a",
+        ".m4b",
+        ".aac",
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".mka",
+        ".webm",
+        ".wma",
+        ".ac3",
+        ".eac3",
+        ".amr",
+        ".3gp",
+        ".avi",
+        ".ts",
+        ".wv",
+        ".ape",
+    ]
+)
 AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | AV_SUFFIXES
 
 
@@ -29,7 +67,9 @@ def is_utf8(name: str) -> bool:
     return True
 
 
-def walk(folder: Path, prefix: str = "", trail: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def walk(
+    folder: Path, prefix: str = "", trail: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield ``(relative path, entry)`` of every file below ``folder``, sorted by name in each folder.
 
     Links to folders are followed, but never back into a folder that is being walked.

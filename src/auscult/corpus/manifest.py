@@ -158,8 +158,10 @@ def _seconds(row: Row, key: str, where: str) -> float | None:
     except (TypeError, ValueError):
         raise ManifestError(f"{where}: {key} should be seconds, got {value!r}") from None
     if not math.isfinite(seconds) or seconds < 0 or (key == "duration_s" and seconds == 0):
-        raise ManifestError(f"{where}: {key} should be a {'positive' if key == 'duration_s' else 'non-negative'} "
-                            f"number of seconds, got {value!r}")
+        raise ManifestError(
+            f"{where}: {key} should be a {'positive' if key == 'duration_s' else 'non-negative'} "
+            f"number of seconds, got {value!r}"
+        )
     return seconds
 
 
@@ -199,8 +201,11 @@ def _audiocaps_clips(
         names = (clip_id, youtube_id, f"Y{youtube_id}", f"Y{clip_id}", f"{clip_id}000")
         path = next((files[name] for name in names if name in files), None)
         if path is None:
-            yield Skipped(youtube_id, f"no audio named {youtube_id}.* below {audio_root} ({manifest.name}, line {number})",
-                          clip_id=clip_id)
+            yield Skipped(
+                youtube_id,
+                f"no audio named {youtube_id}.* below {audio_root} ({manifest.name}, line {number})",
+                clip_id=clip_id,
+            )
         else:
             yield Clip(clip_id=clip_id, path=path, caption=_caption(row))
 

@@ -52,7 +52,9 @@ class Corpus:
                 yield item
 
 
-def open_corpus(sources: str | Path | Sequence[str | Path], *, audio_root: str | Path | None = None, encoding: str = "utf-8") -> Corpus:
+def open_corpus(
+    sources: str | Path | Sequence[str | Path], *, audio_root: str | Path | None = None, encoding: str = "utf-8"
+) -> Corpus:
     """Name the sources of a corpus, and check that they exist.
 
     Raises

@@ -60,7 +60,7 @@ def mel_filterbank(sample_rate_hz: int, n_fft: int, n_mels: int, f_max_hz: float
     rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
     filters = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (edges[2:] - edges[:-2]))[:, None]
-    return filters.astype(np.float32)
+    return np.asarray(filters, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -160,4 +160,4 @@ def log_mel(samples: FloatArray) -> FloatArray:
 
 @lru_cache(maxsize=1)
 def _hann() -> FloatArray:
-    return scipy.signal.get_window("hann", WINDOW, fftbins=True).astype(np.float32)
+    return np.asarray(scipy.signal.get_window("hann", WINDOW, fftbins=True), dtype=np.float32)

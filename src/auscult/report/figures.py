@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 import scipy.signal
 import soundfile as sf
 
@@ -72,7 +73,7 @@ def frequency_ticks() -> list[tuple[str, float]]:
 def time_ticks(duration_s: float, start_s: float = 0.0) -> list[tuple[str, float]]:
     """Labels of the time axis and their place as a share of its width: four to eight round numbers."""
     step = next((step for step in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300) if duration_s / step <= 6), 600)
-    first = np.ceil(start_s / step - 1e-9) * step
+    first = max(np.ceil(start_s / step - 1e-9), 0.0) * step
     return [
         (f"{t:g} s", (t - start_s) / duration_s)
         for t in np.round(np.arange(first, start_s + duration_s - 1e-9, step), 6).tolist()
@@ -86,7 +87,15 @@ def excerpt_mp3(samples: FloatArray, rate_hz: int) -> bytes:
     if 0 < peak < 0.25 or peak > 0.9:
         samples = samples * np.float32(0.89 / peak)
     buffer = io.BytesIO()
-    sf.write(buffer, samples, rate_hz, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode="VARIABLE", compression_level=0.65)
+    sf.write(
+        buffer,
+        samples,
+        rate_hz,
+        format="MP3",
+        subtype="MPEG_LAYER_III",
+        bitrate_mode="VARIABLE",
+        compression_level=0.65,
+    )
     return buffer.getvalue()
 
 
@@ -115,8 +124,16 @@ def histogram_svg(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, t
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         for label, color, scores in sets:
-            axes.hist(scores, edges, color=color, alpha=0.35, edgecolor=color, histtype="stepfilled", linewidth=1.5,
-                      label=f"{label} (n = {len(scores):,})")
+            axes.hist(
+                scores,
+                edges.tolist(),
+                color=color,
+                alpha=0.35,
+                edgecolor=color,
+                histtype="stepfilled",
+                linewidth=1.5,
+                label=f"{label} (n = {len(scores):,})",
+            )
         axes.axvline(tau, color="#111827", linestyle="--", linewidth=1.5, label=f"tau = {tau:.4f}")
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
@@ -124,7 +141,9 @@ def histogram_svg(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, t
         axes.set_xlabel("top-1 normalized score")
         axes.set_ylabel(f"number of {unit}")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=10, loc="upper right")
+        axes.legend(
+            frameon=False, fontsize=10, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2, borderpad=0
+        )
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()

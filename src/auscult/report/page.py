@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
-from .. import audit as audits
-from .. import duplicates as dedups
 from ..audio import read_audio
+from ..audit import KIND as AUDIT_KIND
+from ..audit import SKIPPED, Audit
+from ..duplicates import KIND as DEDUP_KIND
+from ..duplicates import Duplicates
 from ..errors import AudioDecodeError, StoreError
 from ..folders import Progress, no_progress, read_card, write_text
 from .figures import (
@@ -66,7 +68,7 @@ def write_report(folder: str | Path, progress: Progress = no_progress) -> Path:
     """
     folder = Path(folder)
     card = read_card(folder)
-    builders = {audits.KIND: _audit_context, dedups.KIND: _dedup_context}
+    builders = {AUDIT_KIND: _audit_context, DEDUP_KIND: _dedup_context}
     if card["kind"] not in builders:
         raise StoreError(f"{folder}: a report is made of an audit or a dedup, this is a {card['kind']}")
     context = builders[card["kind"]](folder, card, progress)
@@ -85,8 +87,10 @@ def write_report(folder: str | Path, progress: Progress = no_progress) -> Path:
 
 
 def _audit_context(folder: Path, card: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    audit = audits.Audit(folder, card)
-    matches = audit.matches().filter(pa.compute.field("rank") == 1).sort_by([("score", "descending"), ("query_id", "ascending")])
+    audit = Audit(folder, card)
+    matches = (
+        audit.matches().filter(pa.compute.field("rank") == 1).sort_by([("score", "descending"), ("query_id", "ascending")])
+    )
     flagged = int(np.count_nonzero(matches["flagged"].to_numpy(zero_copy_only=False)))
     shown = matches.slice(0, min(MAX_PAIRS, flagged) if flagged else CLOSEST_PAIRS).to_pylist()
     pairs = []
@@ -126,9 +130,8 @@ def dedup_verdict(card: dict[str, Any]) -> str:
     skipped = f" {counts['skipped']:,} files could not be read." if counts["skipped"] else ""
     if card["mode"] == "leakage":
         other = card["inputs"]["against"]["counts"]["clips"]
-        return (
-            f"{counts['dropped']:,} of {counts['clips']:,} clips have a copy among the {other:,} clips of the other set.{skipped}"
-        )
+        found = f"{counts['dropped']:,} of {counts['clips']:,} clips"
+        return f"{found} have a copy among the {other:,} clips of the other set.{skipped}"
     return (
         f"{counts['clusters']:,} clusters of duplicates hold {counts['in_clusters']:,} of {counts['clips']:,} clips; "
         f"{counts['dropped']:,} can be dropped.{skipped}"
@@ -136,7 +139,7 @@ def dedup_verdict(card: dict[str, Any]) -> str:
 
 
 def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    dedup = dedups.Duplicates(folder, card)
+    dedup = Duplicates(folder, card)
     clusters: dict[int, list[dict[str, Any]]] = {}
     for row in dedup.clusters().to_pylist():
         clusters.setdefault(row["cluster_id"], []).append(row)
@@ -144,19 +147,31 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
     gallery = []
     for number, rows in enumerate(largest[:MAX_CLUSTERS], 1):
         members = [
-            {**row, "excerpt": _excerpt(row["path"], row["clip_id"], row["caption"], "reference" if row["keep"] else "query",
-                                        row["start_s"], 0.0, min(row["duration_s"], EXCERPT_S))}
+            {
+                **row,
+                "excerpt": _excerpt(
+                    row["path"],
+                    row["clip_id"],
+                    row["caption"],
+                    "reference" if row["keep"] else "query",
+                    row["start_s"],
+                    0.0,
+                    min(row["duration_s"], EXCERPT_S),
+                ),
+            }
             for row in rows[:MAX_MEMBERS]
         ]
         gallery.append({"members": members, "more": len(rows) - len(members), "rows": rows, "first": rows[0]})
         progress(number, min(len(largest), MAX_CLUSTERS), "clusters drawn")
     open_pairs = [row for row in dedup.pairs().to_pylist() if not row["duplicate"]]
     top1 = dedup.top1()["score"].drop_null().to_numpy()
-    histogram = histogram_svg([("clip to its nearest other clip", REFERENCE_COLOR, top1)], tau=card["threshold"]["tau"], unit="clips")
+    histogram = histogram_svg(
+        [("clip to its nearest other clip", REFERENCE_COLOR, top1)], tau=card["threshold"]["tau"], unit="clips"
+    )
     return {
         "clusters": gallery,
         "all_clusters": len(largest),
-        "open_pairs": open_pairs[:CLOSEST_PAIRS * 2],
+        "open_pairs": open_pairs[: CLOSEST_PAIRS * 2],
         "histogram": Markup(histogram),
         "verdict": dedup_verdict(card),
     }
@@ -165,18 +180,26 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
 def _skipped(folder: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
-    rows = [row for row in pq.read_table(folder / audits.SKIPPED).to_pylist() if row["kind"] != "not_audio"]
+    rows = [row for row in pq.read_table(folder / SKIPPED).to_pylist() if row["kind"] != "not_audio"]
     return {"rows": rows[:MAX_SKIPPED], "more": max(0, len(rows) - MAX_SKIPPED)}
 
 
 def _side(row: dict[str, Any], role: str) -> Excerpt:
     start, end = row[f"{role}_start_s"], row[f"{role}_end_s"]
     return _excerpt(
-        row[f"{role}_path"], row[f"{role}_id"], row[f"{role}_caption"], role, row[f"{role}_offset_s"], start, min(end - start, EXCERPT_S)
+        row[f"{role}_path"],
+        row[f"{role}_id"],
+        row[f"{role}_caption"],
+        role,
+        row[f"{role}_offset_s"],
+        start,
+        min(end - start, EXCERPT_S),
     )
 
 
-def _excerpt(path: str, title: str, caption: str | None, role: str, offset_s: float, start_s: float, duration_s: float) -> Excerpt:
+def _excerpt(
+    path: str, title: str, caption: str | None, role: str, offset_s: float, start_s: float, duration_s: float
+) -> Excerpt:
     """Decode the stretch once for the picture and once for the sound; a file that has gone since is said to be gone."""
     duration_s = max(duration_s, 0.02)
     try:

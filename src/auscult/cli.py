@@ -1,0 +1,454 @@
+"""The command line: each subcommand parses, calls one function, and prints what was written and where.
+
+Exit codes: 0 done; 1 done, but more inputs were skipped than ``--max-skipped``; 2 cannot run; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from . import __version__
+from .errors import AuscultError
+from .folders import Progress as ProgressCallable
+
+app = typer.Typer(
+    name="auscult",
+    help="Find out whether a text-to-audio model replicates its training audio.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
+
+# --- options that several commands share ----------------------------------------------------------------------------
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")]
+DescriptorName = Annotated[str, typer.Option("--descriptor", help="What clips are compared by.")]
+Duration = Annotated[float | None, typer.Option("--duration", help="Window of the descriptor in seconds [default: 10.242]")]
+Workers = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Processes [default: one a core]")]
+AudioRoot = Annotated[
+    Path | None,
+    typer.Option(help="Folder that a manifest's paths are relative to; AudioCaps: the folder of its audio."),
+]
+Encoding = Annotated[str, typer.Option(help="Of CSV and JSON Lines manifests.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
+MaxSkipped = Annotated[int, typer.Option(min=0, help="Exit with 1 if more inputs than this could not be read.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished result in the output folder.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Settings from a TOML file; options given here take precedence.")
+]
+Background = Annotated[
+    str | None, typer.Option(help="Unrelated clips for the score normalization: a folder, manifest or store.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"auscult {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is being done.")] = False,
+) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(message)s", stream=sys.stderr)
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    output: Output = Path("auscult-demo"),
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """End to end on built-in synthetic sounds with planted copies, in under a minute."""
+    from .demo import run_demo
+
+    with _progress() as progress:
+        result = run_demo(output, workers=_workers(workers), overwrite=overwrite, progress=progress)
+    if as_json:
+        _print_json(
+            {
+                "replicas": [vars(line) for line in result.replicas],
+                "duplicates": [vars(line) for line in result.duplicates],
+                "false_alarms": result.false_alarms,
+                "reports": [str(result.audit.path / "report.html"), str(result.dedup.path / "report.html")],
+            }
+        )
+        return
+    out.print("These sounds are synthetic and the copies among them were planted; this shows the tool, not a model.\n")
+    for title, lines in (
+        ("Replicas among the generated clips", result.replicas),
+        ("Duplicates in the training set", result.duplicates),
+    ):
+        table = Table(title=title, title_justify="left")
+        for column, justify in (("planted as", "left"), ("planted", "right"), ("found", "right"), ("", "left")):
+            table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        for line in lines:
+            table.add_row(
+                line.kind, str(line.planted), str(line.found), "" if line.expected else "out of this descriptor's sight"
+            )
+        out.print(table)
+    out.print(f"{result.false_alarms} of {result.clean} clean clips were flagged.\n")
+    _print_paths(result.audit.path / "report.html", result.dedup.path / "report.html")
+
+
+@app.command()
+def index(
+    source: Annotated[
+        list[str],
+        typer.Argument(help="Folders, manifests (CSV, JSON Lines, Parquet), WebDataset folders, hf:NAME[:SPLIT]."),
+    ],
+    output: Output,
+    descriptor: DescriptorName = "mel",
+    duration: Duration = None,
+    workers: Workers = None,
+    float16: Annotated[bool, typer.Option(help="Keep vectors in half precision.")] = False,
+    retry_skipped: Annotated[bool, typer.Option(help="Try again what could not be read last time.")] = False,
+    audio_root: AudioRoot = None,
+    encoding: Encoding = "utf-8",
+    max_skipped: MaxSkipped = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Describe a corpus once; give the same command again to resume it or to add what is new."""
+    from .corpus import open_corpus
+    from .descriptors import load_descriptor
+    from .indexing import index as run
+
+    parameters = {} if duration is None else {"duration_s": duration}
+    with _progress() as progress:
+        store = run(
+            open_corpus(source, audio_root=audio_root, encoding=encoding),
+            output,
+            descriptor=load_descriptor(descriptor, **parameters),
+            workers=_workers(workers),
+            dtype="float16" if float16 else "float32",
+            retry_skipped=retry_skipped,
+            progress=progress,
+        )
+    counts = store.card["counts"]
+    _summary(
+        as_json,
+        store.card,
+        f"{counts['clips']:,} clips ({counts['windows']:,} windows) described with {store.spec}",
+        output,
+    )
+    _finish(counts["skipped"], max_skipped, output / "skipped.parquet")
+
+
+@app.command()
+def audit(
+    generated: Annotated[str, typer.Argument(help="Generated clips: a folder, manifest or store.")],
+    output: Output,
+    reference: Annotated[str, typer.Option(help="Training clips: a folder, manifest or store.")],
+    background: Background = None,
+    descriptor: Annotated[str | None, typer.Option(help="What clips are compared by [default: mel]")] = None,
+    duration: Duration = None,
+    tau: Annotated[
+        str | None, typer.Option(help="A number, 'gap' (read off the histograms), or match:AUDIT [default: gap]")
+    ] = None,
+    top: Annotated[int | None, typer.Option("--top", "-k", help="Matches listed for each clip [default: 5]")] = None,
+    config: ConfigFile = None,
+    workers: Workers = None,
+    audio_root: AudioRoot = None,
+    encoding: Encoding = "utf-8",
+    overwrite: Overwrite = False,
+    max_skipped: MaxSkipped = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Does generated audio replicate training audio? Writes ranked matches and a report."""
+    from .audit import AuditConfig, source_of
+    from .audit import audit as run
+    from .report import write_report
+    from .report.page import audit_verdict
+
+    settings = _config(AuditConfig, config, descriptor=descriptor, duration_s=duration, tau=_tau(tau), k=top)
+    with _progress() as progress:
+        result = run(
+            source_of(generated, audio_root=_text(audio_root), encoding=encoding),
+            source_of(reference, audio_root=_text(audio_root), encoding=encoding),
+            None if background is None else source_of(background, encoding=encoding),
+            output=output,
+            config=settings,
+            workers=_workers(workers),
+            overwrite=overwrite,
+            progress=progress,
+            finish=lambda folder: write_report(folder, progress),
+        )
+    _summary(as_json, result.card, audit_verdict(result.card), output / "matches.parquet", output / "report.html")
+    _finish(result.card["counts"]["skipped"], max_skipped, output / "skipped.parquet")
+
+
+@app.command()
+def dedup(
+    source: Annotated[str, typer.Argument(help="The corpus: a folder, manifest or store.")],
+    output: Output,
+    against: Annotated[str | None, typer.Option(help="List what leaks into this other set instead.")] = None,
+    background: Background = None,
+    descriptor: Annotated[str | None, typer.Option(help="What clips are compared by [default: mel]")] = None,
+    duration: Duration = None,
+    tau: Annotated[str | None, typer.Option(help="A number or 'gap' (read off the histogram) [default: gap]")] = None,
+    keep: Annotated[str | None, typer.Option(help="longest, highest_rate, best_captioned or first [default: longest]")] = None,
+    config: ConfigFile = None,
+    workers: Workers = None,
+    audio_root: AudioRoot = None,
+    encoding: Encoding = "utf-8",
+    overwrite: Overwrite = False,
+    max_skipped: MaxSkipped = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Which clips of a corpus are copies of each other, and which to keep? Writes clusters, keep.txt, drop.txt, a report."""
+    from .audit import source_of
+    from .duplicates import DedupConfig, deduplicate
+    from .report import write_report
+    from .report.page import dedup_verdict
+
+    settings = _config(DedupConfig, config, descriptor=descriptor, duration_s=duration, tau=_tau(tau), keep=keep)
+    with _progress() as progress:
+        result = deduplicate(
+            source_of(source, audio_root=_text(audio_root), encoding=encoding),
+            output=output,
+            against=None if against is None else source_of(against, audio_root=_text(audio_root), encoding=encoding),
+            background=None if background is None else source_of(background, encoding=encoding),
+            config=settings,
+            workers=_workers(workers),
+            overwrite=overwrite,
+            progress=progress,
+            finish=lambda folder: write_report(folder, progress),
+        )
+    _summary(
+        as_json,
+        result.card,
+        dedup_verdict(result.card),
+        output / "clusters.parquet",
+        output / "keep.txt",
+        output / "drop.txt",
+        output / "report.html",
+    )
+    _finish(result.card["counts"]["skipped"], max_skipped, output / "skipped.parquet")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of an audit or a dedup.")]) -> None:
+    """Rebuild report.html from a finished audit or dedup."""
+    from .report import write_report
+
+    with _progress() as progress:
+        path = write_report(folder, progress)
+    _print_paths(path)
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A store, audit or dedup folder.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute every digest.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a store, audit or dedup folder holds."""
+    from .folders import read_card
+    from .store import KIND, DescriptorStore
+
+    card = read_card(path)
+    stores = [path] if card["kind"] == KIND else sorted(p for p in (path / "stores").glob("*") if p.is_dir())
+    problems = [f"{store}: {line}" for store in stores for line in DescriptorStore.open(store).verify()] if verify else []
+    if as_json:
+        _print_json({**card, "problems": problems} if verify else card)
+    else:
+        _print_card(card)
+        for line in problems:
+            err.print(f"[red]damaged[/red] {line}", markup=True)
+        if verify and not problems:
+            out.print(f"all digests agree ({len(stores)} {'store' if len(stores) == 1 else 'stores'})")
+    if problems:
+        raise typer.Exit(2)
+
+
+# --- printing -------------------------------------------------------------------------------------------------------
+
+
+def _print_card(card: dict[str, Any]) -> None:
+    table = Table(show_header=False, box=None)
+    for key in ("kind", "spec", "descriptor", "dtype", "window_s", "source", "audio_s", "padding_share", "created"):
+        if key in card:
+            value = card[key]
+            table.add_row(key, Text(", ".join(value) if isinstance(value, list) else str(value)))
+    for group in ("counts", "flags", "threshold", "config", "versions"):
+        for key, value in card.get(group, {}).items():
+            table.add_row(f"{group}.{key}", Text(f"{value:,}" if isinstance(value, int) else str(value)))
+    out.print(table)
+    for warning in card.get("warnings", []):
+        out.print(Text(f"note: {warning}"))
+
+
+def _summary(as_json: bool, card: dict[str, Any], sentence: str, *paths: Path) -> None:
+    if as_json:
+        _print_json(
+            {
+                **{key: card[key] for key in ("kind", "counts", "threshold", "warnings") if key in card},
+                "paths": [str(path) for path in paths],
+            }
+        )
+        return
+    out.print(Text(sentence))
+    for warning in card["warnings"]:
+        out.print(Text(f"note: {warning}"))
+    _print_paths(*paths)
+
+
+def _print_paths(*paths: Path) -> None:
+    for path in paths:
+        out.print(Text(str(path)))
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _finish(skipped: int, allowed: int, listing: Path) -> None:
+    if skipped:
+        err.print(Text(f"{skipped:,} {'input' if skipped == 1 else 'inputs'} could not be read; see {listing}"))
+    if skipped > allowed:
+        raise typer.Exit(1)
+
+
+# --- parsing --------------------------------------------------------------------------------------------------------
+
+
+def _config(kind: type[Any], path: Path | None, **options: Any) -> Any:
+    from .configuration import load_config, make_config
+
+    if path is None:
+        return make_config(kind, {}, **options)
+    return load_config(kind, path, **options)
+
+
+def _tau(text: str | None) -> str | float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _workers(wanted: int | None) -> int:
+    if wanted is not None:
+        return wanted
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+# --- progress -------------------------------------------------------------------------------------------------------
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(
+            "" if speed is None else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s", style="progress.data.speed"
+        )
+
+
+@contextmanager
+def _progress() -> Iterator[ProgressCallable]:
+    """Bars with rate and time left on a terminal; elsewhere a plain line every five seconds and at the end of each stage."""
+    if not err.is_terminal:
+        yield _plain_progress()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(done: int, total: int | None, what: str) -> None:
+            if what not in tasks or bars.tasks[tasks[what]].completed > done:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def _plain_progress() -> ProgressCallable:
+    last: dict[str, float] = {}
+    begun: dict[str, float] = {}
+
+    def show(done: int, total: int | None, what: str) -> None:
+        now = time.monotonic()
+        begun.setdefault(what, now)
+        if done == total or now - last.setdefault(what, now) >= 5:
+            last[what] = now
+            elapsed = now - begun[what]
+            rate = f", {done / elapsed:,.1f}/s" if done and elapsed > 0.5 else ""
+            err.print(Text(f"{what}: {done:,}{'' if total is None else f' of {total:,}'}{rate}"))
+
+    return show
+
+
+def main() -> None:
+    """Entry point: user errors become one line and an exit code, never a stack trace (set AUSCULT_DEBUG=1 to see one)."""
+    try:
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except click.Abort:
+        code = 130
+    except KeyboardInterrupt:
+        err.print("stopped; give the same command again to continue")
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except (AuscultError, ValueError, OSError) as error:
+        if os.environ.get("AUSCULT_DEBUG"):
+            raise
+        err.print(Text(f"auscult: {_explain(error)}"))
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            return f"{place}no space left to write ({error.strerror}); free some and give the same command again"
+        return f"{place}{error.strerror or error}"
+    return str(error)

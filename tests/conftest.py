@@ -1,0 +1,51 @@
+"""What several tests share: small sets of sounds on disk, and the real recordings where they are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from auscult.sounds import FAMILIES, synthesise
+
+ESC10 = Path(__file__).parents[2] / "shared" / "data" / "esc10"
+AUDIOCAPS = ESC10.parent / "audiocaps"
+
+
+@pytest.fixture
+def esc10() -> Path:
+    """Folder of the real recordings of ESC-10."""
+    if not ESC10.is_dir():
+        pytest.skip("the ESC-10 recordings are not beside the project (../shared/data/esc10)")
+    return ESC10
+
+
+@pytest.fixture
+def audiocaps() -> Path:
+    """Folder of AudioCaps's captions."""
+    if not AUDIOCAPS.is_dir():
+        pytest.skip("the AudioCaps captions are not beside the project (../shared/data/audiocaps)")
+    return AUDIOCAPS
+
+
+def sound(number: int, duration_s: float = 1.0, rate_hz: int = 16_000) -> np.ndarray:
+    """A synthesised sound that depends on ``number`` alone."""
+    rng = np.random.default_rng(number)
+    return synthesise(list(FAMILIES)[number % len(FAMILIES)], rng, duration_s=duration_s, rate_hz=rate_hz).samples
+
+
+@pytest.fixture
+def write_sounds(tmp_path: Path) -> Callable[..., Path]:
+    """Write ``count`` sounds as WAV into a folder below ``tmp_path``; returns the folder."""
+
+    def write(name: str, count: int, *, first: int = 0, duration_s: float = 1.0) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(first, first + count):
+            sf.write(folder / f"{number:04d}.wav", sound(number, duration_s), 16_000)
+        return folder
+
+    return write
