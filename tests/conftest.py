@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from auscult.sounds import FAMILIES, synthesise
+from auscult.sounds import synthesise
 
+LIVELY = ("birds", "speech", "glass", "melody", "dog", "footsteps")  # steady sound is no replica, by definition
 ESC10 = Path(__file__).parents[2] / "shared" / "data" / "esc10"
 AUDIOCAPS = ESC10.parent / "audiocaps"
 
@@ -32,9 +33,9 @@ def audiocaps() -> Path:
 
 
 def sound(number: int, duration_s: float = 1.0, rate_hz: int = 16_000) -> np.ndarray:
-    """A synthesised sound that depends on ``number`` alone."""
+    """A synthesised sound that depends on ``number`` alone, of a family with a lively pattern."""
     rng = np.random.default_rng(number)
-    return synthesise(list(FAMILIES)[number % len(FAMILIES)], rng, duration_s=duration_s, rate_hz=rate_hz).samples
+    return synthesise(LIVELY[number % len(LIVELY)], rng, duration_s=duration_s, rate_hz=rate_hz).samples
 
 
 @pytest.fixture

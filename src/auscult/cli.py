@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -384,6 +383,16 @@ class _Rate(ProgressColumn):
 @contextmanager
 def _progress() -> Iterator[ProgressCallable]:
     """Bars with rate and time left on a terminal; elsewhere a plain line every five seconds and at the end of each stage."""
+    try:
+        with _bars() as progress:
+            yield progress
+    except KeyboardInterrupt:
+        err.print("stopped; give the same command again to continue")
+        raise
+
+
+@contextmanager
+def _bars() -> Iterator[ProgressCallable]:
     if not err.is_terminal:
         yield _plain_progress()
         return
@@ -423,26 +432,14 @@ def _plain_progress() -> ProgressCallable:
 
 
 def main() -> None:
-    """Entry point: user errors become one line and an exit code, never a stack trace (set AUSCULT_DEBUG=1 to see one)."""
+    """Entry point: user errors become one line and exit code 2, never a stack trace (set AUSCULT_DEBUG=1 to see one)."""
     try:
-        code = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        code = 2
-    except click.Abort:
-        code = 130
-    except KeyboardInterrupt:
-        err.print("stopped; give the same command again to continue")
-        code = 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+        app()
     except (AuscultError, ValueError, OSError) as error:
         if os.environ.get("AUSCULT_DEBUG"):
             raise
         err.print(Text(f"auscult: {_explain(error)}"))
-        code = 2
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(2)
 
 
 def _explain(error: Exception) -> str:

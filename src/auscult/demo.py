@@ -111,7 +111,8 @@ def _write_set(folder: Path, sounds: list[tuple[str, Sound]]) -> None:
 
 def _write_audio(path: Path, samples: FloatArray) -> None:
     options = {".mp3": {"compression_level": 0.8}, ".ogg": {"compression_level": 0.9}}.get(path.suffix, {})
-    sf.write(path, np.clip(samples, -1, 1).astype(np.float32), RATE_HZ, **options)
+    # 16-bit integers, so that a WAV and a FLAC of one sound hold the same samples
+    sf.write(path, np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16), RATE_HZ, **options)
 
 
 # --- what is planted ------------------------------------------------------------------------------------------------
@@ -121,13 +122,11 @@ def _write_training(folder: Path, training: list[Sound], rng: Rng) -> dict[str, 
     """The training set with a few duplicates; returns the planted pairs of names by kind."""
     sounds = [(f"training-{number:03d}.wav", sound) for number, sound in enumerate(training)]
     twins: dict[str, list[tuple[str, str]]] = {}
-    originals = rng.choice(len(training), 7, replace=False)
-    for number, (kind, suffix) in enumerate(
-        [("identical file", ".wav")] * 2
-        + [("same samples, other format", ".flac")] * 2
-        + [("MP3 of it", ".mp3")] * 2
-        + [("quieter", ".wav")]
-    ):
+    lively = [number for number, sound in enumerate(training) if sound.family not in STEADY]
+    kinds = [("identical file", ".wav")] * 2 + [("same samples, other format", ".flac")] * 2
+    kinds += [("MP3 of it", ".mp3")] * 4 + [("quieter", ".wav")] * 4
+    originals = rng.choice(lively, len(kinds), replace=False)
+    for number, (kind, suffix) in enumerate(kinds):
         original = int(originals[number])
         name = f"again-{number}{suffix}"
         samples = training[original].samples * (0.5 if kind == "quieter" else 1.0)

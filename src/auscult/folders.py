@@ -101,7 +101,8 @@ def read_card(folder: Path, kind: str | None = None) -> dict[str, Any]:
     try:
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        partial = folder.with_name(folder.name + ".partial")
+        place = folder.absolute()
+        partial = place.with_name(f"{place.name}.partial")
         hint = " (a run that was stopped: give the same command again to finish it)" if partial.exists() else ""
         raise StoreError(f"{folder}: no {CARD} here, so this is no complete auscult folder{hint}") from None
     except (ValueError, OSError) as error:

@@ -14,10 +14,12 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -270,7 +272,7 @@ def _describe_all(pending: Iterator[_Item], descriptor: Descriptor, workers: int
                 yield from future.result()
             except BrokenProcessPool:
                 # A decoder that crashes takes its process along, and every batch under way with it. Find the culprit by
-                # giving each item of this batch a process of its own, then send the other batches again.
+                # giving this batch, item by item, to a process of its own, then send the other batches again.
                 yield from _describe_isolated(batch, descriptor)
                 pool.shutdown(wait=False, cancel_futures=True)
                 pool = _start_pool(descriptor, workers)
@@ -282,12 +284,27 @@ def _describe_all(pending: Iterator[_Item], descriptor: Descriptor, workers: int
 def _start_pool(descriptor: Descriptor, workers: int) -> ProcessPoolExecutor:
     # spawn: fork copies locks that other threads of this process may hold
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(str(descriptor.spec),))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(str(descriptor.spec),))
+    with _interrupts_ignored():  # which the workers inherit: Ctrl-C is the parent's to handle
+        for _ in range(workers):
+            pool.submit(os.getpid)
+    return pool
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread gets SIGINT, and only it may change what happens then
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _start_worker(spec: str) -> None:
     global _worker_descriptor
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threadpool_limits(1)  # as many processes as cores: a second thread in each would only get in the way
     _worker_descriptor = load_descriptor(spec)
 
@@ -298,13 +315,18 @@ def _describe_batch(batch: list[_Item]) -> list[_Described]:
 
 
 def _describe_isolated(batch: list[_Item], descriptor: Descriptor) -> Iterator[_Described]:
-    for item in batch:
-        with _start_pool(descriptor, 1) as pool:
+    pool = _start_pool(descriptor, 1)
+    try:
+        for item in batch:
             try:
                 yield from pool.submit(_describe_batch, [item]).result()
             except BrokenProcessPool:
                 log.warning("%s: the decoder crashed", item[0].path)
                 yield _skip(item, "the decoder crashed on this file", descriptor)
+                pool.shutdown()
+                pool = _start_pool(descriptor, 1)
+    finally:
+        pool.shutdown()
 
 
 def _describe_item(entry: _Item, descriptor: Descriptor) -> _Described:

@@ -52,7 +52,7 @@ def _events(rng: Rng, n: int, rate: int, per_second: float, jitter: float = 0.45
     period = rate / per_second
     count = max(int(n / period), 1)
     onsets = (np.arange(count) + rng.uniform(0.1, 0.9) + rng.uniform(-jitter, jitter, count)) * period
-    return np.unique(np.clip(onsets, 0, n - 1).astype(np.int64))
+    return np.unique(np.clip(onsets, 0, 0.7 * n).astype(np.int64))
 
 
 def _place(n: int, onsets: npt.NDArray[np.int64], make: Callable[[], FloatArray]) -> FloatArray:

@@ -72,7 +72,14 @@ def frequency_ticks() -> list[tuple[str, float]]:
 
 def time_ticks(duration_s: float, start_s: float = 0.0) -> list[tuple[str, float]]:
     """Labels of the time axis and their place as a share of its width: four to eight round numbers."""
-    step = next((step for step in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300) if duration_s / step <= 6), 600)
+    step = next(
+        (
+            step
+            for step in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
+            if duration_s / step <= 6
+        ),
+        600,
+    )
     first = max(np.ceil(start_s / step - 1e-9), 0.0) * step
     return [
         (f"{t:g} s", (t - start_s) / duration_s)

@@ -1,0 +1,244 @@
+"""Audits of planted truth, and the laws that hold for any audit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from auscult.audit import Audit, AuditConfig, audit, compare, source_of
+from auscult.corpus import open_corpus
+from auscult.descriptors import load_descriptor
+from auscult.errors import CorpusError, DescriptorMismatchError, OutputFolderError, StoreError
+from auscult.indexing import index
+from auscult.store import Vectors
+from conftest import sound
+
+WINDOW_S = 3.0
+CONFIG = AuditConfig(duration_s=WINDOW_S)
+PLANTED = {"copy-0.wav": 3, "copy-1.wav": 12, "copy-2.wav": 31, "copy-3.wav": 44}
+
+
+@pytest.fixture
+def sets(write_sounds, tmp_path: Path) -> dict[str, Path]:
+    """60 training clips, 13 generated of which four are noisy copies, 30 background clips."""
+    folders = {
+        "references": write_sounds("training", 60, duration_s=WINDOW_S),
+        "generated": write_sounds("generated", 9, first=200, duration_s=WINDOW_S),
+        "background": write_sounds("background", 30, first=400, duration_s=WINDOW_S),
+    }
+    rng = np.random.default_rng(0)
+    for name, number in PLANTED.items():
+        copy = 0.5 * sound(number, WINDOW_S) + 1e-3 * rng.standard_normal(48_000)
+        sf.write(folders["generated"] / name, copy, 16_000)
+    return folders
+
+
+def run(sets: dict[str, Path], output: Path, config: AuditConfig = CONFIG, **options) -> Audit:
+    corpora = {role: open_corpus(folder) for role, folder in sets.items()}
+    background = corpora.get("background")
+    return audit(corpora["generated"], corpora["references"], background, output=output, config=config, **options)
+
+
+def test_planted_copies_are_found_and_nothing_else(sets, tmp_path: Path) -> None:
+    result = run(sets, tmp_path / "audit")
+    flagged = [row for row in result.matches().to_pylist() if row["flagged"]]
+    assert {row["query_id"]: row["reference_id"] for row in flagged} == {k: f"{n:04d}.wav" for k, n in PLANTED.items()}
+    assert result.card["counts"] == {"generated": 13, "compared": 13, "flagged": 4, "skipped": 0}
+    assert result.card["threshold"]["separated"]
+    for row in result.matches().to_pylist():
+        assert row["score"] == pytest.approx(row["similarity"] - row["bias"], abs=1e-12)
+        assert row["query_end_s"] - row["query_start_s"] == pytest.approx(WINDOW_S, abs=1e-3)
+    assert not (tmp_path / "audit.partial").exists()
+
+
+def test_scores_equal_the_formula(sets, tmp_path: Path) -> None:
+    result = run(sets, tmp_path / "audit")
+    stores = {role: source_of(str(tmp_path / "audit" / "stores" / role)).load() for role in sets}
+    unit = {
+        role: v.vectors.astype(float) / np.linalg.norm(v.vectors.astype(float), axis=1, keepdims=True)
+        for role, v in stores.items()
+    }
+    similarity = unit["generated"] @ unit["references"].T
+    bias = 0.5 * np.sort(unit["generated"] @ unit["background"].T, axis=1)[:, -5:].mean(axis=1)
+    ids, reference_ids = stores["generated"].clip_ids.tolist(), stores["references"].clip_ids.tolist()
+    for row in result.matches().to_pylist():
+        query = ids.index(row["query_id"])
+        assert reference_ids.index(row["reference_id"]) == np.argsort(-similarity[query])[row["rank"] - 1]
+        assert row["score"] == pytest.approx(
+            similarity[query].max() - bias[query] if row["rank"] == 1 else row["score"], abs=1e-9
+        )
+
+
+def test_order_of_clips_changes_nothing(sets, tmp_path: Path) -> None:
+    result = run(sets, tmp_path / "audit")
+    stores = {role: source_of(str(tmp_path / "audit" / "stores" / role)).load() for role in sets}
+    rng = np.random.default_rng(5)
+    shuffled = {role: v.subset(rng.permutation(v.clips.num_rows)) for role, v in stores.items()}
+    again = compare(shuffled["generated"], shuffled["references"], shuffled["background"], config=CONFIG)
+    key = [("query_id", "ascending"), ("rank", "ascending")]
+    assert again.matches.sort_by(key).to_pylist() == result.matches().sort_by(key).to_pylist()
+    assert again.threshold.tau == result.card["threshold"]["tau"]
+
+
+def test_a_set_against_itself_does_not_match_clips_with_themselves(sets, tmp_path: Path) -> None:
+    result = run({"generated": sets["references"], "references": sets["references"]}, tmp_path / "audit")
+    assert all(row["query_id"] != row["reference_id"] for row in result.matches().to_pylist())
+    top = {row["query_id"]: row["score"] for row in result.matches().to_pylist() if row["rank"] == 1}
+    own = {row["reference_id"]: row["score"] for row in result.training().to_pylist()}
+    assert top == pytest.approx(own)
+
+
+def test_an_identical_file_under_the_same_name_is_found(sets, tmp_path: Path) -> None:
+    shutil.copy(sets["references"] / "0007.wav", sets["generated"] / "0007.wav")
+    best = next(row for row in run(sets, tmp_path / "audit").matches().to_pylist() if row["query_id"] == "0007.wav")
+    assert (best["reference_id"], best["flagged"], round(best["similarity"], 6)) == ("0007.wav", True, 1.0)
+
+
+def test_without_background_the_match_itself_is_no_background(sets, tmp_path: Path) -> None:
+    del sets["background"]
+    result = run(sets, tmp_path / "audit")
+    flagged = {row["query_id"] for row in result.matches().to_pylist() if row["flagged"]}
+    assert flagged == set(PLANTED)
+    assert any("No background set" in warning for warning in result.card["warnings"])
+
+
+def test_background_that_shares_clips_with_the_references_is_warned_of(sets, tmp_path: Path) -> None:
+    shutil.copy(sets["references"] / "0001.wav", sets["background"] / "x.wav")
+    assert any("1 background clips are also training clips" in w for w in run(sets, tmp_path / "audit").card["warnings"])
+
+
+def test_copy_of_a_stretch_of_a_long_recording_is_found_where_it_is(sets, tmp_path: Path) -> None:
+    long = np.concatenate([sound(n, WINDOW_S) for n in range(700, 706)])
+    sf.write(sets["references"] / "long.wav", long, 16_000)
+    sf.write(sets["generated"] / "stretch.wav", sound(703, WINDOW_S), 16_000)
+    best = next(row for row in run(sets, tmp_path / "audit").matches().to_pylist() if row["query_id"] == "stretch.wav")
+    assert (best["reference_id"], best["reference_start_s"], best["lag_s"], best["flagged"]) == ("long.wav", 9.0, -9.0, True)
+
+
+def test_silent_and_unreadable_queries_are_counted(sets, tmp_path: Path) -> None:
+    sf.write(sets["generated"] / "silent.wav", np.zeros(16_000), 16_000)
+    (sets["generated"] / "broken.wav").write_bytes(b"")
+    result = run(sets, tmp_path / "audit")
+    assert result.card["counts"] == {"generated": 14, "compared": 13, "flagged": 4, "skipped": 1}
+    silent = next(row for row in result.queries().to_pylist() if row["query_id"] == "silent.wav")
+    assert (silent["score"], silent["flagged"], silent["flags"]) == (None, False, ["silent"])
+
+
+def test_all_silent_or_empty_inputs_are_refused(sets, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(CorpusError, match="references: no clip to compare"):
+        run({**sets, "references": tmp_path / "none"}, tmp_path / "a")
+    sf.write(tmp_path / "none" / "silent.wav", np.zeros(100), 16_000)
+    with pytest.raises(CorpusError, match="1 clips, all silent"):
+        run({**sets, "generated": tmp_path / "none"}, tmp_path / "b")
+
+
+def test_one_reference_and_a_given_tau(sets, tmp_path: Path, write_sounds) -> None:
+    single = write_sounds("single", 1, first=3, duration_s=WINDOW_S)
+    result = run({**sets, "references": single}, tmp_path / "audit", AuditConfig(duration_s=WINDOW_S, tau=0.51))
+    assert {row["query_id"] for row in result.matches().to_pylist() if row["flagged"]} == {"copy-0.wav"}
+    with pytest.raises(ValueError, match="at least 20 training clips"):
+        run({**sets, "references": single}, tmp_path / "other")
+
+
+def test_background_smaller_than_k_is_refused(sets, tmp_path: Path, write_sounds) -> None:
+    with pytest.raises(ValueError, match="at least 7 unrelated clips"):
+        run({**sets, "background": write_sounds("few", 3, first=900)}, tmp_path / "audit")
+
+
+def test_tau_matched_by_count(sets, tmp_path: Path) -> None:
+    run(sets, tmp_path / "first", AuditConfig(duration_s=WINDOW_S, tau=0.0))
+    matched = run(sets, tmp_path / "second", AuditConfig(duration_s=WINDOW_S, tau=f"match:{tmp_path / 'first'}"))
+    assert matched.card["counts"]["flagged"] == 13
+
+
+def test_unequal_stores_never_meet(sets, tmp_path: Path) -> None:
+    stores = {
+        role: index(open_corpus(sets[role]), tmp_path / f"store-{role}", descriptor=load_descriptor("mel", duration_s=d))
+        for role, d in (("generated", 1.0), ("references", 2.0))
+    }
+    with pytest.raises(DescriptorMismatchError, match="described differently"):
+        audit(stores["generated"], stores["references"], output=tmp_path / "a", config=CONFIG)
+    with pytest.raises(DescriptorMismatchError, match=r"duration_s=3.0 was asked for"):
+        audit(stores["generated"], open_corpus(sets["references"]), output=tmp_path / "a", config=AuditConfig(duration_s=3.0))
+
+
+def test_output_that_is_something_else_or_finished_is_left_alone(sets, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "x").write_text("x")
+    with pytest.raises(OutputFolderError, match="not an auscult audit"):
+        run(sets, tmp_path / "mine", overwrite=True)
+    run(sets, tmp_path / "audit")
+    with pytest.raises(OutputFolderError, match="--overwrite"):
+        run(sets, tmp_path / "audit")
+    run(sets, tmp_path / "audit", overwrite=True)
+
+
+def test_a_stopped_audit_is_no_audit_and_is_continued(sets, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("auscult.audit.compare", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(sets, tmp_path / "audit")
+    with pytest.raises(StoreError, match="same command again"):
+        Audit.open(tmp_path / "audit")
+    monkeypatch.undo()
+    kept = (tmp_path / "audit.partial" / "stores" / "references" / "clips.parquet").stat().st_mtime_ns
+    result = run(sets, tmp_path / "audit")
+    assert (result.path / "stores" / "references" / "clips.parquet").stat().st_mtime_ns == kept
+
+
+def test_card_can_be_read_by_anyone(sets, tmp_path: Path) -> None:
+    card = json.loads((run(sets, tmp_path / "audit").path / "card.json").read_text("utf-8"))
+    assert card["config"]["beta"] == 0.5
+    assert {"auscult", "python", "numpy", "soundfile"} <= set(card["versions"])
+    assert all(len(facts["content_sha256"]) == 64 for facts in card["inputs"].values())
+
+
+@pytest.mark.parametrize("bad", [{"k": 0}, {"beta": 2.0}, {"tau": "often"}, {"tau": float("nan")}])
+def test_bad_settings(bad) -> None:
+    with pytest.raises(ValueError, match=r"should be"):
+        AuditConfig(**bad)
+
+
+def test_every_clip_has_its_top_k_over_all_windows() -> None:
+    """With several windows a clip, the k listed clips are those of the full matrix of windows."""
+    import pyarrow as pa
+
+    rng = np.random.default_rng(0)
+
+    def make(n_clips: int, prefix: str) -> Vectors:
+        owners = np.sort(rng.integers(0, n_clips, 5 * n_clips))
+        clips = pa.table(
+            {
+                "clip_id": [f"{prefix}{n:03d}" for n in range(n_clips)],
+                "path": [f"/{prefix}{n}" for n in range(n_clips)],
+                "start_s": [0.0] * n_clips,
+                "duration_s": [60.0] * n_clips,
+                "caption": pa.nulls(n_clips, pa.string()),
+                "sample_digest": [f"{prefix}{n}" for n in range(n_clips)],
+                "flags": pa.array([[]] * n_clips, pa.list_(pa.string())),
+                "n_windows": [5] * n_clips,
+            }
+        )
+        spec = load_descriptor("mel").spec
+        vectors = rng.standard_normal((len(owners), 12)).astype(np.float32)
+        return Vectors(vectors, owners, np.arange(len(owners)) * 1.0, clips, 10.0, spec)
+
+    generated, references, background = make(10, "q"), make(40, "r"), make(20, "b")
+    result = compare(generated, references, background, config=AuditConfig(k=6, tau=0.3))
+    unit = [v.vectors / np.linalg.norm(v.vectors, axis=1, keepdims=True) for v in (generated, references, background)]
+    bias = 0.5 * np.sort(unit[0] @ unit[2].T, axis=1)[:, -5:].mean(axis=1)
+    scores = unit[0] @ unit[1].T - bias[:, None]
+    for clip in np.unique(generated.clip):
+        best = {
+            int(reference): scores[np.ix_(generated.clip == clip, references.clip == reference)].max()
+            for reference in np.unique(references.clip)
+        }
+        expected = sorted(best, key=lambda reference: -best[reference])[:6]
+        rows = [row for row in result.matches.to_pylist() if row["query_id"] == f"q{clip:03d}"]
+        assert [row["reference_id"] for row in rows] == [f"r{reference:03d}" for reference in expected]
+        np.testing.assert_allclose([row["score"] for row in rows], [best[r] for r in expected], atol=1e-6)

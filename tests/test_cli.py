@@ -1,0 +1,114 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile as sf
+
+from conftest import sound
+
+ROOT = Path(__file__).parents[1]
+
+
+def auscult(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "auscult", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def test_version_and_help() -> None:
+    import auscult as package
+
+    assert auscult("--version").stdout.strip() == f"auscult {package.__version__}"
+    listing = auscult("--help").stdout
+    for command in ("demo", "index", "audit", "dedup", "report", "info"):
+        assert command in listing
+    assert "--install-completion" in listing
+
+
+def test_every_command_is_documented() -> None:
+    listing = auscult("--help").stdout
+    commands = re.findall(r"^│ (\w+) ", listing, re.MULTILINE)
+    assert len(commands) >= 6
+    page = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    for command in commands:
+        assert f"## auscult {command}" in page, f"docs/commands.md does not document {command}"
+        for option in re.findall(r"│\s+(--[a-z0-9-]+)", auscult(command, "--help").stdout):
+            if option != "--help":
+                assert option in page, f"docs/commands.md does not name {option} (auscult {command})"
+
+
+def test_walk_through(write_sounds, tmp_path: Path) -> None:
+    training, generated = write_sounds("training", 30), write_sounds("generated", 5, first=100)
+    sf.write(generated / "copy.wav", sound(4), 16_000)
+    result = auscult("index", training, "-o", tmp_path / "store", "--duration", 1)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "store")
+    result = auscult("audit", generated, "--reference", tmp_path / "store", "-o", tmp_path / "audit", "--tau", 0.53)
+    assert result.returncode == 0, result.stderr
+    assert "of 6 generated clips" in result.stdout
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "audit" / "report.html")
+    assert auscult("report", tmp_path / "audit").returncode == 0
+    result = auscult("info", tmp_path / "audit", "--verify", "--json")
+    assert json.loads(result.stdout)["problems"] == []
+    assert "windows" in auscult("info", tmp_path / "store").stdout
+    result = auscult("dedup", tmp_path / "store", "-o", tmp_path / "dedup", "--json")
+    assert json.loads(result.stdout)["kind"] == "dedup"
+
+
+def test_skipped_inputs_set_the_exit_code(write_sounds, tmp_path: Path) -> None:
+    folder = write_sounds("in", 3)
+    (folder / "broken.wav").write_bytes(b"x")
+    result = auscult("index", folder, "-o", tmp_path / "store")
+    assert result.returncode == 1
+    assert "1 input could not be read" in result.stderr
+    assert auscult("index", folder, "-o", tmp_path / "store", "--max-skipped", 1).returncode == 0
+
+
+def test_damage_makes_info_fail(write_sounds, tmp_path: Path) -> None:
+    auscult("index", write_sounds("in", 3), "-o", tmp_path / "store")
+    (tmp_path / "store" / "clips.parquet").write_bytes(b"")
+    result = auscult("info", tmp_path / "store", "--verify")
+    assert result.returncode == 2
+    assert "clips.parquet" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["audit", "nowhere", "--reference", "nowhere", "-o", "out"], "nowhere: does not exist"),
+        (["audit", ".", "--reference", ".", "-o", "out", "--tau", "often"], "tau should be"),
+        (["index", ".", "-o", "out", "--descriptor", "nope"], "unknown descriptor"),
+        (["index", ".", "-o", "out", "--duration", "0"], "duration_s should be"),
+        (["index", "m.csv", "-o", "out", "--encoding", "klingon"], "unknown encoding"),
+        (["info", "."], "no card.json here"),
+        (["report", "."], "no card.json here"),
+        (["dedup", ".", "-o", "out", "--config", "c.toml"], "did you mean keep"),
+        (["dedup", ".", "-o", "out", "--config", "missing.toml"], "missing.toml: No such file"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_user_errors_are_one_line_and_no_trace(tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "m.csv").write_text("path\n")
+    (tmp_path / "c.toml").write_text('kep = "first"\n')
+    result = auscult(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_demo_finds_what_it_planted(tmp_path: Path) -> None:
+    result = auscult("demo", "-o", tmp_path / "demo", "--json")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    for line in summary["replicas"] + summary["duplicates"]:
+        if line["expected"]:
+            assert line["found"] == line["planted"], line
+    assert summary["false_alarms"] == 0
+    assert all(Path(path).is_file() for path in summary["reports"])

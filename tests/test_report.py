@@ -1,0 +1,117 @@
+"""Reports: self-contained, safe against hostile names, small enough to send."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from auscult.audit import Audit, AuditConfig, audit
+from auscult.corpus import open_corpus
+from auscult.duplicates import DedupConfig, deduplicate
+from auscult.errors import StoreError
+from auscult.report import write_report
+from auscult.report.figures import excerpt_mp3, histogram_svg, spectrogram_db, spectrogram_png, time_ticks
+from conftest import sound
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}"
+
+
+@pytest.fixture
+def audited(write_sounds, tmp_path: Path) -> Audit:
+    references = write_sounds("training", 30)
+    generated = write_sounds("generated", 3, first=100)
+    for name in ("copy.wav", "</td><b>bold.wav".replace("/", "_")):
+        sf.write(generated / name, 0.5 * sound(3), 16_000)
+    rows = [{"path": path.name, "caption": HOSTILE} for path in sorted(generated.iterdir())]
+    import json
+
+    (generated / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return audit(
+        open_corpus(generated / "m.jsonl"),
+        open_corpus(references),
+        output=tmp_path / "audit",
+        config=AuditConfig(duration_s=1.0, tau=0.5),
+        finish=write_report,
+    )
+
+
+def test_page_is_self_contained_and_allows_nothing_else(audited: Audit) -> None:
+    page = (audited.path / "report.html").read_text("utf-8")
+    assert "default-src 'none'" in page
+    addresses = re.findall(r"""(?:src|href)\s*=\s*["']([^"'#][^"']*)""", page)
+    assert addresses
+    assert all(address.startswith("data:") for address in addresses)
+    assert "<script" not in page.lower()
+
+
+def test_hostile_captions_and_names_are_text(audited: Audit) -> None:
+    page = (audited.path / "report.html").read_text("utf-8")
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert "<b>bold" not in page
+    assert "{{ 7*7 }}" in page  # shown as it is, not evaluated
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_page_says_the_verdict_with_its_denominator(audited: Audit) -> None:
+    page = (audited.path / "report.html").read_text("utf-8")
+    flagged = audited.card["counts"]["flagged"]
+    assert f"{flagged} of 5 generated clips" in page
+    assert "What this audit cannot see" in page
+
+
+def test_report_survives_audio_that_is_gone(audited: Audit) -> None:
+    for row in audited.matches().to_pylist():
+        Path(row["reference_path"]).unlink(missing_ok=True)
+    page = write_report(audited.path).read_text("utf-8")
+    assert "No picture, no sound" in page
+
+
+def test_fifty_pairs_stay_under_20_mb() -> None:
+    """Worst case: 12 s excerpts of noise, which compresses badly."""
+    noise = np.random.default_rng(0).uniform(-0.8, 0.8, 24_000 * 12).astype(np.float32)
+    size = len(excerpt_mp3(noise, 24_000)) + len(spectrogram_png(noise[: 16_000 * 12]))
+    assert 100 * size * 4 / 3 < 20e6
+
+
+def test_dedup_report(write_sounds, tmp_path: Path) -> None:
+    folder = write_sounds("corpus", 30)
+    sf.write(folder / "zz.wav", np.round(sound(4) * 0.5 * 32767).astype(np.int16), 16_000)
+    result = deduplicate(
+        open_corpus(folder), output=tmp_path / "d", config=DedupConfig(duration_s=1.0, tau=0.52), finish=write_report
+    )
+    page = (result.path / "report.html").read_text("utf-8")
+    assert "clusters of duplicates hold" in page
+    assert "zz.wav" in page
+
+
+def test_report_of_something_else(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"no card\.json"):
+        write_report(tmp_path)
+
+
+def test_spectrogram_shows_a_tone_where_it_is() -> None:
+    tone = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000).astype(np.float32)
+    decibel = spectrogram_db(tone)
+    from auscult.report.figures import frequency_ticks
+
+    height = dict(frequency_ticks())["1 kHz"]
+    assert abs(decibel.mean(axis=1).argmax() / len(decibel) - height) < 0.02
+
+
+def test_ticks_lie_inside_the_picture() -> None:
+    for duration in (0.05, 0.3, 1, 5, 10.242, 47, 300):
+        ticks = time_ticks(duration, 3.3)
+        assert 2 <= len(ticks) <= 8
+        assert all(0 <= place < 1 for _, place in ticks)
+
+
+def test_histogram_is_the_same_each_time() -> None:
+    scores = np.random.default_rng(0).normal(0.5, 0.01, 100)
+    one, two = (histogram_svg([("a", "#123456", scores)], tau=0.52, unit="clips") for _ in range(2))
+    assert one == two
+    assert one.startswith("<svg")
