@@ -47,8 +47,8 @@ out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highli
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")]
 DescriptorName = Annotated[str, typer.Option("--descriptor", help="What clips are compared by.")]
-Duration = Annotated[float | None, typer.Option("--duration", help="Window of the descriptor in seconds [default: 10.242]")]
-Workers = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Processes [default: one a core]")]
+Duration = Annotated[float | None, typer.Option("--duration", help="Window of the descriptor in seconds (default: 10.242)")]
+Workers = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Processes (default: one a core)")]
 AudioRoot = Annotated[
     Path | None,
     typer.Option(help="Folder that a manifest's paths are relative to; AudioCaps: the folder of its audio."),
@@ -172,12 +172,12 @@ def audit(
     output: Output,
     reference: Annotated[str, typer.Option(help="Training clips: a folder, manifest or store.")],
     background: Background = None,
-    descriptor: Annotated[str | None, typer.Option(help="What clips are compared by [default: mel]")] = None,
+    descriptor: Annotated[str | None, typer.Option(help="What clips are compared by (default: mel)")] = None,
     duration: Duration = None,
     tau: Annotated[
-        str | None, typer.Option(help="A number, 'gap' (read off the histograms), or match:AUDIT [default: gap]")
+        str | None, typer.Option(help="A number, 'gap' (read off the histograms), or match:AUDIT (default: gap)")
     ] = None,
-    top: Annotated[int | None, typer.Option("--top", "-k", help="Matches listed for each clip [default: 5]")] = None,
+    top: Annotated[int | None, typer.Option("--top", "-k", help="Matches listed for each clip (default: 5)")] = None,
     config: ConfigFile = None,
     workers: Workers = None,
     audio_root: AudioRoot = None,
@@ -215,10 +215,10 @@ def dedup(
     output: Output,
     against: Annotated[str | None, typer.Option(help="List what leaks into this other set instead.")] = None,
     background: Background = None,
-    descriptor: Annotated[str | None, typer.Option(help="What clips are compared by [default: mel]")] = None,
+    descriptor: Annotated[str | None, typer.Option(help="What clips are compared by (default: mel)")] = None,
     duration: Duration = None,
-    tau: Annotated[str | None, typer.Option(help="A number or 'gap' (read off the histogram) [default: gap]")] = None,
-    keep: Annotated[str | None, typer.Option(help="longest, highest_rate, best_captioned or first [default: longest]")] = None,
+    tau: Annotated[str | None, typer.Option(help="A number or 'gap' (read off the histogram) (default: gap)")] = None,
+    keep: Annotated[str | None, typer.Option(help="longest, highest_rate, best_captioned or first (default: longest)")] = None,
     config: ConfigFile = None,
     workers: Workers = None,
     audio_root: AudioRoot = None,

@@ -145,6 +145,7 @@ def histogram_svg(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, t
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
         axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         axes.set_xlabel("top-1 normalized score")
         axes.set_ylabel(f"number of {unit}")
         axes.spines[["top", "right"]].set_visible(False)
