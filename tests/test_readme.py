@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import soundfile as sf
+
 from conftest import sound
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
