@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from auscult.audit import Audit, AuditConfig, audit, compare, source_of
+from auscult.audit import Audit, AuditConfig, audit
+from auscult.comparison import compare
 from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
 from auscult.errors import CorpusError, DescriptorMismatchError, OutputFolderError, StoreError
 from auscult.indexing import index
+from auscult.inputs import source_of
 from auscult.store import Vectors
 from conftest import sound
 

@@ -12,9 +12,11 @@ import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from auscult.clusters import cluster_rows
 from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
-from auscult.duplicates import DedupConfig, Duplicates, _Pair, cluster_rows, deduplicate, find_pairs
+from auscult.duplicates import DedupConfig, Duplicates, deduplicate
+from auscult.pairs import ClipPair, find_pairs
 from auscult.store import Vectors
 from conftest import sound
 
@@ -81,7 +83,7 @@ def test_keep_policies(tmp_path: Path, policy, kept) -> None:
             "start_s": [0.0] * 4,
         }
     )
-    pairs = [_Pair(i, j, 0.99, 0.55, (1.0, 1.0), "similar", True) for i in range(4) for j in range(i + 1, 4)]
+    pairs = [ClipPair(i, j, 0.99, 0.55, (1.0, 1.0), "similar", True) for i in range(4) for j in range(i + 1, 4)]
     rows = cluster_rows(clips, pairs, 4, DedupConfig(keep=policy))
     assert [row["clip_id"] for row in rows if row["keep"]] == [kept]
     assert all(row["captions_differ"] for row in rows)
@@ -102,7 +104,7 @@ def table(n: int) -> pa.Table:
 
 
 def test_a_chain_is_not_dropped_for_a_clip_it_is_unlike() -> None:
-    pairs = [_Pair(0, 1, 0.99, 0.55, (1.0, 1.0), "similar", True), _Pair(1, 2, 0.99, 0.55, (1.0, 1.0), "similar", True)]
+    pairs = [ClipPair(0, 1, 0.99, 0.55, (1.0, 1.0), "similar", True), ClipPair(1, 2, 0.99, 0.55, (1.0, 1.0), "similar", True)]
     rows = {row["clip_id"]: row for row in cluster_rows(table(3), pairs, 3, DedupConfig())}
     assert {clip_id: row["keep"] for clip_id, row in rows.items()} == {"00": True, "01": False, "02": True}
     assert all(row["chained"] for row in rows.values())
@@ -114,7 +116,7 @@ def test_a_chain_is_not_dropped_for_a_clip_it_is_unlike() -> None:
 def test_components_and_drops_hold_on_any_graph(seed: int, n: int, density: float) -> None:
     rng = np.random.default_rng(seed)
     edges = {(i, j) for i in range(n) for j in range(i + 1, n) if rng.random() < density}
-    pairs = [_Pair(i, j, 0.99, 0.55, (1.0, 1.0), "similar", True) for i, j in sorted(edges)]
+    pairs = [ClipPair(i, j, 0.99, 0.55, (1.0, 1.0), "similar", True) for i, j in sorted(edges)]
     rows = cluster_rows(table(n), pairs, n, DedupConfig())
     cluster = {row["clip_id"]: row["cluster_id"] for row in rows}
     # brute force: closure of the relation

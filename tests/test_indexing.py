@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from auscult import indexing
+from auscult import describing, indexing
 from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
 from auscult.errors import DescriptorMismatchError, OutputFolderError, StoreError
@@ -104,8 +104,8 @@ def test_grown_changed_and_vanished(write_sounds, tmp_path: Path, monkeypatch) -
     folder = write_sounds("in", 5)
     build(folder, tmp_path / "store")
     described = []
-    real = indexing._describe_item
-    monkeypatch.setattr(indexing, "_describe_item", lambda item, d: described.append(item[0].clip_id) or real(item, d))
+    real = describing.describe_item
+    monkeypatch.setattr(describing, "describe_item", lambda item, d: described.append(item[0].clip_id) or real(item, d))
     build(folder, tmp_path / "store")
     assert described == []
     write_sounds("in", 2, first=5)  # grown
@@ -148,13 +148,13 @@ def test_a_decoder_that_crashes_costs_one_clip(write_sounds, tmp_path: Path) -> 
     script = tmp_path / "crash.py"
     script.write_text(
         "import os\n"
-        "from auscult import indexing\n"
-        "real = indexing._describe_item\n"
+        "from auscult import describing, indexing\n"
+        "real = describing.describe_item\n"
         "def crash(item, descriptor):\n"
         "    if item[0].clip_id == '0017.wav':\n"
         "        os._exit(11)\n"
         "    return real(item, descriptor)\n"
-        "indexing._describe_item = crash\n"
+        "describing.describe_item = crash\n"
         "if __name__ == '__main__':\n"
         "    from auscult.corpus import open_corpus\n"
         "    from auscult.descriptors import load_descriptor\n"
@@ -169,7 +169,7 @@ def test_a_decoder_that_crashes_costs_one_clip(write_sounds, tmp_path: Path) -> 
 
 KILLED = """
 import sys
-from auscult import indexing
+from auscult import describing, indexing
 from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
 indexing.PART_INPUTS = 8
@@ -240,7 +240,7 @@ def test_wrong_descriptor_is_refused(write_sounds, tmp_path: Path) -> None:
     with pytest.raises(DescriptorMismatchError, match=r"duration_s=1.0.*duration_s=2.0"):
         build(folder, tmp_path / "store", descriptor=load_descriptor("mel", duration_s=2.0))
     (tmp_path / "store" / "card.json").unlink()
-    with pytest.raises(DescriptorMismatchError, match="unfinished store"):
+    with pytest.raises(DescriptorMismatchError, match=r"duration_s=1.0.*duration_s=2.0"):
         build(folder, tmp_path / "store", descriptor=load_descriptor("mel", duration_s=2.0))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,12 +28,14 @@ from .folders import file_digest
 
 FloatArray = npt.NDArray[np.float32]
 
-BLOCK_S = 30.0  # seconds read at once: 30 s of 8 channels at 192 kHz are 184 MB of float32, the usual 44.1 kHz stereo 11 MB
+BLOCK_S = 4.0  # seconds read at once: enough to amortize the calls, few enough to stay in the cache (1.4 MB of 44.1 kHz stereo)
 READ_AT_ONCE = 64 << 20  # bytes; larger files are hashed and decoded in two passes, and never held in memory
+MAX_PEAK = 1e6  # 120 dB over full scale is no audio; beyond 1e19 its power overflows float32
 SILENT_PEAK = 2.0**-24  # below the last bit of 24-bit audio
 NEAR_SILENT_PEAK = 1e-3  # -60 dBFS
 CLIPPED_LEVEL = 0.999  # of full scale
 CLIPPED_SHARE = 1e-3  # of the samples; a mastered track touches full scale now and then, a clipped one stays there
+STREAMED_SIZE = 0x7FFF_0000
 SHORT_S = 0.1
 TAIL_SHARE = 0.05  # a remainder shorter than this share of a window is cut, as the audit paper cuts what is over
 
@@ -127,14 +130,21 @@ class AudioStream:
     def __iter__(self) -> Iterator[FloatArray]:
         try:
             source = open_audio_bytes(self.path)
+            if isinstance(source, str) and os.path.exists(source) and not os.path.isfile(source):
+                raise AudioDecodeError("is not a file (a folder, a pipe or a device)")
             if self.digest:
                 source, self._sha256 = _digested(source)
         except (OSError, CorpusError) as error:
             raise AudioDecodeError(f"cannot be opened ({getattr(error, 'strerror', None) or error})") from error
+        begun = False
         try:
-            yield from self._soundfile_pieces(source)
+            for piece in self._soundfile_pieces(source):
+                begun = True
+                yield piece
         except sf.LibsndfileError as error:
             reason = str(error.error_string).rstrip(".")
+            if begun:  # damaged in the middle: what was handed out cannot be taken back and decoded otherwise
+                raise AudioDecodeError(f"damaged ({reason})") from error
             if isinstance(source, io.BytesIO):
                 source.seek(0)
             yield from self._av_pieces(source, reason)
@@ -165,7 +175,8 @@ class AudioStream:
 
             cut_short = _CUT_SHORT.search(handle.extra_info)
             yield from self._pieces(blocks(), rate, handle.channels)
-            if remaining > 0 or (cut_short and int(cut_short[2]) < int(cut_short[1])):
+            # a program that streams a WAV cannot know its length and writes the largest there is
+            if remaining > 0 or (cut_short and int(cut_short[2]) < int(cut_short[1]) < STREAMED_SIZE):
                 self._flag("truncated")
 
     def _av_pieces(self, source: str | io.BytesIO, reason: str) -> Iterator[FloatArray]:
@@ -198,6 +209,8 @@ class AudioStream:
             if not np.isfinite(block_peak):
                 bad = int(np.count_nonzero(~np.isfinite(samples)))
                 raise AudioDecodeError(f"{bad} of {samples.size} samples from {frames / rate:.1f} s on are NaN or infinite")
+            if block_peak > MAX_PEAK:
+                raise AudioDecodeError(f"holds samples of {block_peak:.3g}, where full scale is 1; scale it first")
             if block_peak >= CLIPPED_LEVEL:
                 clipped += int(np.count_nonzero(np.abs(samples) >= CLIPPED_LEVEL))
             peak = max(peak, block_peak)

@@ -15,6 +15,7 @@ from .search import DoubleArray
 GAP_LEVEL = 0.01  # chance that spacings of a tail without copies show a gap
 FALLBACK_QUANTILE = 0.99
 MIN_SCORES = 20
+MIN_SCALE = 2e-4  # scores of a real set spread by ten times this; ties must not turn a hair into a gap
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def gap_threshold(generated: DoubleArray, training: DoubleArray) -> Threshold:
             f"the gap rule needs at least {MIN_SCORES} training clips, got {len(training)}; give --tau a number instead"
         )
     median, upper = np.quantile(training, [0.5, 0.75])
-    scale = max(float(upper - median) / np.log(2), 1e-6)
+    scale = max(float(upper - median) / np.log(2), MIN_SCALE)
     tail = np.sort(np.concatenate([generated, training]))[::-1]
     tail = tail[tail >= median]
     weighted = np.arange(1, len(tail)) * -np.diff(tail)

@@ -187,8 +187,9 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Does generated audio replicate training audio? Writes ranked matches and a report."""
-    from .audit import AuditConfig, source_of
+    from .audit import AuditConfig
     from .audit import audit as run
+    from .inputs import source_of
     from .report import write_report
     from .report.page import audit_verdict
 
@@ -228,8 +229,8 @@ def dedup(
     as_json: AsJson = False,
 ) -> None:
     """Which clips of a corpus are copies of each other, and which to keep? Writes clusters, keep.txt, drop.txt, a report."""
-    from .audit import source_of
     from .duplicates import DedupConfig, deduplicate
+    from .inputs import source_of
     from .report import write_report
     from .report.page import dedup_verdict
 
@@ -275,12 +276,15 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """What a store, audit or dedup folder holds."""
-    from .folders import read_card
+    from .folders import damaged_files, read_card
     from .store import KIND, DescriptorStore
 
     card = read_card(path)
     stores = [path] if card["kind"] == KIND else sorted(p for p in (path / "stores").glob("*") if p.is_dir())
-    problems = [f"{store}: {line}" for store in stores for line in DescriptorStore.open(store).verify()] if verify else []
+    problems: list[str] = []
+    if verify:
+        problems = [f"{store}: {line}" for store in stores for line in DescriptorStore.open(store).verify()]
+        problems += [f"{path}: {line}" for line in damaged_files(path, card.get("files", {}))]
     if as_json:
         _print_json({**card, "problems": problems} if verify else card)
     else:
@@ -288,7 +292,7 @@ def info(
         for line in problems:
             err.print(f"[red]damaged[/red] {line}", markup=True)
         if verify and not problems:
-            out.print(f"all digests agree ({len(stores)} {'store' if len(stores) == 1 else 'stores'})")
+            out.print(f"all digests agree: {len(card.get('files', {}))} tables, {len(stores)} stores")
     if problems:
         raise typer.Exit(2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
 
@@ -36,4 +36,27 @@ def make_config(kind: type[Config], values: dict[str, Any], *, where: str = "con
             close = difflib.get_close_matches(key, known)
             hint = f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}"
             raise ValueError(f"{where}: unknown key {key!r}{hint}")
-    return kind(**{**values, **{key: value for key, value in overrides.items() if value is not None}})
+    settings = {**values, **{key: value for key, value in overrides.items() if value is not None}}
+    for key, wanted in get_type_hints(kind).items():
+        if key in settings and not _fits(settings[key], wanted):
+            raise ValueError(f"{where}: {key} should be {_name(wanted)}, got {settings[key]!r}")
+    return kind(**settings)
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a value is of an annotated type; whole numbers pass for float, booleans never for numbers."""
+    if get_origin(wanted) is Literal:
+        return value in get_args(wanted)
+    if get_args(wanted):
+        return any(_fits(value, option) for option in get_args(wanted))
+    if wanted is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, wanted) and not (wanted is int and isinstance(value, bool))
+
+
+def _name(wanted: Any) -> str:
+    if get_origin(wanted) is Literal:
+        return " or ".join(map(repr, get_args(wanted)))
+    options = get_args(wanted) or (wanted,)
+    words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "left out"}
+    return " or ".join(words.get(option, str(option)) for option in options)

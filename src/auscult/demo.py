@@ -16,8 +16,9 @@ import soundfile as sf
 
 from .audit import Audit, AuditConfig, audit
 from .corpus import open_corpus
+from .duplicates import KIND as DEDUP_KIND
 from .duplicates import DedupConfig, Duplicates, deduplicate
-from .folders import Progress, building, no_progress, write_card
+from .folders import Progress, building, is_folder_of, no_progress, write_card
 from .report import write_report
 from .sounds import FAMILIES, FloatArray, Rng, Sound, synthesise
 
@@ -61,7 +62,8 @@ def run_demo(output: str | Path, *, workers: int = 1, overwrite: bool = False, p
         ``output`` holds something else.
     """
     output = Path(output)
-    with building(output, KIND, overwrite=overwrite) as folder:
+    unfinished = is_folder_of(output, KIND) and not is_folder_of(output / "dedup", DEDUP_KIND)
+    with building(output, KIND, task={"seed": SEED}, overwrite=overwrite or unfinished) as folder:
         rng = np.random.default_rng(SEED)
         training = [_sound(rng, number) for number in range(N_TRAINING)]
         twins = _write_training(folder / "training", training, rng)

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +30,7 @@ Progress = Callable[[int, int | None, str], None]
 """Called as ``progress(done, total, what)``; ``total`` is None while it is unknown."""
 
 CARD = "card.json"
+TASK = "task.json"
 _REPORTED_PACKAGES = ("numpy", "scipy", "soundfile", "soxr", "pyarrow", "faiss-cpu", "av", "datasets")
 
 
@@ -74,6 +75,22 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of the named files of a folder."""
+    return {name: file_digest(folder / name) for name in names}
+
+
+def damaged_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """Names of the files that are missing or whose bytes are not those that were written, one line each."""
+    problems = []
+    for name, digest in digests.items():
+        if not (folder / name).is_file():
+            problems.append(f"{name}: missing")
+        elif file_digest(folder / name) != digest:
+            problems.append(f"{name}: its bytes are not those that were written")
+    return problems
+
+
 def package_versions() -> dict[str, str]:
     """Versions of auscult, Python and the packages that can change a result."""
     versions = {"auscult": __version__, "python": platform.python_version()}
@@ -107,8 +124,10 @@ def read_card(folder: Path, kind: str | None = None) -> dict[str, Any]:
         raise StoreError(f"{folder}: no {CARD} here, so this is no complete auscult folder{hint}") from None
     except (ValueError, OSError) as error:
         raise StoreError(f"{path}: cannot be read ({error})") from error
-    if kind is not None and card.get("kind") != kind:
-        raise StoreError(f"{folder}: expected a folder of kind {kind!r}, this one is {card.get('kind')!r}")
+    if not isinstance(card, dict) or not isinstance(card.get("kind"), str) or "versions" not in card:
+        raise StoreError(f"{path}: not a card of auscult's")
+    if kind is not None and card["kind"] != kind:
+        raise StoreError(f"{folder}: expected a folder of kind {kind!r}, this one is {card['kind']!r}")
     return card
 
 
@@ -153,17 +172,18 @@ def remove_stale_temporaries(folder: Path) -> None:
 
 
 @contextmanager
-def building(folder: Path, kind: str, *, overwrite: bool = False) -> Iterator[Path]:
+def building(folder: Path, kind: str, *, task: Mapping[str, Any], overwrite: bool = False) -> Iterator[Path]:
     """Build a folder as ``NAME.partial``; it gets its name when the block ends without an error.
 
-    A partial folder that a stopped run left is handed out again, so that its finished parts can be used.
+    A partial folder that a stopped run of the same ``task`` (inputs and settings, as JSON can hold them) left is handed out
+    again, so that its finished parts can be used; that of another task is thrown away.
 
     Raises
     ------
     OutputFolderError
         ``folder`` exists and is not an empty folder or (with ``overwrite``) a folder of the same ``kind``.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.realpath(folder))
     check_output(folder, kind, overwrite=overwrite)
     partial = folder.with_name(folder.name + ".partial")
     try:
@@ -172,10 +192,22 @@ def building(folder: Path, kind: str, *, overwrite: bool = False) -> Iterator[Pa
         raise OutputFolderError(f"{folder}: cannot be made ({error.strerror}); choose another -o") from error
     with locked(partial):
         remove_stale_temporaries(partial)
+        _claim(partial, task)
         yield partial
+        (partial / TASK).unlink()
         if folder.exists():
             shutil.rmtree(folder)
         partial.replace(folder)
+
+
+def _claim(partial: Path, task: Mapping[str, Any]) -> None:
+    """Empty a partial folder that was begun for another task, and write down this one."""
+    wanted = json.dumps(task, sort_keys=True, default=str)
+    if (partial / TASK).is_file() and (partial / TASK).read_text("utf-8") == wanted:
+        return
+    for path in partial.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    write_text(partial / TASK, wanted)
 
 
 def check_output(folder: Path, kind: str, *, overwrite: bool) -> None:
@@ -186,10 +218,12 @@ def check_output(folder: Path, kind: str, *, overwrite: bool) -> None:
     OutputFolderError
         See :func:`building`.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not os.path.ismount(folder) and not any(folder.iterdir())):
         return
     if not folder.is_dir():
         raise OutputFolderError(f"{folder}: exists and is a file; choose another -o")
+    if os.path.ismount(folder):
+        raise OutputFolderError(f"{folder}: is a mount point, which cannot be replaced; choose a folder inside it")
     if not is_folder_of(folder, kind):
         raise OutputFolderError(f"{folder}: holds something that is not an auscult {kind}; choose another -o")
     if not overwrite:

@@ -8,34 +8,34 @@ the same bytes as one that was not.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
-import multiprocessing
 import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from threadpoolctl import threadpool_limits
 
-from .audio import SILENT_PEAK, AudioStream, Window, cut_windows
 from .corpus import Clip, Corpus, Skipped
-from .corpus.archive import TAR_SEPARATOR
-from .descriptors import Descriptor, load_descriptor
-from .errors import AudioDecodeError, DescriptorMismatchError, OutputFolderError
-from .folders import CARD, Progress, atomic_file, file_digest, locked, no_progress, remove_stale_temporaries, write_card
+from .corpus.archive import container
+from .corpus.folder import printable
+from .describing import BATCH, describe_all
+from .descriptors import Descriptor
+from .errors import DescriptorMismatchError, OutputFolderError
+from .folders import (
+    CARD,
+    Progress,
+    atomic_file,
+    damaged_files,
+    file_digests,
+    locked,
+    no_progress,
+    remove_stale_temporaries,
+    write_card,
+)
 from .store import (
     CLIP_SCHEMA,
     CLIPS,
@@ -53,18 +53,7 @@ log = logging.getLogger(__name__)
 
 PART_INPUTS = 256  # a kill loses at most this many clips' work
 PART_WINDOWS = 4096  # ... or this many vectors: a shard of hour-long recordings must not fill the memory
-BATCH = 8  # clips sent to a worker at once
 PADDING_WARNING = 0.25
-
-
-@dataclass(frozen=True)
-class _Described:
-    """What a worker returns for one input: its row (a clip's or a skip's), and its vectors."""
-
-    row: dict[str, Any]
-    skipped: bool
-    starts: list[float]
-    vectors: npt.NDArray[np.float32]
 
 
 def index(
@@ -75,6 +64,7 @@ def index(
     workers: int = 1,
     dtype: str = "float32",
     retry_skipped: bool = False,
+    keep_vanished: bool = True,
     progress: Progress = no_progress,
 ) -> DescriptorStore:
     """Describe a corpus into a store, or bring an existing store up to date.
@@ -96,6 +86,8 @@ def index(
         ``"float32"`` or ``"float16"``: how vectors are kept on disk.
     retry_skipped
         Try again what could not be read last time.
+    keep_vanished
+        Keep the descriptors of clips that are no longer in the source.
     progress
         Called with (clips done, clips to do, what).
 
@@ -115,10 +107,11 @@ def index(
     if workers < 1:
         raise ValueError(f"workers should be at least 1, got {workers}")
     folder = Path(os.path.abspath(store))
-    _check_folder(folder, descriptor)
+    _check_folder(folder, descriptor, dtype)
     known = _known_states(folder) if (folder / PARTS).is_dir() else {}
-    todo, vanished = _plan(corpus, known, retry_skipped)
-    if todo == 0 and (folder / CARD).exists() and DescriptorStore.open(folder).card["counts"]["vanished"] == len(vanished):
+    todo, gone = _plan(corpus, known, retry_skipped)
+    vanished = sorted(key for key in gone if keep_vanished and not known[key].skipped)
+    if todo == 0 and _is_up_to_date(folder, gone, vanished):
         return DescriptorStore.open(folder)
     try:
         (folder / PARTS).mkdir(parents=True, exist_ok=True)
@@ -131,46 +124,62 @@ def index(
         pending = _pending(corpus, known, retry_skipped)
         progress(0, todo, "described")
         _write_parts(folder, pending, descriptor, workers if todo >= 4 * BATCH else 1, dtype, todo, progress)
-        _drop_superseded(folder)
+        _drop_rows(folder, gone - set(vanished), descriptor)
         _finish(folder, corpus, descriptor, dtype, vanished)
     return DescriptorStore.open(folder)
 
 
-def _check_folder(folder: Path, descriptor: Descriptor) -> None:
-    if (folder / CARD).exists():
-        spec = DescriptorStore.open(folder).spec
-        if spec != descriptor.spec:
+def _check_folder(folder: Path, descriptor: Descriptor, dtype: str) -> None:
+    """Refuse a folder that is no store, or whose shards were made with other settings."""
+    if not (folder / PARTS).is_dir():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputFolderError(f"{folder}: holds something that is not a descriptor store; choose another -o")
+        return
+    for path in _part_paths(folder)[:1]:
+        part = read_part(path)
+        if (part.spec, part.dtype) != (str(descriptor.spec), dtype):
             raise DescriptorMismatchError(
-                f"{folder}: described with {spec}, asked for {descriptor.spec}; choose another -o, or the same settings"
+                f"{folder}: described with {part.spec} in {part.dtype}, asked for {descriptor.spec} in {dtype}; "
+                "choose another -o, or the same settings"
             )
-    elif folder.exists() and not (folder / PARTS).is_dir() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputFolderError(f"{folder}: holds something that is not a descriptor store; choose another -o")
-    spec_file = next(iter(sorted((folder / PARTS).glob("*.parquet"))), None)
-    if spec_file is not None and not (folder / CARD).exists():
-        dimension = pq.read_schema(spec_file).field("vector").type.list_size
-        if dimension != descriptor.dimension:
-            raise DescriptorMismatchError(
-                f"{folder}: an unfinished store with vectors of {dimension} values, asked for {descriptor.spec} with "
-                f"{descriptor.dimension}; choose another -o, or the same settings"
-            )
+
+
+def _is_up_to_date(folder: Path, gone: set[str], vanished: list[str]) -> bool:
+    """Whether the store is whole, undamaged in its tables, and already says what has vanished."""
+    if not (folder / CARD).exists() or len(gone) > len(vanished):
+        return False
+    card = DescriptorStore.open(folder).card
+    return card["vanished_sha256"] == _digest_of(vanished) and not damaged_files(folder, card["tables"])
+
+
+def _digest_of(names: list[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _part_paths(folder: Path) -> list[Path]:
     return sorted((folder / PARTS).glob("part-*.parquet"))
 
 
-def _known_states(folder: Path) -> dict[str, tuple[str, bool]]:
-    """``{key: (state, skipped)}`` of everything that finished shards answer for; later shards supersede earlier ones."""
+class _Known(NamedTuple):
+    """What a finished shard says of an input: its state then, and whether it was skipped."""
+
+    state: str
+    skipped: bool
+
+
+def _known_states(folder: Path) -> dict[str, _Known]:
+    """By key, everything that finished shards answer for; later shards supersede earlier ones."""
     known = {}
     for path in _part_paths(folder):
         part = read_part(path)
-        known.update({row["key"]: (row["state"], False) for row in part.clips})
-        known.update({row["key"]: (row["state"], True) for row in part.skipped})
+        known.update({row["key"]: _Known(row["state"], False) for row in part.clips})
+        known.update({row["key"]: _Known(row["state"], True) for row in part.skipped})
     return known
 
 
 def _key(item: Clip | Skipped) -> str:
-    return f"path:{item.path}" if item.clip_id is None else f"id:{item.clip_id}"
+    """Names an input within its corpus."""
+    return f"clip:{item.clip_id}" if isinstance(item, Clip) else f"skipped:{item.path}:{item.reason}"
 
 
 def _state(item: Clip | Skipped) -> str:
@@ -178,9 +187,8 @@ def _state(item: Clip | Skipped) -> str:
     if isinstance(item, Skipped):
         facts: list[Any] = [item.path, item.reason, item.kind]
     else:
-        place = item.path.partition(TAR_SEPARATOR)[0]
         try:
-            status = os.stat(place)
+            status = os.stat(container(item.path))
             seen: list[int] | None = [status.st_size, status.st_mtime_ns]
         except OSError:
             seen = None  # missing, or not a file (hf:...)
@@ -189,20 +197,20 @@ def _state(item: Clip | Skipped) -> str:
 
 
 def _pending(
-    corpus: Iterable[Clip | Skipped], known: dict[str, tuple[str, bool]], retry_skipped: bool
+    corpus: Iterable[Clip | Skipped], known: dict[str, _Known], retry_skipped: bool
 ) -> Iterator[tuple[Clip | Skipped, str, str]]:
     """What is new or has changed, as (item, key, state), in the order of the corpus."""
     for item in corpus:
         key, state = _key(item), _state(item)
         before = known.get(key)
-        if before is None or before[0] != state or (retry_skipped and before[1]):
+        if before is None or before.state != state or (retry_skipped and before.skipped):
             yield item, key, state
 
 
-def _plan(corpus: Corpus, known: dict[str, tuple[str, bool]], retry_skipped: bool) -> tuple[int, list[str]]:
-    """How many inputs are to be described, and which clips of the store are no longer in the source."""
+def _plan(corpus: Corpus, known: dict[str, _Known], retry_skipped: bool) -> tuple[int, set[str]]:
+    """How many inputs are to be described, and the keys of the store that are no longer in the source."""
     if not known:
-        return sum(1 for _ in corpus), []
+        return sum(1 for _ in corpus), set()
     gone = set(known)
 
     def seen() -> Iterator[Clip | Skipped]:
@@ -211,7 +219,7 @@ def _plan(corpus: Corpus, known: dict[str, tuple[str, bool]], retry_skipped: boo
             yield item
 
     todo = sum(1 for _ in _pending(seen(), known, retry_skipped))
-    return todo, sorted(gone)
+    return todo, gone
 
 
 def _write_parts(
@@ -225,7 +233,7 @@ def _write_parts(
 ) -> None:
     paths = _part_paths(folder)
     number = 1 + int(paths[-1].stem.removeprefix("part-")) if paths else 0
-    results = _describe_all(pending, descriptor, workers)
+    results = describe_all(pending, descriptor, workers)
     done = 0
     while True:
         part, owners, starts, vectors, n_windows = Part([], []), [], [], [], 0
@@ -242,174 +250,35 @@ def _write_parts(
         if not part.clips and not part.skipped:
             return
         matrix = np.concatenate(vectors) if vectors else np.zeros((0, descriptor.dimension), dtype)
-        write_part(folder / PARTS / f"part-{number:05d}.parquet", part, owners, starts, matrix)
+        write_part(folder / PARTS / f"part-{number:05d}.parquet", part, owners, starts, matrix, descriptor.spec)
         number += 1
-
-
-# --- describing, in this process or in workers ---------------------------------------------------------------------
-
-_Item = tuple[Clip | Skipped, str, str]
-_worker_descriptor: Descriptor | None = None  # one a process: loaded once, by the initializer
-
-
-def _describe_all(pending: Iterator[_Item], descriptor: Descriptor, workers: int) -> Iterator[_Described]:
-    """Describe in the order of the input; with workers, a bounded number of batches is under way."""
-    if workers == 1:
-        for item in pending:
-            yield _describe_item(item, descriptor)
-        return
-    batches = iter(lambda: list(itertools.islice(pending, BATCH)), [])
-    queue: deque[tuple[list[_Item], Future[list[_Described]]]] = deque()
-    pool = _start_pool(descriptor, workers)
-    try:
-        while True:
-            for batch in itertools.islice(batches, 4 * workers - len(queue)):
-                queue.append((batch, pool.submit(_describe_batch, batch)))
-            if not queue:
-                return
-            batch, future = queue.popleft()
-            try:
-                yield from future.result()
-            except BrokenProcessPool:
-                # A decoder that crashes takes its process along, and every batch under way with it. Find the culprit by
-                # giving this batch, item by item, to a process of its own, then send the other batches again.
-                yield from _describe_isolated(batch, descriptor)
-                pool.shutdown(wait=False, cancel_futures=True)
-                pool = _start_pool(descriptor, workers)
-                queue = deque((other, pool.submit(_describe_batch, other)) for other, _ in queue)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_pool(descriptor: Descriptor, workers: int) -> ProcessPoolExecutor:
-    # spawn: fork copies locks that other threads of this process may hold
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(str(descriptor.spec),))
-    with _interrupts_ignored():  # which the workers inherit: Ctrl-C is the parent's to handle
-        for _ in range(workers):
-            pool.submit(os.getpid)
-    return pool
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread gets SIGINT, and only it may change what happens then
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _start_worker(spec: str) -> None:
-    global _worker_descriptor
-    threadpool_limits(1)  # as many processes as cores: a second thread in each would only get in the way
-    _worker_descriptor = load_descriptor(spec)
-
-
-def _describe_batch(batch: list[_Item]) -> list[_Described]:
-    assert _worker_descriptor is not None
-    return [_describe_item(item, _worker_descriptor) for item in batch]
-
-
-def _describe_isolated(batch: list[_Item], descriptor: Descriptor) -> Iterator[_Described]:
-    pool = _start_pool(descriptor, 1)
-    try:
-        for item in batch:
-            try:
-                yield from pool.submit(_describe_batch, [item]).result()
-            except BrokenProcessPool:
-                log.warning("%s: the decoder crashed", item[0].path)
-                yield _skip(item, "the decoder crashed on this file", descriptor)
-                pool.shutdown()
-                pool = _start_pool(descriptor, 1)
-    finally:
-        pool.shutdown()
-
-
-def _describe_item(entry: _Item, descriptor: Descriptor) -> _Described:
-    item, key, state = entry
-    if isinstance(item, Skipped):
-        return _skip(entry, item.reason, descriptor, item.kind)
-    stream = AudioStream(
-        item.path,
-        sample_rate_hz=descriptor.sample_rate_hz,
-        start_s=item.start_s,
-        duration_s=item.duration_s,
-        digest=True,
-    )
-    starts: list[float] = []
-    vectors = [np.zeros((0, descriptor.dimension), np.float32)]
-    padding = 0
-    windows = cut_windows(iter(stream), window_samples=descriptor.window_samples, sample_rate_hz=descriptor.sample_rate_hz)
-    try:
-        for batch in iter(lambda: list(itertools.islice(windows, 16)), []):
-            sounding = [window for window in batch if _is_sounding(window)]
-            if sounding:
-                starts += [window.start_s for window in sounding]
-                vectors.append(descriptor.describe(np.stack([window.samples for window in sounding])))
-            padding += sum(descriptor.window_samples - window.valid for window in sounding)
-    except AudioDecodeError as error:
-        return _skip(entry, str(error), descriptor)
-    facts = stream.facts
-    assert facts is not None
-    row = {
-        "clip_id": item.clip_id,
-        "path": item.path,
-        "start_s": item.start_s,
-        "duration_s": facts.duration_s,
-        "caption": item.caption,
-        "labels": list(item.labels),
-        "sha256": facts.sha256,
-        "sample_digest": facts.sample_digest,
-        "sample_rate_hz": facts.sample_rate_hz,
-        "channels": facts.channels,
-        "peak": facts.peak,
-        "flags": list(facts.flags),
-        "n_windows": len(starts),
-        "padding_s": padding / descriptor.sample_rate_hz,
-        "key": key,
-        "state": state,
-    }
-    return _Described(row, False, starts, np.concatenate(vectors))
-
-
-def _is_sounding(window: Window) -> bool:
-    """Silence has no spectrum to compare, so a silent window gets no vector and can match nothing."""
-    return bool(np.abs(window.samples).max() >= SILENT_PEAK)
-
-
-def _skip(entry: _Item, reason: str, descriptor: Descriptor, kind: str = "unreadable") -> _Described:
-    item, key, state = entry
-    row = {"path": item.path, "reason": reason, "kind": kind, "clip_id": item.clip_id, "key": key, "state": state}
-    return _Described(row, True, [], np.zeros((0, descriptor.dimension), np.float32))
 
 
 # --- finishing ------------------------------------------------------------------------------------------------------
 
 
-def _drop_superseded(folder: Path) -> None:
-    """Rewrite shards whose rows a later shard answers for (a file that changed since)."""
+def _drop_rows(folder: Path, gone: set[str], descriptor: Descriptor) -> None:
+    """Rewrite the shards that hold rows which a later shard answers for (a file that changed), or which are ``gone``."""
     newest = {}
     for path in _part_paths(folder):
         part = read_part(path)
-        newest.update({row["key"]: path for row in (*part.clips, *part.skipped)})
+        newest.update({row["key"]: path for row in (*part.clips, *part.skipped) if row["key"] not in gone})
     for path in _part_paths(folder):
         part = read_part(path)
-        kept = Part(*([row for row in rows if newest[row["key"]] == path] for rows in (part.clips, part.skipped)))
-        if len(kept.clips) == len(part.clips) and len(kept.skipped) == len(part.skipped):
+        clips, skipped = ([row for row in rows if newest.get(row["key"]) == path] for rows in (part.clips, part.skipped))
+        if len(clips) == len(part.clips) and len(skipped) == len(part.skipped):
             continue
-        if not kept.clips and not kept.skipped:
+        if not clips and not skipped:
             path.unlink()
             continue
         table = pq.read_table(path)
-        wanted = {row["clip_id"] for row in kept.clips}
+        wanted = {row["clip_id"] for row in clips}
         owners = table["clip_id"].to_pylist()
         rows = [number for number, owner in enumerate(owners) if owner in wanted]
-        vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(owners), -1)[rows]
-        write_part(path, kept, [owners[row] for row in rows], table["start_s"].to_numpy()[rows].tolist(), vectors)
+        column = table["vector"].combine_chunks()
+        vectors = column.flatten().to_numpy().reshape(len(owners), descriptor.dimension)[rows]
+        starts = table["start_s"].to_numpy()[rows].tolist()
+        write_part(path, Part(clips, skipped), [owners[row] for row in rows], starts, vectors, descriptor.spec)
 
 
 def _finish(folder: Path, corpus: Corpus, descriptor: Descriptor, dtype: str, vanished: list[str]) -> None:
@@ -418,7 +287,7 @@ def _finish(folder: Path, corpus: Corpus, descriptor: Descriptor, dtype: str, va
     counts = {"clips": 0, "windows": 0, "skipped": 0, "not_audio": 0, "vanished": len(vanished)}
     flags: dict[str, int] = {}
     padding_s = 0.0
-    content = hashlib.sha256()
+    content: list[str] = []
     with (
         atomic_file(folder / CLIPS) as clips_file,
         atomic_file(folder / SKIPPED) as skipped_file,
@@ -436,7 +305,11 @@ def _finish(folder: Path, corpus: Corpus, descriptor: Descriptor, dtype: str, va
                 counts["windows"] += row["n_windows"]
                 padding_s += row["padding_s"]
                 durations.append(row["duration_s"])
-                content.update(f"{row['clip_id']}\0{row['sha256']}\0{row['start_s']}\n".encode())
+                content.append(
+                    hashlib.sha256(
+                        f"{row['clip_id']}\0{row['sha256']}\0{row['start_s']}\0{row['duration_s']}".encode()
+                    ).hexdigest()
+                )
                 for flag in row["flags"]:
                     flags[flag] = flags.get(flag, 0) + 1
     window_s = descriptor.window_samples / descriptor.sample_rate_hz
@@ -449,16 +322,17 @@ def _finish(folder: Path, corpus: Corpus, descriptor: Descriptor, dtype: str, va
             "dimension": descriptor.dimension,
             "dtype": dtype,
             "window_s": window_s,
-            "source": list(corpus.sources),
+            "source": [printable(source) for source in corpus.sources],
             "counts": counts,
             "flags": dict(sorted(flags.items())),
             "audio_s": round(sum(durations), 3),
             "padding_share": round(padding_share, 4),
             "vanished": [key.partition(":")[2] for key in vanished[:100]],
+            "vanished_sha256": _digest_of(vanished),
             "warnings": _warnings(padding_share, window_s, durations, vanished),
-            "content_sha256": content.hexdigest(),
-            "tables": {name: file_digest(folder / name) for name in (CLIPS, SKIPPED)},
-            "parts": {path.name: file_digest(path) for path in _part_paths(folder)},
+            "content_sha256": _digest_of(sorted(content)),  # whatever the order in which the clips came in
+            "tables": file_digests(folder, (CLIPS, SKIPPED)),
+            "parts": file_digests(folder / PARTS, (path.name for path in _part_paths(folder))),
         },
     )
 
@@ -472,5 +346,5 @@ def _warnings(padding_share: float, window_s: float, durations: list[float], van
             f"Padding looks alike in every clip and blurs the comparison; describe with --duration {max(better, 0.1):.3g}"
         )
     if vanished:
-        warnings.append(f"{len(vanished)} inputs of the store are no longer in the source; their descriptors are kept")
+        warnings.append(f"{len(vanished)} clips of the store are no longer in the source; their descriptors are kept")
     return warnings

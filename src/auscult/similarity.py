@@ -15,6 +15,35 @@ BETA = 0.5
 BACKGROUND_K = 5
 
 
+CLOSE_K = 64  # neighbours looked at for copies
+CLOSE_JUMP = 4.0  # factor by which the distance grows where copies end
+
+
+def close_group(similarity: DoubleArray) -> IntArray:
+    """How many of a vector's nearest neighbours are copies rather than merely similar; at least 1.
+
+    Used where the background is drawn from the set itself: a clip with many copies would find them as its background and
+    look ordinary. With distances ``d_j = 1 - s_j`` of the sorted neighbours, the copies end at the last j with
+    ``d_(j+1) >= 4 d_j``: copies lie closer to each other by a factor, while unrelated neighbours follow each other closely.
+
+    Parameters
+    ----------
+    similarity
+        (n, k) cosines, best first, NaN after the last.
+
+    Examples
+    --------
+    >>> close_group(np.array([[0.999, 0.998, 0.95, 0.94], [0.96, 0.95, 0.94, 0.93]]))
+    array([2, 1])
+    """
+    distance = np.maximum(1.0 - similarity, 1e-6)  # the rounding of a float32 vector's cosine
+    jump = np.zeros(similarity.shape, np.bool_)
+    with np.errstate(invalid="ignore"):
+        jump[:, :-1] = distance[:, 1:] >= CLOSE_JUMP * distance[:, :-1]
+    last = similarity.shape[1] - np.argmax(jump[:, ::-1], axis=1)
+    return np.where(jump.any(axis=1), last, 1).astype(np.int64)
+
+
 def background_bias(
     queries: FloatArray,
     background: FloatArray,

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from .descriptors import DescriptorSpec
 from .errors import DescriptorMismatchError, StoreError
-from .folders import CARD, atomic_file, file_digest, read_card
+from .folders import CARD, atomic_file, damaged_files, read_card
 
 KIND = "store"
 CLIPS, SKIPPED, PARTS = "clips.parquet", "skipped.parquet", "vectors"
@@ -56,11 +56,14 @@ _FOOTER = b"auscult.rows"
 class Part:
     """The rows that one shard answers for: described clips and skipped inputs, each with ``key`` and ``state``.
 
-    ``key`` names the input, ``state`` changes when the input does; see ``indexing.py``.
+    ``key`` names the input, ``state`` changes when the input does; see ``indexing.py``. ``spec`` and ``dtype`` say how the
+    vectors were computed and kept; they are filled in when a shard is read.
     """
 
     clips: list[dict[str, Any]]
     skipped: list[dict[str, Any]]
+    spec: str = ""
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -193,15 +196,8 @@ class DescriptorStore:
 
     def verify(self) -> list[str]:
         """Recompute every digest; returns what is wrong, one line an item (empty: all is well)."""
-        problems = []
-        expected = {CLIPS: self.card["tables"][CLIPS], SKIPPED: self.card["tables"][SKIPPED]}
-        expected |= {f"{PARTS}/{name}": digest for name, digest in self.card["parts"].items()}
-        for name, digest in expected.items():
-            path = self.path / name
-            if not path.is_file():
-                problems.append(f"{name}: missing")
-            elif file_digest(path) != digest:
-                problems.append(f"{name}: its bytes are not those that were written")
+        digests = {**self.card["tables"], **{f"{PARTS}/{name}": digest for name, digest in self.card["parts"].items()}}
+        problems = damaged_files(self.path, digests)
         for path in sorted((self.path / PARTS).glob("*.parquet")):
             if path.name not in self.card["parts"]:
                 problems.append(f"{PARTS}/{path.name}: not named by the card")
@@ -227,12 +223,19 @@ def vector_matrix(block: pa.Table) -> npt.NDArray[np.float32]:
     """The ``vector`` column as (n, d) float32."""
     column = block["vector"].combine_chunks()
     flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    matrix: npt.NDArray[np.float32] = flat.reshape(len(column), -1)
+    matrix: npt.NDArray[np.float32] = flat.reshape(len(column), column.type.list_size)
     return matrix
 
 
-def write_part(path: Path, part: Part, owners: list[str], starts: list[float], vectors: npt.NDArray[np.floating[Any]]) -> None:
-    """Write one shard atomically, the rows that it answers for in its footer."""
+def write_part(
+    path: Path,
+    part: Part,
+    owners: list[str],
+    starts: list[float],
+    vectors: npt.NDArray[np.floating[Any]],
+    spec: DescriptorSpec,
+) -> None:
+    """Write one shard atomically; the descriptor and the rows that it answers for go into its footer."""
     dimension = vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(vectors).ravel())
     table = pa.table(
@@ -242,7 +245,8 @@ def write_part(path: Path, part: Part, owners: list[str], starts: list[float], v
             "vector": pa.FixedSizeListArray.from_arrays(flat, dimension),
         }
     )
-    rows = json.dumps({"clips": part.clips, "skipped": part.skipped}, ensure_ascii=False, allow_nan=False)
+    content = {"spec": str(spec), "dtype": str(vectors.dtype), "clips": part.clips, "skipped": part.skipped}
+    rows = json.dumps(content, ensure_ascii=False, allow_nan=False)
     table = table.replace_schema_metadata({_FOOTER: rows.encode("utf-8")})
     with atomic_file(path) as handle:
         pq.write_table(table, handle, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False)
@@ -260,7 +264,7 @@ def read_part(path: Path) -> Part:
         rows = json.loads(pq.read_schema(path).metadata[_FOOTER])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path}: damaged ({error}); delete this file and give the `auscult index` command again") from error
-    return Part(rows["clips"], rows["skipped"])
+    return Part(rows["clips"], rows["skipped"], rows["spec"], rows["dtype"])
 
 
 def _read_table(path: Path) -> pa.Table:

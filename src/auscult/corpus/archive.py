@@ -7,13 +7,14 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import CorpusError, MissingExtraError
 from .clip import Clip, Skipped
-from .folder import AUDIO_SUFFIXES
+from .folder import AUDIO_SUFFIXES, is_utf8, printable, walk
 
 TAR_SEPARATOR = "::"
 _TEXT_SUFFIXES = (".txt", ".caption", ".text")
@@ -21,7 +22,11 @@ _TEXT_SUFFIXES = (".txt", ".caption", ".text")
 
 def is_webdataset(folder: Path) -> bool:
     """Whether a folder holds tars and no audio of its own."""
-    return folder.is_dir() and next(folder.glob("*.tar"), None) is not None
+    return bool(_tars(folder)) and not any(os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES for name, _ in walk(folder))
+
+
+def _tars(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.tar") if path.is_file()) if folder.is_dir() else []
 
 
 def webdataset_clips(folder: Path) -> Iterator[Clip | Skipped]:
@@ -30,7 +35,7 @@ def webdataset_clips(folder: Path) -> Iterator[Clip | Skipped]:
     A sample is the run of members that share a key (the name up to its first dot after the last slash): its audio
     member, and optionally ``.json`` (``caption`` or ``text``, ``labels``) or ``.txt`` with the caption.
     """
-    for tar in sorted(folder.glob("*.tar")):
+    for tar in _tars(folder):
         try:
             with tarfile.open(tar) as archive:
                 yield from _samples(tar, archive)
@@ -59,14 +64,18 @@ def _samples(tar: Path, archive: tarfile.TarFile) -> Iterator[Clip | Skipped]:
 def _sample_clip(tar: Path, archive: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo]) -> Clip | Skipped:
     audio = next((member for suffix, member in members.items() if "." + suffix.rpartition(".")[2] in AUDIO_SUFFIXES), None)
     if audio is None:
-        return Skipped(f"{tar}{TAR_SEPARATOR}{key}", "the sample has no audio member", "not_audio")
-    facts: dict[str, Any] = {}
+        return Skipped(f"{tar}{TAR_SEPARATOR}{printable(key)}", "the sample has no audio member", "not_audio")
+    if not is_utf8(audio.name):
+        return Skipped(f"{tar}{TAR_SEPARATOR}{printable(audio.name)}", "the member's name is not valid UTF-8")
+    facts: Any = {}
     text = next((members[suffix] for suffix in _TEXT_SUFFIXES if suffix in members), None)
     try:
         if ".json" in members:
             facts = json.loads(_member_bytes(archive, members[".json"]))
         elif text is not None:
             facts = {"caption": _member_bytes(archive, text).decode("utf-8").strip()}
+        if not isinstance(facts, dict):
+            return Skipped(f"{tar}{TAR_SEPARATOR}{audio.name}", "its JSON member is no object")
     except ValueError as error:
         return Skipped(f"{tar}{TAR_SEPARATOR}{audio.name}", f"its JSON or text member cannot be read ({error})")
     caption = facts.get("caption") or facts.get("text") or None
@@ -86,11 +95,26 @@ def _member_bytes(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return handle.read()
 
 
+def container(path: str) -> str:
+    """The file on disk that a clip's path lies in: itself, or its tar."""
+    if TAR_SEPARATOR not in path or os.path.exists(path):
+        return path
+    head, suffix, _ = path.rpartition(f".tar{TAR_SEPARATOR}")
+    return f"{head}.tar" if suffix else path
+
+
 @lru_cache(maxsize=4)
 def _tar_offsets(tar: str, mtime_ns: int) -> dict[str, tuple[int, int]]:
-    """Where each member's bytes lie; one pass over the tar's headers, kept for the next clips of the same tar."""
-    with tarfile.open(tar) as archive:
-        return {member.name: (member.offset_data, member.size) for member in archive if member.isfile()}
+    """Where each member's bytes lie; one pass over the tar's headers, kept for the next clips of the same tar.
+
+    Of a damaged tar, the members before the damage.
+    """
+    offsets = {}
+    with suppress(tarfile.TarError, EOFError), tarfile.open(tar) as archive:
+        for member in archive:
+            if member.isfile():
+                offsets[member.name] = (member.offset_data, member.size)
+    return offsets
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -157,9 +181,12 @@ def open_audio_bytes(path: str) -> str | io.BytesIO:
         name, _, row = path[3:].rpartition("#")
         dataset = _dataset(name)
         value = dataset[int(row)][_audio_column(name, dataset)]
+        if not value or not (value.get("bytes") or value.get("path")):
+            raise CorpusError("the row holds no audio")
         return io.BytesIO(value["bytes"]) if value.get("bytes") else str(value["path"])
-    if TAR_SEPARATOR in path and not os.path.exists(path):
-        tar, _, member = path.partition(TAR_SEPARATOR)
+    tar = container(path)
+    if tar != path:
+        member = path[len(tar) + len(TAR_SEPARATOR) :]
         try:
             offset, size = _tar_offsets(tar, os.stat(tar).st_mtime_ns)[member]
         except KeyError:

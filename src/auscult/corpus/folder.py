@@ -1,4 +1,4 @@
-"""Clips of a folder, in a stable order, without holding the listing in memory."""
+"""Clips of a folder, in a stable order, holding one folder's listing at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..folders import TASK, is_folder_of
 from .clip import Clip, Skipped
 
 SOUNDFILE_SUFFIXES = frozenset(
@@ -67,26 +68,46 @@ def is_utf8(name: str) -> bool:
     return True
 
 
-def walk(
-    folder: Path, prefix: str = "", trail: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield ``(relative path, entry)`` of every file below ``folder``, sorted by name in each folder.
+def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield ``(relative path, entry)`` of everything below ``folder`` that is no folder, sorted by name in each folder.
 
-    Links to folders are followed, but never back into a folder that is being walked.
+    Links to folders are followed, but never back into a folder that is being walked. Hidden entries and auscult's own
+    folders (stores, audits) are passed over.
     """
-    with os.scandir(folder) as entries:
-        listing = sorted(entries, key=lambda entry: entry.name)
-    for entry in listing:
-        if entry.name.startswith("."):
+    trail = [_inode(os.stat(folder))]
+    stack = [iter(_listing(folder))]
+    prefixes = [""]
+    while stack:
+        entry = next(stack[-1], None)
+        if entry is None:
+            for pile in (stack, trail, prefixes):
+                pile.pop()
             continue
-        relative = f"{prefix}{entry.name}"
-        if entry.is_dir():
-            status = entry.stat()
-            inode = (status.st_dev, status.st_ino)
-            if inode not in trail:
-                yield from walk(Path(entry.path), f"{relative}/", trail | {inode})
-        else:
+        relative = prefixes[-1] + entry.name
+        if not entry.is_dir():
             yield relative, entry
+        elif (inode := _inode(entry.stat())) not in trail and not _is_ours(Path(entry.path)):
+            stack.append(iter(_listing(Path(entry.path))))
+            trail.append(inode)
+            prefixes.append(f"{relative}/")
+
+
+def _listing(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _is_ours(folder: Path) -> bool:
+    """A folder that auscult wrote or is writing: an output inside the source must not become input of the next run."""
+    return (
+        any(is_folder_of(folder, kind) for kind in ("store", "audit", "dedup"))
+        or next((folder / "vectors").glob("part-*.parquet"), None) is not None
+        or (folder.name.endswith(".partial") and (folder / TASK).is_file())
+    )
 
 
 def folder_clips(folder: Path) -> Iterator[Clip | Skipped]:
@@ -97,5 +118,7 @@ def folder_clips(folder: Path) -> Iterator[Clip | Skipped]:
             yield Skipped(printable(entry.path), "the file name is not valid UTF-8; rename the file")
         elif suffix not in AUDIO_SUFFIXES:
             yield Skipped(entry.path, f"not audio by its suffix ({suffix or 'none'})", "not_audio")
+        elif not entry.is_file():
+            yield Skipped(entry.path, "not a file (a broken link, a pipe or a device)")
         else:
             yield Clip(clip_id=relative, path=entry.path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,12 +11,15 @@ from typing import Any
 
 from ..errors import ManifestError
 from .clip import Clip, Skipped
-from .folder import AUDIO_SUFFIXES, walk
+from .folder import AUDIO_SUFFIXES, is_utf8, printable, walk
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"})
 AUDIOCAPS_COLUMNS = frozenset({"audiocap_id", "youtube_id", "start_time", "caption"})
 _CAPTION_COLUMNS = ("caption", "captions", "text")
 _PATH_COLUMNS = ("path", "location", "file_name")
+
+MAX_CAPTION = 100_000  # characters; a caption lives in a table's row, not in a file of its own
+MAX_SECONDS = 10_000_000  # four months
 
 Row = Mapping[str, Any]
 
@@ -72,7 +74,8 @@ def _rows(manifest: Path, encoding: str) -> Iterator[tuple[int, Row]]:
 
 
 def _csv_rows(manifest: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, Row]]:
-    with open(manifest, encoding="utf-8-sig" if encoding.lower() in {"utf-8", "utf8"} else encoding, newline="") as text:
+    csv.field_size_limit(max(csv.field_size_limit(), 1 << 24))  # Python's default refuses captions over 131,072 characters
+    with open(manifest, encoding=_with_bom(encoding), newline="") as text:
         reader = csv.DictReader(text, delimiter=delimiter, strict=True)
         while True:
             try:
@@ -89,8 +92,13 @@ def _csv_rows(manifest: Path, encoding: str, delimiter: str) -> Iterator[tuple[i
             yield reader.line_num, row
 
 
+def _with_bom(encoding: str) -> str:
+    """UTF-8 with or without a byte order mark."""
+    return "utf-8-sig" if encoding.lower() in {"utf-8", "utf8"} else encoding
+
+
 def _json_rows(manifest: Path, encoding: str) -> Iterator[tuple[int, Row]]:
-    with open(manifest, encoding=encoding) as text:
+    with open(manifest, encoding=_with_bom(encoding)) as text:
         for number, line in enumerate(text, 1):
             if not line.strip():
                 continue
@@ -127,24 +135,28 @@ def _check_columns(manifest: Path, columns: set[str]) -> None:
 
 
 def _clip_of(manifest: Path, number: int, row: Row, audio_root: Path | None) -> Clip | Skipped:
-    where = f"{manifest}, row at line {number}"
+    where = f"{manifest.name}, line {number}"
     name = next((row[key] for key in _PATH_COLUMNS if row.get(key)), None)
     if not isinstance(name, str) or not name.strip():
-        return Skipped(where, "the path is empty")
-    clip_id = row.get("clip_id") or row.get("id")
-    clip_id = name if clip_id is None or clip_id == "" else str(clip_id)
+        return Skipped(str(manifest), f"{where}: the path is empty")
     root = audio_root or manifest.parent
     path = os.path.normpath(name if os.path.isabs(name) else root / name)
+    clip_id = next((str(row[key]) for key in ("clip_id", "id") if row.get(key) not in (None, "")), name)
+    caption = _caption(row)
+    if not all(is_utf8(text) for text in (name, clip_id, caption or "")) or "\x00" in name:
+        return Skipped(printable(name.replace("\x00", "\\x00")), f"{where}: holds characters that are no text")
+    if caption is not None and len(caption) > MAX_CAPTION:
+        return Skipped(
+            path, f"{where}: a caption of {len(caption):,} characters; at most {MAX_CAPTION:,} are taken", clip_id=clip_id
+        )
     if not os.path.isabs(name) and not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
-        return Skipped(name, f"the path climbs out of {root}; write it as an absolute path if it is meant", clip_id=clip_id)
-    if "\x00" in name:
-        return Skipped(name.replace("\x00", "\\x00"), "the path holds a zero byte", clip_id=clip_id)
+        return Skipped(path, f"{where}: climbs out of {root}; write it as an absolute path if it is meant", clip_id=clip_id)
     return Clip(
         clip_id=clip_id,
         path=path,
         start_s=_seconds(row, "start_s", where) or 0.0,
         duration_s=_seconds(row, "duration_s", where),
-        caption=_caption(row),
+        caption=caption,
         labels=_labels(row.get("labels")),
     )
 
@@ -157,11 +169,9 @@ def _seconds(row: Row, key: str, where: str) -> float | None:
         seconds = float(value)
     except (TypeError, ValueError):
         raise ManifestError(f"{where}: {key} should be seconds, got {value!r}") from None
-    if not math.isfinite(seconds) or seconds < 0 or (key == "duration_s" and seconds == 0):
-        raise ManifestError(
-            f"{where}: {key} should be a {'positive' if key == 'duration_s' else 'non-negative'} "
-            f"number of seconds, got {value!r}"
-        )
+    least = "above 0" if key == "duration_s" else "from 0"
+    if not 0 <= seconds <= MAX_SECONDS or (key == "duration_s" and seconds == 0):
+        raise ManifestError(f"{where}: {key} should be a number of seconds {least} to {MAX_SECONDS:,}, got {value!r}")
     return seconds
 
 
@@ -175,8 +185,9 @@ def _caption(row: Row) -> str | None:
 def _labels(value: Any) -> tuple[str, ...]:
     if value is None or value == "":
         return ()
-    parts = value.replace(";", ",").split(",") if isinstance(value, str) else list(value)
-    return tuple(str(part).strip() for part in parts if str(part).strip())
+    parts = value.replace(";", ",").split(",") if isinstance(value, str) else value
+    parts = parts if isinstance(parts, (list, tuple)) else [parts]
+    return tuple(printable(str(part)).strip() for part in parts if str(part).strip())
 
 
 def _audiocaps_clips(

@@ -34,22 +34,34 @@ class Corpus:
     encoding: str = "utf-8"
 
     def __iter__(self) -> Iterator[Clip | Skipped]:
-        seen: set[bytes] = set()
-        several = len(self.sources) > 1
+        earlier: set[bytes] = set()  # ids of the sources before this one
         for source in self.sources:
+            seen: set[bytes] = set()
             for item in _source_items(source, self.audio_root, self.encoding):
                 if isinstance(item, Clip):
-                    if several:  # ids of two folders may collide; the source's name keeps them apart
-                        item = _prefixed(item, source)
-                    # eight bytes an id instead of the string: a million clips cost about 70 MB less
-                    key = hashlib.blake2b(item.clip_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-                    if key in seen:
+                    item = _told_apart(item, source, earlier)
+                    if (key := _hash(item.clip_id)) in seen:
                         raise ManifestError(
                             f"{source}: the clip id {item.clip_id!r} occurs twice; ids must be unique, "
                             "add a clip_id column that tells the rows apart"
                         )
                     seen.add(key)
                 yield item
+            earlier |= seen
+
+
+def _hash(clip_id: str) -> bytes:
+    """Eight bytes instead of the string: a million ids cost about 70 MB less."""
+    return hashlib.blake2b(clip_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def _told_apart(clip: Clip, source: str, earlier: set[bytes]) -> Clip:
+    """Put as much of the source's name before an id as tells it from the ids of earlier sources: usually nothing."""
+    place = Path(source)
+    while _hash(clip.clip_id) in earlier and place.name:
+        clip = replace(clip, clip_id=f"{place.name}/{clip.clip_id}")
+        place = place.parent
+    return clip
 
 
 def open_corpus(
@@ -106,7 +118,3 @@ def _source_items(source: str, audio_root: str | None, encoding: str) -> Iterato
     if kind == "file":
         return iter([Clip(clip_id=path.name, path=str(path))])
     return folder_clips(path)
-
-
-def _prefixed(clip: Clip, source: str) -> Clip:
-    return replace(clip, clip_id=f"{Path(source).name}/{clip.clip_id}")

@@ -103,9 +103,13 @@ def load_descriptor(spec: DescriptorSpec | str, **parameters: Any) -> Descriptor
     name = spec if isinstance(spec, str) else spec.name
     if name not in _FACTORIES:
         raise ValueError(f"unknown descriptor {name!r}; there are: {', '.join(sorted(_FACTORIES))}")
+    settings = parameters if isinstance(spec, str) else {**dict(spec.parameters), **parameters}
+    try:
+        descriptor = _FACTORIES[name](**settings)
+    except TypeError as error:
+        raise ValueError(f"descriptor {name!r} takes no such settings: {settings} ({error})") from None
     if isinstance(spec, str):
-        return _FACTORIES[name](**parameters)
-    descriptor = _FACTORIES[name](**dict(spec.parameters), **parameters)
+        return descriptor
     if descriptor.spec != spec:
         raise ValueError(f"this version of auscult computes {descriptor.spec}, not {spec}; describe the corpus again")
     return descriptor

@@ -1,0 +1,344 @@
+"""Comparing sets of vectors: normalized top matches, a threshold, and the tables that an audit consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from .calibration import Threshold, fixed_threshold, gap_threshold, matched_threshold
+from .folders import Progress, no_progress, read_card
+from .search import DoubleArray, IntArray, TopK, top_k
+from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_group
+from .store import Vectors
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Settings of an audit; the defaults are the audit paper's, except tau, which it read off its histograms.
+
+    Attributes
+    ----------
+    descriptor
+        Name of the descriptor; None: that of the given stores, or ``mel``.
+    duration_s
+        Window of the descriptor in seconds; None: its default (10.242 for ``mel``).
+    k
+        Matches listed for each generated clip.
+    beta, background_k
+        Weight and number of neighbours of the background normalization.
+    tau
+        A number (the paper: 0.5005 for ``mel`` at 10.242 s against 1,000 AudioSet clips); ``"gap"``, read off the two
+        histograms; or ``"match:AUDIT"``, to flag as many clips as another audit did.
+    background_sample
+        Without a background set, this many training clips take its place.
+    training_sample
+        Training clips whose own top-1 scores make the training-to-training histogram.
+    seed
+        Of the two samples.
+    """
+
+    descriptor: str | None = None
+    duration_s: float | None = None
+    k: int = 5
+    beta: float = BETA
+    background_k: int = BACKGROUND_K
+    tau: str | float = "gap"
+    background_sample: int = 1000
+    training_sample: int = 5000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or self.background_k < 1:
+            raise ValueError(f"k and background_k should be at least 1, got {self.k} and {self.background_k}")
+        for name in ("background_sample", "training_sample"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} should be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"beta should be from 0 to 1, got {self.beta}")
+        parse_tau(self.tau)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What comparing three sets of vectors gives: tables and threshold, nothing on disk."""
+
+    matches: pa.Table
+    queries: pa.Table
+    training: pa.Table
+    threshold: Threshold
+    warnings: tuple[str, ...]
+
+
+def compare(
+    generated: Vectors,
+    references: Vectors,
+    background: Vectors | None = None,
+    *,
+    config: AuditConfig,
+    progress: Progress = no_progress,
+) -> Comparison:
+    """Compare vectors in memory: normalized top matches, the training set's own top-1 scores, and tau.
+
+    A clip's score with another is the largest over their windows. A generated clip is never matched with itself (the
+    same stretch of the same file), should the sets overlap.
+    """
+    warnings = []
+    rng = np.random.default_rng(config.seed)
+    own_background = background is None
+    if background is None:
+        rows = _sample(references.clips.num_rows, config.background_sample, rng)
+        background = references.subset(rows)
+        warnings.append(
+            f"No background set was given; {len(rows)} training clips took its place, which is weaker: a training clip with "
+            "many near-copies looks ordinary. Give --background with unrelated sound."
+        )
+    elif shared := _shared_audio(background, references):
+        warnings.append(f"{shared} background clips are also training clips; that hides copies of them.")
+
+    normalized = _Normalizer(references, background, config, own_background=own_background)
+    best = normalized.best_matches(generated, config.k, progress)
+    sample = references.subset(np.sort(_sample(references.clips.num_rows, config.training_sample, rng)))
+    own = normalized.best_matches(sample, 1, progress)
+    own_top = own.top_score(sample.clips.num_rows)
+    top = best.top_score(generated.clips.num_rows)
+    threshold = _threshold(config, top[np.isfinite(top)], own_top[np.isfinite(own_top)])
+    if not threshold.separated:
+        warnings.append(threshold.explanation)
+    return Comparison(
+        _matches_table(best, generated, references, threshold.tau, str(references.spec)),
+        _queries_table(best, generated, references, threshold.tau),
+        _training_table(own, sample, references),
+        threshold,
+        tuple(warnings),
+    )
+
+
+@dataclass(frozen=True)
+class _Best:
+    """Matches at the level of clips, ordered by query, then score. All arrays (p,); ``query`` and ``reference`` are rows of
+    the clip tables, ``*_start_s`` where the best windows start."""
+
+    query: IntArray
+    reference: IntArray
+    rank: IntArray
+    similarity: DoubleArray
+    bias: DoubleArray
+    query_start_s: DoubleArray
+    reference_start_s: DoubleArray
+
+    @property
+    def score(self) -> DoubleArray:
+        return self.similarity - self.bias
+
+    def top_score(self, n_queries: int) -> DoubleArray:
+        """(n,) score of each query's best match; NaN without one."""
+        top = np.full(n_queries, np.nan)
+        first = self.rank == 1
+        top[self.query[first]] = self.score[first]
+        return top
+
+
+class _Normalizer:
+    """The references and the background, prepared once for several sets of queries."""
+
+    def __init__(self, references: Vectors, background: Vectors, config: AuditConfig, *, own_background: bool) -> None:
+        self.references, self.background, self.config, self.own_background = references, background, config, own_background
+        order = np.lexsort((references.start_s, references.clip_ids[references.clip]))
+        self.rank = np.empty(len(order), np.int64)
+        self.rank[order] = np.arange(len(order))
+
+    def best_matches(self, queries: Vectors, k: int, progress: Progress) -> _Best:
+        mine, theirs = _same_place(queries, self.references)
+        found = top_k(
+            queries.vectors,
+            self.references.vectors,
+            k=min(k, self.references.clips.num_rows),
+            exclude=(mine[queries.clip], theirs[self.references.clip]),
+            distinct=self.references.clip,
+            rank=self.rank,
+            progress=progress,
+        )
+        # neither the query itself nor what it may be a copy of counts as background
+        audio = _same_audio(queries, self.references, self.background)
+        excluded = np.column_stack([audio[0][queries.clip], self._suspects(queries, found, audio[1])])
+        bias = background_bias(
+            queries.vectors,
+            self.background.vectors,
+            k=self.config.background_k,
+            beta=self.config.beta,
+            exclude=(excluded, audio[2][self.background.clip]),
+        )
+        return self._by_clip(queries, found.index, found.similarity, bias, k)
+
+    def _suspects(self, queries: Vectors, found: TopK, audio: IntArray) -> IntArray:
+        """Audio of the references that each query may be a copy of: its best match, and where the background is drawn from
+        the references, every reference that is as close as copies are."""
+        nearest = found.index[:, :1]
+        if self.own_background:
+            near = top_k(queries.vectors, self.references.vectors, k=min(CLOSE_K, len(self.references)))
+            within = np.arange(near.index.shape[1]) < close_group(near.similarity)[:, None]
+            nearest = np.column_stack([nearest, np.where(within, near.index, -1)])
+        return np.where(nearest >= 0, audio[self.references.clip[nearest]], -1)
+
+    def _by_clip(self, queries: Vectors, found: IntArray, similarity: DoubleArray, bias: DoubleArray, k: int) -> _Best:
+        """From windows to clips: the best pair of windows speaks for a pair of clips."""
+        row, column = np.nonzero(found >= 0)
+        window = found[row, column]
+        query, reference = queries.clip[row], self.references.clip[window]
+        score = similarity[row, column] - bias[row]
+        order = np.lexsort((self.rank[window], -score, query))
+        pair = query[order] * (int(self.references.clips.num_rows) + 1) + reference[order]
+        order = order[np.sort(np.unique(pair, return_index=True)[1])]  # the first of each pair of clips is its best
+        rank = _rank_in_group(query[order])
+        order, rank = order[rank <= k], rank[rank <= k]
+        return _Best(
+            query[order],
+            reference[order],
+            rank,
+            similarity[row, column][order],
+            bias[row][order],
+            queries.start_s[row][order],
+            self.references.start_s[window][order],
+        )
+
+
+def _rank_in_group(groups: IntArray) -> IntArray:
+    """1, 2, 3 ... within each run of equal values."""
+    starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]]) if len(groups) else np.zeros(0, np.int64)
+    lengths = np.diff(np.r_[starts, len(groups)])
+    return np.arange(len(groups)) - np.repeat(starts, lengths) + 1
+
+
+def _sample(n: int, wanted: int, rng: np.random.Generator) -> IntArray:
+    return np.arange(n) if n <= wanted else np.sort(rng.choice(n, wanted, replace=False))
+
+
+def _codes(*columns: list[Any]) -> list[IntArray]:
+    """Equal values get equal numbers, across all columns; None gets -1."""
+    numbers: dict[Any, int] = {}
+    return [
+        np.array([-1 if value is None else numbers.setdefault(value, len(numbers)) for value in column], np.int64)
+        for column in columns
+    ]
+
+
+def _same_place(*sets: Vectors) -> list[IntArray]:
+    """Clips that are the same stretch of the same file, whatever their ids."""
+    return _codes(*(list(zip(v.clips["path"].to_pylist(), v.clips["start_s"].to_pylist(), strict=True)) for v in sets))
+
+
+def _same_audio(*sets: Vectors) -> list[IntArray]:
+    """Clips with identical samples."""
+    return _codes(*(v.clips["sample_digest"].to_pylist() for v in sets))
+
+
+def _shared_audio(left: Vectors, right: Vectors) -> int:
+    mine, theirs = _same_audio(left, right)
+    return int(np.count_nonzero(np.isin(mine, theirs)))
+
+
+def parse_tau(tau: str | float) -> tuple[str, float | str | None]:
+    """``("gap", None)``, ``("fixed", number)`` or ``("match", folder)``.
+
+    Raises
+    ------
+    ValueError
+        It is none of these.
+    """
+    if isinstance(tau, str):
+        if tau == "gap":
+            return "gap", None
+        if tau.startswith("match:"):
+            return "match", tau.removeprefix("match:")
+    try:
+        return "fixed", fixed_threshold(float(tau)).tau
+    except ValueError:
+        raise ValueError(f"tau should be a number, 'gap' or 'match:AUDIT', got {tau!r}") from None
+
+
+def _threshold(config: AuditConfig, generated: DoubleArray, training: DoubleArray) -> Threshold:
+    rule, value = parse_tau(config.tau)
+    if rule == "fixed":
+        return fixed_threshold(float(value or 0.0))
+    if rule == "match":
+        other = read_card(Path(str(value)), "audit")
+        return matched_threshold(generated, min(int(other["counts"]["flagged"]), len(generated)))
+    return gap_threshold(generated, training)
+
+
+def _matches_table(best: _Best, generated: Vectors, references: Vectors, tau: float, spec: str) -> pa.Table:
+    query, reference = generated.clips.take(best.query), references.clips.take(best.reference)
+    ends = [
+        np.minimum(start + window, np.maximum(side["duration_s"].to_numpy(), start))
+        for start, window, side in (
+            (best.query_start_s, generated.window_s, query),
+            (best.reference_start_s, references.window_s, reference),
+        )
+    ]
+    return pa.table(
+        {
+            "query_id": query["clip_id"],
+            "query_path": query["path"],
+            "reference_id": reference["clip_id"],
+            "reference_path": reference["path"],
+            "rank": pa.array(best.rank, pa.int32()),
+            "similarity": best.similarity,
+            "bias": best.bias,
+            "score": best.score,
+            "p_value": pa.nulls(len(best.rank), pa.float64()),
+            "flagged": best.score >= tau,
+            "query_start_s": best.query_start_s,
+            "query_end_s": ends[0],
+            "reference_start_s": best.reference_start_s,
+            "reference_end_s": ends[1],
+            "lag_s": best.query_start_s - best.reference_start_s,
+            "descriptor": pa.array([spec] * len(best.rank), pa.string()),
+            "query_caption": query["caption"],
+            "reference_caption": reference["caption"],
+            "query_offset_s": query["start_s"],
+            "reference_offset_s": reference["start_s"],
+        }
+    )
+
+
+def _queries_table(best: _Best, generated: Vectors, references: Vectors, tau: float) -> pa.Table:
+    first = np.flatnonzero(best.rank == 1)
+    place = np.full(generated.clips.num_rows, -1, np.int64)
+    place[best.query[first]] = first
+    have = place >= 0
+
+    def column(values: npt.NDArray[Any]) -> pa.Array:
+        return pa.array(np.where(have, values[place] if len(values) else 0.0, np.nan), from_pandas=True)
+
+    ids = references.clip_ids
+    nearest = [str(ids[best.reference[row]]) if row >= 0 else None for row in place]
+    return pa.table(
+        {
+            "query_id": generated.clips["clip_id"],
+            "path": generated.clips["path"],
+            "caption": generated.clips["caption"],
+            "duration_s": generated.clips["duration_s"],
+            "flags": generated.clips["flags"],
+            "n_windows": generated.clips["n_windows"],
+            "reference_id": pa.array(nearest, pa.string()),
+            "similarity": column(best.similarity),
+            "bias": column(best.bias),
+            "score": column(best.score),
+            "flagged": pa.array(have & (np.where(have, best.score[place] if len(first) else 0.0, -np.inf) >= tau)),
+        }
+    )
+
+
+def _training_table(own: _Best, sample: Vectors, references: Vectors) -> pa.Table:
+    return pa.table(
+        {
+            "reference_id": sample.clips["clip_id"].take(pa.array(own.query)),
+            "nearest_id": references.clips["clip_id"].take(pa.array(own.reference)),
+            "score": own.score,
+        }
+    )

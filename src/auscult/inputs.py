@@ -1,0 +1,108 @@
+"""What goes into a corridor: corpora or stores, brought to stores of one descriptor, and what a card says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from .corpus import Corpus, open_corpus
+from .corpus.folder import printable
+from .descriptors import Descriptor, load_descriptor
+from .errors import CorpusError, DescriptorMismatchError
+from .folders import Progress, is_folder_of
+from .indexing import index
+from .store import KIND as STORE_KIND
+from .store import PARTS, SKIPPED_SCHEMA, DescriptorStore, check_same_spec
+
+DEFAULT_DESCRIPTOR = "mel"
+Source = Corpus | DescriptorStore
+
+
+def choose_descriptor(sources: dict[str, Source], name: str | None, duration_s: float | None) -> Descriptor:
+    """The descriptor of the stores among the sources; if there are none, the configured one (None: ``mel``).
+
+    Raises
+    ------
+    DescriptorMismatchError
+        The stores are unequal, or not what was asked for.
+    """
+    stores = {role: source for role, source in sources.items() if isinstance(source, DescriptorStore)}
+    parameters = {} if duration_s is None else {"duration_s": duration_s}
+    if not stores:
+        return load_descriptor(name or DEFAULT_DESCRIPTOR, **parameters)
+    spec = check_same_spec(stores)
+    asked = {"descriptor": name, **parameters}
+    for key, value in asked.items():
+        if value not in {None, {"descriptor": spec.name, **dict(spec.parameters)}.get(key)}:
+            raise DescriptorMismatchError(f"{key}={value} was asked for, but the given stores hold {spec}")
+    return load_descriptor(spec)
+
+
+def task_sources(sources: dict[str, Source]) -> dict[str, Any]:
+    """What the sources are, so that a stopped run is continued only with the same ones."""
+    return {
+        role: [str(source.path), source.card["content_sha256"]]
+        if isinstance(source, DescriptorStore)
+        else [*map(printable, source.sources), source.audio_root, source.encoding]
+        for role, source in sources.items()
+    }
+
+
+def describe_sources(
+    sources: dict[str, Source], folder: Path, descriptor: Descriptor, *, workers: int, progress: Progress
+) -> dict[str, DescriptorStore]:
+    """Open each source's store, describing the corpora into ``folder / role`` first.
+
+    Raises
+    ------
+    CorpusError
+        A source has no clip that can be described.
+    """
+    stores = {}
+    for role, source in sources.items():
+        if isinstance(source, DescriptorStore):
+            stores[role] = source
+        else:
+
+            def described(done: int, total: int | None, what: str, role: str = role) -> None:
+                progress(done, total, f"{role} {what}")
+
+            stores[role] = index(
+                source, folder / role, descriptor=descriptor, workers=workers, keep_vanished=False, progress=described
+            )
+        counts = stores[role].card["counts"]
+        if counts["windows"] == 0:
+            raise CorpusError(
+                f"{role}: no clip to compare in {', '.join(stores[role].card['source'])} "
+                f"({counts['clips']} clips, all silent; {counts['skipped']} unreadable, {counts['not_audio']} not audio)"
+            )
+    return stores
+
+
+def input_facts(store: DescriptorStore) -> dict[str, Any]:
+    """What a card says of an input: where it came from, how much there was, and its digest."""
+    keys = ("source", "counts", "flags", "audio_s", "padding_share", "content_sha256")
+    return {key: store.card[key] for key in keys}
+
+
+def input_warnings(stores: dict[str, DescriptorStore]) -> list[str]:
+    """The stores' own warnings, each with its role."""
+    return [f"{role}: {warning}" for role, store in stores.items() for warning in store.card["warnings"]]
+
+
+def skipped_table(stores: dict[str, DescriptorStore]) -> pa.Table:
+    """The inputs' skipped tables as one, with the role of the input."""
+    tables = []
+    for role, store in stores.items():
+        table = store.skipped().cast(SKIPPED_SCHEMA)
+        tables.append(table.append_column("role", pa.array([role] * table.num_rows, pa.string())))
+    return pa.concat_tables(tables)
+
+
+def source_of(text: str, *, audio_root: str | None = None, encoding: str = "utf-8") -> Source:
+    """What SRC on the command line means: a store if the folder is one, else a corpus."""
+    if is_folder_of(Path(text), STORE_KIND) or (Path(text) / PARTS).is_dir():
+        return DescriptorStore.open(text)
+    return open_corpus(text, audio_root=audio_root, encoding=encoding)

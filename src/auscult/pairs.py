@@ -1,0 +1,241 @@
+"""Which clips of a corpus are identical or similar: by digest, and by the audit paper's symmetric rule."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from .calibration import MIN_SCORES, Threshold, fixed_threshold, gap_threshold
+from .folders import Progress, no_progress
+from .search import DoubleArray, IntArray, Pairs, TopK, self_join, top_k
+from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_group
+from .store import Vectors
+
+KeepPolicy = Literal["longest", "highest_rate", "best_captioned", "first"]
+LISTED = 20  # closest pairs, where the scores show no gap
+POLICIES = ("longest", "highest_rate", "best_captioned", "first")
+
+
+@dataclass(frozen=True)
+class DedupConfig:
+    """Settings of a deduplication.
+
+    Attributes
+    ----------
+    descriptor, duration_s, beta, background_k, background_sample, seed
+        As in ``AuditConfig``.
+    tau
+        A number (the paper: 0.5025 for ``mel`` at 10.242 s), or ``"gap"``: read off the top-1 scores; if they show no gap,
+        only identical clips count as duplicates, and the closest pairs are listed for review.
+    keep
+        Which clip of a cluster stays: ``longest``, ``highest_rate``, ``best_captioned`` (most distinct words) or ``first``.
+    coverage
+        Share of a long recording's windows that must match before it counts as a duplicate of the other.
+    """
+
+    descriptor: str | None = None
+    duration_s: float | None = None
+    beta: float = BETA
+    background_k: int = BACKGROUND_K
+    background_sample: int = 1000
+    tau: str | float = "gap"
+    keep: KeepPolicy = "longest"
+    coverage: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keep not in POLICIES:
+            raise ValueError(f"keep should be one of {', '.join(POLICIES)}, got {self.keep!r}")
+        if not 0 < self.coverage <= 1:
+            raise ValueError(f"coverage should be above 0 and at most 1, got {self.coverage}")
+        if self.background_k < 1 or self.background_sample < 1:
+            raise ValueError(
+                f"background_k and background_sample should be at least 1, got {self.background_k} and {self.background_sample}"
+            )
+        if self.tau != "gap":
+            try:
+                fixed_threshold(float(self.tau))
+            except ValueError:
+                raise ValueError(f"tau should be a number or 'gap', got {self.tau!r}") from None
+
+
+@dataclass(frozen=True)
+class ClipPair:
+    """Two clips (rows of the clip table) that resemble each other.
+
+    ``score`` is the smaller of the two normalized scores; ``coverage`` the share of the first's and of the second's windows
+    that the other matches; ``kind`` is ``bit_identical``, ``sample_identical`` or ``similar``.
+    """
+
+    first: int
+    second: int
+    similarity: float
+    score: float | None
+    coverage: tuple[float, float]
+    kind: str
+    duplicate: bool
+
+
+def find_pairs(
+    joint: Vectors,
+    n_corpus: int,
+    background: Vectors | None,
+    *,
+    config: DedupConfig,
+    progress: Progress = no_progress,
+) -> tuple[Threshold, list[ClipPair], pa.Table]:
+    """The pairs of clips that are identical, or similar by the symmetric rule; and every clip's top-1 score.
+
+    Rule (the audit paper's): ``s_hat(i, j) > tau`` and ``s_hat(j, i) > tau``, itself excluded by identity. Clips with identical
+    samples are settled by their digests first, and one of each group stands for it in the search. Where the scores show
+    no gap, the closest pairs are listed, but none but identical clips count as duplicates.
+    """
+    n = joint.clips.num_rows
+    crossing = n_corpus < n
+    groups = _identical_groups(joint.clips, n_corpus)
+    pairs = _identical_pairs(groups, joint.clips, n_corpus)
+    rows = np.array(sorted(members[0] for members in groups), np.int64)  # of the clip table; one speaks for its group
+    speakers = joint.subset(rows)
+    side = (rows >= n_corpus).astype(np.int64)
+    bias, nearest = _bias_and_nearest(speakers, side if crossing else None, background, config, progress)
+    scores, best = _top1(speakers, nearest, bias)
+    threshold = _dedup_threshold(config, scores[np.isfinite(scores)])
+    if threshold.separated:
+        found = self_join(speakers.vectors, threshold=threshold.tau, bias=bias, groups=speakers.clip, progress=progress)
+    else:
+        found = _closest(best, nearest, LISTED)
+    members = {group[0]: group for group in groups}
+    for (first, second), (similarity, score, coverage) in _by_clip(speakers, found, bias).items():
+        if crossing and side[first] == side[second]:
+            continue
+        duplicate = threshold.separated and max(coverage) >= config.coverage
+        ends = (int(rows[first]), int(rows[second]))
+        # what is similar to one clip of a group of identical ones is similar to all; across two sets each of them leaks
+        everyone = itertools.product(members[ends[0]], members[ends[1]]) if crossing else [ends]
+        pairs += [ClipPair(one, other, similarity, score, coverage, "similar", duplicate) for one, other in everyone]
+    return threshold, pairs, pa.table({"clip_id": speakers.clips["clip_id"], "score": pa.array(scores, from_pandas=True)})
+
+
+def _identical_groups(clips: pa.Table, n_corpus: int) -> list[list[int]]:
+    """Rows with identical samples, the two sets apart; clips unlike all others are groups of one."""
+    groups: dict[tuple[str, bool], list[int]] = defaultdict(list)
+    for row, digest in enumerate(clips["sample_digest"].to_pylist()):
+        groups[(digest, row >= n_corpus)].append(row)
+    return list(groups.values())
+
+
+def _identical_pairs(groups: list[list[int]], clips: pa.Table, n_corpus: int) -> list[ClipPair]:
+    """Identical clips as pairs: each with the first of its group; across two sets, each with each of the other set's."""
+    if n_corpus == clips.num_rows:
+        return [identity(clips, members[0], other) for members in groups for other in members[1:]]
+    digests = clips["sample_digest"]
+    theirs = {digests[members[0]].as_py(): members for members in groups if members[0] >= n_corpus}
+    return [
+        identity(clips, mine, other)
+        for members in groups
+        if members[0] < n_corpus
+        for mine, other in itertools.product(members, theirs.get(digests[members[0]].as_py(), []))
+    ]
+
+
+def identity(clips: pa.Table, first: int, second: int) -> ClipPair:
+    """Two clips with identical samples; bit-identical if they are the same stretch of files with the same bytes."""
+    same = all(clips[name][first].as_py() == clips[name][second].as_py() for name in ("sha256", "start_s", "duration_s"))
+    return ClipPair(first, second, 1.0, None, (1.0, 1.0), "bit_identical" if same else "sample_identical", True)
+
+
+def _bias_and_nearest(
+    speakers: Vectors, side: IntArray | None, background: Vectors | None, config: DedupConfig, progress: Progress
+) -> tuple[DoubleArray, TopK]:
+    """Background bias of each vector, and its nearest vectors of other clips (across the sets, if there are two)."""
+    clips = speakers.clip
+    k = 1 if background is not None else min(CLOSE_K, max(len(speakers) - 1, 1))
+    near = top_k(speakers.vectors, speakers.vectors, k=k, exclude=(clips, clips), progress=progress)
+    bias = _bias(speakers, near, background, config)
+    if side is None:
+        return bias, near
+    # search each set in the other, rather than exclude half of the references for every query
+    index, similarity = np.full((len(clips), 1), -1), np.full((len(clips), 1), np.nan)
+    for this in (0, 1):
+        mine, theirs = np.flatnonzero(side[clips] == this), np.flatnonzero(side[clips] != this)
+        across = top_k(speakers.vectors[mine], speakers.vectors[theirs], k=1, progress=progress)
+        index[mine] = np.where(across.index >= 0, theirs[np.maximum(across.index, 0)] if len(theirs) else -1, -1)
+        similarity[mine] = across.similarity
+    return bias, TopK(index, similarity)
+
+
+def _bias(speakers: Vectors, near: TopK, background: Vectors | None, config: DedupConfig) -> DoubleArray:
+    clips = speakers.clip
+    if background is not None:
+        return background_bias(speakers.vectors, background.vectors, k=config.background_k, beta=config.beta)
+    n = speakers.clips.num_rows
+    if n < MIN_SCORES:
+        return np.zeros(len(clips))  # too few to be a background; no threshold is read off them either
+    chosen = np.sort(np.random.default_rng(config.seed).choice(n, min(n, config.background_sample), replace=False))
+    sample = speakers.subset(chosen)
+    # neither the clip itself nor what it may be a copy of counts as its background
+    copies = np.arange(near.index.shape[1]) < close_group(near.similarity)[:, None]
+    suspects = np.where(copies & (near.index >= 0), clips[near.index], -1)
+    return background_bias(
+        speakers.vectors,
+        sample.vectors,
+        k=config.background_k,
+        beta=config.beta,
+        exclude=(np.column_stack([clips, suspects]), chosen[sample.clip]),
+    )
+
+
+def _top1(speakers: Vectors, nearest: TopK, bias: DoubleArray) -> tuple[DoubleArray, IntArray]:
+    """Score of each clip with its nearest other clip (NaN: none), and the window that it is reached with (-1: none)."""
+    other = nearest.index[:, 0]
+    # the symmetric rule subtracts the larger bias of the two
+    score = np.where(other >= 0, nearest.similarity[:, 0] - np.maximum(bias, bias[other]), np.nan)
+    scores = np.full(speakers.clips.num_rows, np.nan)
+    np.fmax.at(scores, speakers.clip, score)
+    best = np.full(speakers.clips.num_rows, -1)
+    reached = np.flatnonzero(score == scores[speakers.clip])
+    best[speakers.clip[reached]] = reached
+    return scores, best[np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")]
+
+
+def _closest(best: IntArray, nearest: TopK, count: int) -> Pairs:
+    """The closest pairs, each clip with its nearest: what is listed where nothing can be decided."""
+    rows = best[best >= 0][: 2 * count]  # a pair is often the nearest of both its ends
+    ends = np.sort(np.column_stack([rows, nearest.index[rows, 0]]), axis=1)
+    ends, first = np.unique(ends, axis=0, return_index=True)
+    keep = np.sort(np.argsort(first)[:count])
+    return Pairs(ends[keep, 0], ends[keep, 1], nearest.similarity[rows[first[keep]], 0])
+
+
+def _dedup_threshold(config: DedupConfig, top: DoubleArray) -> Threshold:
+    if config.tau != "gap":
+        return fixed_threshold(float(config.tau))
+    if len(top) < MIN_SCORES:
+        why = f"{len(top)} different clips are too few for a histogram ({MIN_SCORES} are needed)."
+        return Threshold(float(top.max(initial=0.0)), "gap", False, why)
+    return gap_threshold(np.zeros(0), top)
+
+
+def _by_clip(
+    vectors: Vectors, found: Pairs, bias: DoubleArray
+) -> dict[tuple[int, int], tuple[float, float, tuple[float, float]]]:
+    """From pairs of windows to pairs of clips: best similarity, its score, and how much of each clip is matched."""
+    windows: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, (left, right) in enumerate(zip(vectors.clip[found.first], vectors.clip[found.second], strict=True)):
+        windows[(int(left), int(right))].append(number)
+    n_windows = np.bincount(vectors.clip, minlength=vectors.clips.num_rows)
+    score = found.similarity - np.maximum(bias[found.first], bias[found.second])
+    result = {}
+    for (left, right), numbers in windows.items():
+        best = max(numbers, key=lambda number: (score[number], -number))
+        coverage = (
+            len(set(found.first[numbers].tolist())) / int(n_windows[left]),
+            len(set(found.second[numbers].tolist())) / int(n_windows[right]),
+        )
+        result[(left, right)] = (float(found.similarity[best]), float(score[best]), coverage)
+    return result
