@@ -205,3 +205,31 @@ def test_large_file_is_hashed_without_being_held(tmp_path: Path, monkeypatch) ->
         stream = AudioStream(str(tmp_path / "x.wav"), sample_rate_hz=16_000, digest=True)
         list(stream)
         assert stream.facts.sha256 == wanted
+
+
+def test_damage_in_the_middle_is_not_decoded_twice(tmp_path: Path) -> None:
+    path = tmp_path / "x.flac"
+    sf.write(path, np.tile(sound(2, 2.0), 15), 16_000)
+    data = bytearray(path.read_bytes())
+    at = len(data) * 3 // 4
+    data[at : at + 4000] = bytes(4000)
+    path.write_bytes(bytes(data))
+    try:
+        decoded = read_audio(str(path), sample_rate_hz=16_000)
+    except AudioDecodeError:
+        return
+    assert len(decoded.samples) == pytest.approx(16_000 * decoded.facts.duration_s, abs=2)
+
+
+def test_samples_beyond_reason_are_refused(tmp_path: Path) -> None:
+    sf.write(tmp_path / "x.wav", np.full((100, 2), 3e38, np.float32), 16_000, subtype="FLOAT")
+    with pytest.raises(AudioDecodeError, match="full scale is 1"):
+        read_audio(str(tmp_path / "x.wav"), sample_rate_hz=16_000)
+
+
+def test_a_wav_whose_length_was_unknown_when_it_was_streamed_is_not_truncated(tmp_path: Path) -> None:
+    sf.write(tmp_path / "x.wav", sound(2), 16_000)
+    data = bytearray((tmp_path / "x.wav").read_bytes())
+    data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
+    (tmp_path / "x.wav").write_bytes(bytes(data))
+    assert read_audio(str(tmp_path / "x.wav"), sample_rate_hz=16_000).facts.flags == ()

@@ -70,10 +70,9 @@ def test_scores_equal_the_formula(sets, tmp_path: Path) -> None:
     ids, reference_ids = stores["generated"].clip_ids.tolist(), stores["references"].clip_ids.tolist()
     for row in result.matches().to_pylist():
         query = ids.index(row["query_id"])
-        assert reference_ids.index(row["reference_id"]) == np.argsort(-similarity[query])[row["rank"] - 1]
-        assert row["score"] == pytest.approx(
-            similarity[query].max() - bias[query] if row["rank"] == 1 else row["score"], abs=1e-9
-        )
+        order = np.argsort(-similarity[query])
+        assert reference_ids.index(row["reference_id"]) == order[row["rank"] - 1]
+        assert row["score"] == pytest.approx(similarity[query][order[row["rank"] - 1]] - bias[query], abs=1e-6)
 
 
 def test_order_of_clips_changes_nothing(sets, tmp_path: Path) -> None:
@@ -244,3 +243,41 @@ def test_every_clip_has_its_top_k_over_all_windows() -> None:
         rows = [row for row in result.matches.to_pylist() if row["query_id"] == f"q{clip:03d}"]
         assert [row["reference_id"] for row in rows] == [f"r{reference:03d}" for reference in expected]
         np.testing.assert_allclose([row["score"] for row in rows], [best[r] for r in expected], atol=1e-6)
+
+
+def test_a_failed_run_with_other_inputs_leaves_nothing_behind(sets, tmp_path: Path, write_sounds) -> None:
+    wrong = {**sets, "generated": write_sounds("wrong", 6, first=500, duration_s=WINDOW_S)}
+    with pytest.raises(ValueError, match="unrelated clips"):
+        run({**wrong, "background": write_sounds("few", 3, first=900)}, tmp_path / "audit")
+    result = run(sets, tmp_path / "audit")
+    assert result.card["counts"]["generated"] == 13
+    assert not (result.path / "task.json").exists()
+
+
+def test_a_clip_removed_before_a_stopped_audit_is_continued_is_not_audited(sets, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("auscult.audit.compare", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(sets, tmp_path / "audit")
+    monkeypatch.undo()
+    (sets["generated"] / "copy-0.wav").unlink()
+    assert run(sets, tmp_path / "audit").card["counts"]["generated"] == 12
+
+
+def test_output_may_be_a_link_to_a_folder(sets, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    run(sets, tmp_path / "link")
+    assert (tmp_path / "real" / "card.json").is_file()
+
+
+def test_an_unfinished_store_is_no_source(sets, tmp_path: Path) -> None:
+    index(open_corpus(sets["references"]), tmp_path / "store", descriptor=load_descriptor("mel", duration_s=1.0))
+    (tmp_path / "store" / "card.json").unlink()
+    with pytest.raises(StoreError, match="not complete"):
+        source_of(str(tmp_path / "store"))
+
+
+def test_a_descriptor_that_the_stores_do_not_hold_is_refused(sets, tmp_path: Path) -> None:
+    store = index(open_corpus(sets["references"]), tmp_path / "store", descriptor=load_descriptor("mel", duration_s=1.0))
+    with pytest.raises(DescriptorMismatchError, match="descriptor=nope"):
+        audit(store, store, output=tmp_path / "a", config=AuditConfig(descriptor="nope"))

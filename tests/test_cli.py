@@ -91,11 +91,17 @@ def test_damage_makes_info_fail(write_sounds, tmp_path: Path) -> None:
         (["dedup", ".", "-o", "out", "--config", "c.toml"], "did you mean keep"),
         (["dedup", ".", "-o", "out", "--config", "missing.toml"], "missing.toml: No such file"),
         (["frobnicate"], "No such command"),
+        (["info", "foreign"], "not a card of auscult's"),
+        (["index", ".", "-o", "out", "--descriptor", "mel/1(foo=1)"], "takes no such settings"),
+        (["dedup", ".", "-o", "out", "--config", "type.toml"], "coverage should be a number"),
     ],
 )
 def test_user_errors_are_one_line_and_no_trace(tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "m.csv").write_text("path\n")
     (tmp_path / "c.toml").write_text('kep = "first"\n')
+    (tmp_path / "type.toml").write_text('coverage = "half"\n')
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "card.json").write_text("[]")
     result = auscult(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert message in result.stderr
@@ -112,3 +118,12 @@ def test_demo_finds_what_it_planted(tmp_path: Path) -> None:
             assert line["found"] == line["planted"], line
     assert summary["false_alarms"] == 0
     assert all(Path(path).is_file() for path in summary["reports"])
+
+
+def test_verify_sees_a_damaged_table_of_an_audit(write_sounds, tmp_path: Path) -> None:
+    folder = write_sounds("in", 25)
+    assert auscult("audit", folder, "--reference", folder, "-o", tmp_path / "a", "--duration", 1).returncode == 0
+    assert auscult("info", tmp_path / "a", "--verify").returncode == 0
+    (tmp_path / "a" / "matches.parquet").write_bytes(b"junk")
+    result = auscult("info", tmp_path / "a", "--verify")
+    assert (result.returncode, "matches.parquet" in result.stderr) == (2, True)

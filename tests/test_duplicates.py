@@ -218,3 +218,62 @@ def test_segments_of_one_file_are_listed_by_id(tmp_path: Path) -> None:
 def test_bad_settings(bad) -> None:
     with pytest.raises(ValueError, match="should be"):
         DedupConfig(**bad)
+
+
+@pytest.mark.parametrize("copies", [2, 5, 12])
+def test_a_clip_with_many_copies_does_not_look_ordinary(write_sounds, tmp_path: Path, copies: int) -> None:
+    folder = write_sounds("corpus", 60, duration_s=3.0)
+    rng = np.random.default_rng(0)
+    for number in range(copies):
+        sf.write(folder / f"copy-{number}.wav", 0.8 * sound(3, 3.0) + 1e-4 * rng.standard_normal(48_000), 16_000)
+    result = run(folder, tmp_path / "dedup", DedupConfig(duration_s=3.0, tau=0.51))
+    rows = result.clusters().to_pylist()
+    largest = {row["clip_id"] for row in rows if row["cluster_id"] == rows[0]["cluster_id"]}
+    assert largest == {"0003.wav", *(f"copy-{number}.wav" for number in range(copies))}
+
+
+def test_every_twin_of_a_leak_is_dropped(corpus: Path, write_sounds, tmp_path: Path) -> None:
+    test = write_sounds("test", 30, first=300, duration_s=3.0)
+    sf.write(test / "m.mp3", sound(5, 3.0), 16_000)
+    shutil.copy(corpus / "0005.wav", corpus / "twin.wav")
+    run(corpus, tmp_path / "leaks", against=open_corpus(test))
+    assert lists(tmp_path / "leaks")[1] == {"0005.wav", "twin.wav"}
+
+
+def test_the_kind_of_a_drop_is_that_of_the_two_clips(write_sounds, tmp_path: Path) -> None:
+    folder = write_sounds("corpus", 25, duration_s=3.0)
+    sf.write(folder / "0010.wav", pcm(10), 16_000)
+    for name in ("x1.flac", "x2.flac"):
+        sf.write(folder / name, pcm(10), 16_000)
+    rows = run(folder, tmp_path / "dedup", DedupConfig(duration_s=3.0, keep="first")).clusters().to_pylist()
+    assert {row["clip_id"]: row["reason"] for row in rows if not row["keep"]} == {
+        "x1.flac": "sample-identical to 0010.wav",
+        "x2.flac": "sample-identical to 0010.wav",
+    }
+    (folder / "0010.wav").unlink()
+    rows = run(folder, tmp_path / "again", DedupConfig(duration_s=3.0, keep="first")).clusters().to_pylist()
+    assert [row["reason"] for row in rows if not row["keep"]] == ["bit-identical to x1.flac"]
+
+
+def test_the_file_is_kept_and_the_link_to_it_dropped(corpus: Path, tmp_path: Path) -> None:
+    (corpus / "0000-link.wav").symlink_to(corpus / "0007.wav")
+    run(corpus, tmp_path / "dedup")
+    keep, drop = lists(tmp_path / "dedup")
+    assert "0007.wav" in keep
+    assert "0000-link.wav" in drop
+
+
+def test_few_clips_are_settled_by_digest(write_sounds, tmp_path: Path) -> None:
+    folder = write_sounds("few", 4)
+    shutil.copy(folder / "0001.wav", folder / "again.wav")
+    result = run(folder, tmp_path / "dedup", DedupConfig(duration_s=1.0))
+    assert result.card["counts"]["dropped"] == 1
+    assert [row["kind"] for row in result.pairs().to_pylist()].count("similar") >= 2  # the closest, listed
+
+
+def test_a_partly_covered_long_recording_is_kept_for_that_reason() -> None:
+    clips = table(2)
+    pairs = [ClipPair(0, 1, 0.99, 0.55, (1.0, 0.1), "similar", True)]
+    rows = {row["clip_id"]: row for row in cluster_rows(clips, pairs, 2, DedupConfig(keep="first"))}
+    assert rows["01"]["keep"]
+    assert "covers only part" in rows["01"]["reason"]
