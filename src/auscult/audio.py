@@ -33,6 +33,7 @@ READ_AT_ONCE = 64 << 20  # bytes; larger files are hashed and decoded in two pas
 MAX_PEAK = 1e6  # 120 dB over full scale is no audio; beyond 1e19 its power overflows float32
 SILENT_PEAK = 2.0**-24  # below the last bit of 24-bit audio
 NEAR_SILENT_PEAK = 1e-3  # -60 dBFS
+FULL_SCALE = 2.0**15  # of 16-bit samples
 CLIPPED_LEVEL = 0.999  # of full scale
 CLIPPED_SHARE = 1e-3  # of the samples; a mastered track touches full scale now and then, a clipped one stays there
 STREAMED_SIZE = 0x7FFF_0000
@@ -57,7 +58,7 @@ class AudioFacts:
     sha256
         Of the file's (or tar member's) bytes, hexadecimal; None if it was not asked for.
     sample_digest
-        xxHash3 (128 bit) over the decoded samples, their rate and channel count: equal for a WAV and a FLAC of it.
+        xxHash3 (128 bit) over the decoded samples, their rate and channel count: equal for a WAV and a FLAC of one depth.
     flags
         Any of ``silent, near_silent, clipped, short, truncated``. Flags are facts, not failures.
     """
@@ -202,21 +203,20 @@ class AudioStream:
         digest = xxhash.xxh3_128(f"{rate}:{channels}:".encode())
         frames, clipped, peak = 0, 0, 0.0
         for block in blocks:
-            samples = _as_float(block)
-            digest.update(np.ascontiguousarray(samples).data)
-            low, high = float(samples.min()), float(samples.max())
-            block_peak = max(-low, high)
+            digest.update(np.ascontiguousarray(block).data)
+            full_scale = FULL_SCALE if block.dtype == np.int16 else 1.0
+            block_peak = max(-float(block.min()), float(block.max())) / full_scale
             if not np.isfinite(block_peak):
-                bad = int(np.count_nonzero(~np.isfinite(samples)))
-                raise AudioDecodeError(f"{bad} of {samples.size} samples from {frames / rate:.1f} s on are NaN or infinite")
+                bad = int(np.count_nonzero(~np.isfinite(block)))
+                raise AudioDecodeError(f"{bad} of {block.size} samples from {frames / rate:.1f} s on are NaN or infinite")
             if block_peak > MAX_PEAK:
                 raise AudioDecodeError(f"holds samples of {block_peak:.3g}, where full scale is 1; scale it first")
             if block_peak >= CLIPPED_LEVEL:
-                clipped += int(np.count_nonzero(np.abs(samples) >= CLIPPED_LEVEL))
+                clipped += int(np.count_nonzero(np.abs(block.astype(np.float32)) >= CLIPPED_LEVEL * full_scale))
             peak = max(peak, block_peak)
             frames += len(block)
-            mono = samples[:, 0] if samples.shape[1] == 1 else _mixdown(samples)
-            yield mono if rate == self.sample_rate_hz else resampler.resample_chunk(np.ascontiguousarray(mono))
+            mono = _mixdown(block, full_scale)
+            yield mono if rate == self.sample_rate_hz else resampler.resample_chunk(mono)
         if frames == 0:
             raise AudioDecodeError("holds no samples")
         if rate != self.sample_rate_hz:
@@ -259,20 +259,14 @@ def _stretch(start_s: float, duration_s: float | None, rate: int) -> tuple[int, 
     return round(start_s * rate), None if duration_s is None else max(1, round(duration_s * rate))
 
 
-def _as_float(block: npt.NDArray[Any]) -> FloatArray:
-    if block.dtype == np.int16:
-        return block.astype(np.float32) * np.float32(2.0**-15)
-    return block.astype(np.float32, copy=False)
-
-
-def _mixdown(samples: FloatArray) -> FloatArray:
-    """Mean over channels; for two, several times faster than ``mean(axis=1)``."""
-    if samples.shape[1] == 2:
-        mixed: FloatArray = samples[:, 0] + samples[:, 1]
-        mixed *= np.float32(0.5)
-        return mixed
-    mean: FloatArray = samples.mean(axis=1, dtype=np.float32)
-    return mean
+def _mixdown(block: npt.NDArray[Any], full_scale: float) -> FloatArray:
+    """Mean over channels, scaled to full scale 1; channel by channel, which is several times faster than ``mean(axis=1)``."""
+    mono = block[:, 0].astype(np.float32)
+    for channel in range(1, block.shape[1]):
+        mono += block[:, channel]
+    if (divisor := full_scale * block.shape[1]) != 1:
+        mono *= np.float32(1 / divisor)
+    return mono
 
 
 def _av_blocks(container: Any, stream: Any, start_s: float, duration_s: float | None, rate: int) -> Iterator[FloatArray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import logging
 import multiprocessing
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from .errors import AudioDecodeError
 
 log = logging.getLogger(__name__)
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 BATCH = 8  # clips sent to a worker at once
 
 
@@ -108,7 +110,17 @@ def _interrupts_ignored() -> Iterator[None]:
 def _start_worker(spec: str) -> None:
     global _worker_descriptor
     threadpool_limits(1)  # as many processes as cores: a second thread in each would only get in the way
+    _keep_freed_memory()
     _worker_descriptor = load_descriptor(spec)
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc not to hand the buffers of each clip back to the kernel, only to fault them in again for the next: a tenth
+    of the time for a FLAC. Elsewhere than on glibc, nothing is done."""
+    with suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            mallopt(parameter, 1 << 29)
 
 
 def _describe_batch(batch: list[Item]) -> list[Described]:
