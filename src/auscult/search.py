@@ -21,7 +21,7 @@ IntArray = npt.NDArray[np.int64]
 QUERY_BLOCK = 4096
 JOIN_ROWS, JOIN_COLUMNS = 2048, 8192  # 64 MB of similarities at once
 SPARE = 8  # candidates beyond k, so that near-ties rarely need a second look
-RESCORE_ROWS = 2048
+RESCORE_ROWS = 256  # pairs computed again at once: both sides in float64 stay in the cache
 DECIMALS = 12  # similarities are rounded here, which is finer than any score means and hides summation order
 
 
@@ -100,7 +100,7 @@ def top_k(
     finder = _Finder(references, exclude, distinct, np.arange(len(references)) if rank is None else rank, k)
     for start in range(0, len(queries), QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, len(queries))
-        finder.fill(queries[start:stop], start, index[start:stop], similarity[start:stop])
+        finder.fill(queries, start, stop, index[start:stop], similarity[start:stop])
         progress(stop, len(queries), "searched")
     return TopK(index, similarity)
 
@@ -126,17 +126,19 @@ class _Finder:
             self.reference_groups = exclude[1]
             self.first_fetch += self.query_groups.shape[1]
 
-    def fill(self, queries: FloatArray, offset: int, index: IntArray, similarity: DoubleArray) -> None:
-        """Write the k best of each query into ``index`` and ``similarity``; rows that are not certain are asked again."""
+    def fill(self, queries: FloatArray, start: int, stop: int, index: IntArray, similarity: DoubleArray) -> None:
+        """Write the k best of queries ``start`` to ``stop`` into ``index`` and ``similarity``; ask again where uncertain."""
         import faiss
 
-        units, norms = unit_rows(queries)
+        itself = queries is self.references
+        queries = queries[start:stop]
+        units, norms = (self.units[start:stop], self.norms[start:stop]) if itself else unit_rows(queries)
         rows = np.arange(len(queries))
         fetch = min(self.first_fetch, len(self.references))
         slack = rounding_bound(queries.shape[1])
         while len(rows):
             rough, candidates = faiss.knn(units[rows], self.units, fetch, metric=faiss.METRIC_INNER_PRODUCT)
-            allowed = self._allowed(rows + offset, candidates)
+            allowed = self._allowed(rows + start, candidates)
             exact = self._rescored(queries[rows], norms[rows], rough, candidates, allowed, slack)
             best, certain = self._best(candidates, exact, rough[:, -1] + slack, whole=fetch == len(self.references))
             for to, source in ((index, candidates), (similarity, exact)):
