@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from auscult.calibration import fixed_threshold, gap_threshold, matched_threshold
+from auscult.calibration import (
+    benjamini_hochberg,
+    conformal_p_values,
+    fdr_threshold,
+    fixed_threshold,
+    gap_threshold,
+    matched_threshold,
+    null_from_training,
+)
 from auscult.similarity import background_bias
 
 
@@ -74,3 +82,48 @@ def test_background_smaller_than_k_is_refused() -> None:
     x = np.ones((3, 4), np.float32)
     with pytest.raises(ValueError, match="background has 3"):
         background_bias(x, x, k=5)
+
+
+def test_p_values_equal_counting() -> None:
+    rng = np.random.default_rng(0)
+    null, scores = np.round(rng.standard_normal(50), 1), np.round(rng.standard_normal(30), 1)
+    expected = [(1 + np.count_nonzero(null >= s)) / 51 for s in scores]
+    np.testing.assert_allclose(conformal_p_values(scores, null), expected)
+    assert conformal_p_values(np.array([np.nan]), null)[0] == 1.0
+
+
+def test_benjamini_hochberg_equals_scipy() -> None:
+    from scipy.stats import false_discovery_control
+
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        p = rng.uniform(size=40) ** rng.uniform(1, 4)
+        np.testing.assert_array_equal(benjamini_hochberg(p, 0.1), false_discovery_control(p) <= 0.1)
+
+
+def test_false_discoveries_stay_within_the_level_over_200_runs() -> None:
+    """Scores as the detector gives them: unrelated clips with a heavy right tail, copies far above most of it."""
+    rates, found = [], []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        null, clean = (rng.gumbel(4.0, 1.0, n) for n in (1000, 90))
+        copies = rng.normal(25, 8, 10)
+        scores = np.concatenate([copies, clean])
+        flagged = scores >= fdr_threshold(scores, null, 0.1).tau
+        rates.append(np.count_nonzero(flagged[10:]) / max(np.count_nonzero(flagged), 1))
+        found.append(np.mean(flagged[:10]))
+    assert 0 <= np.mean(rates) <= 0.12
+    assert np.mean(found) >= 0.8
+
+
+def test_too_few_null_clips_say_how_many_are_needed() -> None:
+    rule = fdr_threshold(np.array([50.0, *np.linspace(3, 5, 99)]), np.linspace(2, 6, 100), 0.1)
+    assert not rule.separated
+    assert "999 could tell a single one" in rule.explanation
+    assert fdr_threshold(np.array([50.0, *np.linspace(3, 5, 99)]), np.linspace(2, 6, 999), 0.1).tau == 50.0
+
+
+def test_null_from_training_leaves_duplicates_out() -> None:
+    rng = np.random.default_rng(0)
+    kept = null_from_training(np.concatenate([rng.gumbel(4, 1, 200), rng.uniform(30, 60, 12), [np.nan]]))
+    assert len(kept) == 200

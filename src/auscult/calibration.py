@@ -1,7 +1,7 @@
-"""From scores to decisions: the thresholds of the audit paper.
+"""From scores to decisions: p-values and false-discovery control, and the thresholds of the audit paper.
 
-``fixed``: a number. ``matched``: as many as another descriptor retrieved. ``gap``: where the scores of copies part from
-the scores of merely similar clips, judged by the spacing of the sorted scores.
+``fdr``: the largest list whose expected share of false alarms is bounded. ``fixed``: a number. ``matched``: as many as
+another descriptor retrieved. ``gap``: where the scores of copies part from the scores of merely similar clips.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from .search import DoubleArray
 
@@ -27,7 +28,7 @@ class Threshold:
     tau
         Scores at or above it are flagged.
     rule
-        ``fixed``, ``matched`` or ``gap``.
+        ``fdr``, ``fixed``, ``matched`` or ``gap``.
     separated
         False if the scores show no gap; tau is then a fallback, and what it flags is a list to look at, not a finding.
     explanation
@@ -133,3 +134,95 @@ def gap_threshold(generated: DoubleArray, training: DoubleArray) -> Threshold:
         f"The histograms do not separate; tau = {tau:.4f} is the {FALLBACK_QUANTILE:.0%} quantile of the training clips' own "
         "scores, so what it flags is a list to look at, not a finding.",
     )
+
+
+def null_from_training(scores: DoubleArray) -> DoubleArray:
+    """Null scores from the training set itself: what lies above a gap are its duplicates, not chance.
+
+    Weaker than scores of clips that are known not to be in the training set: generated sound may differ from it in kind.
+    """
+    heard = scores[np.isfinite(scores)]
+    if len(heard) < MIN_SCORES:
+        return heard
+    gap = gap_threshold(np.zeros(0), heard)
+    return heard[heard < gap.tau] if gap.separated else heard
+
+
+def conformal_p_values(scores: DoubleArray, null: DoubleArray) -> DoubleArray:
+    """P-values of scores against the scores of clips that are known to be no copies.
+
+    ``p = (1 + number of null scores >= score) / (1 + n)``: valid without any assumption on the distribution, as long as
+    a clip that copies nothing and the null clips are exchangeable.
+
+    Parameters
+    ----------
+    scores
+        (m,) larger is more suspect; NaN (silent clips) gets a p-value of 1.
+    null
+        (n,) scores of null clips.
+
+    Examples
+    --------
+    >>> conformal_p_values(np.array([5.0, 1.5]), np.array([1.0, 2.0, 3.0]))
+    array([0.25, 0.75])
+
+    References
+    ----------
+    Bates et al., "Testing for outliers with conformal p-values", Annals of Statistics 2023, eq. 2.
+    """
+    ordered = np.sort(null[np.isfinite(null)])
+    at_least = len(ordered) - np.searchsorted(ordered, np.nan_to_num(scores, nan=-np.inf), side="left")
+    return np.asarray((1.0 + at_least) / (1.0 + len(ordered)), np.float64)
+
+
+def benjamini_hochberg(p: DoubleArray, fdr: float) -> npt.NDArray[np.bool_]:
+    """Which hypotheses to reject so that the expected share of false ones among them is at most ``fdr``.
+
+    With sorted p-values, all up to the largest k with ``p_k <= fdr k / m``. Holds for independent p-values and for
+    conformal ones that share a null set.
+
+    Examples
+    --------
+    >>> benjamini_hochberg(np.array([0.01, 0.04, 0.5]), 0.1)
+    array([ True,  True, False])
+
+    References
+    ----------
+    Benjamini and Hochberg 1995; Bates et al. 2023, theorem 2, for conformal p-values.
+    """
+    if not 0 < fdr < 1:
+        raise ValueError(f"fdr should be between 0 and 1, got {fdr}")
+    m = len(p)
+    order = np.argsort(p, kind="stable")
+    passing = np.flatnonzero(p[order] <= fdr * np.arange(1, m + 1) / max(m, 1))
+    rejected = np.zeros(m, np.bool_)
+    if len(passing):
+        rejected[p <= p[order[passing[-1]]]] = True
+    return rejected
+
+
+def fdr_threshold(scores: DoubleArray, null: DoubleArray, fdr: float) -> Threshold:
+    """The threshold that flags what :func:`benjamini_hochberg` rejects on conformal p-values.
+
+    Says so where there are too few null clips: the smallest p-value is ``1 / (n + 1)``, so to flag a single one of m
+    clips takes ``n >= m / fdr - 1``, and fewer suffice only if several clips are copies.
+    """
+    p = conformal_p_values(scores, null)
+    flagged = benjamini_hochberg(p, fdr)
+    n, m = int(np.isfinite(null).sum()), int(np.isfinite(scores).sum())
+    needed = int(np.ceil(m / fdr)) - 1
+    enough = ""
+    if n < needed:
+        least = int(np.ceil(m / (fdr * (n + 1))))
+        enough = (
+            f" {n:,} null clips cannot tell fewer than {least:,} copies among {m:,} clips at this level; "
+            f"{needed:,} could tell a single one."
+        )
+    if flagged.any():
+        tau = float(np.nanmin(scores[flagged]))
+        what = f"Of what is flagged, at most {fdr:.0%} are expected to be false alarms: scores from {tau:.2f} on."
+    else:
+        top = float(np.nanmax(np.concatenate([scores, null, [0.0]])))
+        tau = float(np.nextafter(top, np.inf))
+        what = f"Nothing can be flagged with at most {fdr:.0%} false alarms expected."
+    return Threshold(tau, "fdr", bool(flagged.any()) or n >= needed, what + enough)

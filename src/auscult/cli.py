@@ -46,7 +46,10 @@ out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highli
 # --- options that several commands share ----------------------------------------------------------------------------
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")]
-DescriptorName = Annotated[str, typer.Option("--descriptor", help="What clips are compared by.")]
+DescriptorName = Annotated[
+    str | None,
+    typer.Option("--descriptor", help="contrast (for audits) or mel (default: contrast, or mel if --duration is given)"),
+]
 Duration = Annotated[float | None, typer.Option("--duration", help="Window of the descriptor in seconds (default: 10.242)")]
 Workers = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Processes (default: one a core)")]
 AudioRoot = Annotated[
@@ -119,7 +122,11 @@ def demo(
                 line.kind, str(line.planted), str(line.found), "" if line.expected else "out of this descriptor's sight"
             )
         out.print(table)
-    out.print(f"{result.false_alarms} of {result.clean} clean clips were flagged.\n")
+    flagged = result.audit.card["counts"]["flagged"]
+    out.print(
+        f"{result.false_alarms} of {result.clean} clean clips are among the {flagged} flagged ones; "
+        f"up to {result.audit.card['config']['fdr']:.0%} of a list may be false alarms.\n"
+    )
     _print_paths(result.audit.path / "report.html", result.dedup.path / "report.html")
 
 
@@ -130,7 +137,7 @@ def index(
         typer.Argument(help="Folders, manifests (CSV, JSON Lines, Parquet), WebDataset folders, hf:NAME[:SPLIT]."),
     ],
     output: Output,
-    descriptor: DescriptorName = "mel",
+    descriptor: DescriptorName = None,
     duration: Duration = None,
     workers: Workers = None,
     float16: Annotated[bool, typer.Option(help="Keep vectors in half precision.")] = False,
@@ -144,15 +151,16 @@ def index(
     from .corpus import open_corpus
     from .descriptors import load_descriptor
     from .indexing import index as run
+    from .inputs import DEFAULT_DESCRIPTOR
 
     parameters = {} if duration is None else {"duration_s": duration}
     with _progress() as progress:
         store = run(
             open_corpus(source, audio_root=audio_root, encoding=encoding),
             output,
-            descriptor=load_descriptor(descriptor, **parameters),
+            descriptor=load_descriptor(descriptor or ("mel" if parameters else DEFAULT_DESCRIPTOR), **parameters),
             workers=_workers(workers),
-            dtype="float16" if float16 else "float32",
+            dtype="float16" if float16 else None,
             retry_skipped=retry_skipped,
             progress=progress,
         )
@@ -172,10 +180,12 @@ def audit(
     output: Output,
     reference: Annotated[str, typer.Option(help="Training clips: a folder, manifest or store.")],
     background: Background = None,
-    descriptor: Annotated[str | None, typer.Option(help="What clips are compared by (default: mel)")] = None,
+    descriptor: Annotated[str | None, typer.Option(help="What clips are compared by (default: contrast)")] = None,
     duration: Duration = None,
+    null: Annotated[str | None, typer.Option(help="Clips known not to be in the training set, for p-values.")] = None,
+    fdr: Annotated[float | None, typer.Option(help="Share of false alarms tolerated in the list (default: 0.1)")] = None,
     tau: Annotated[
-        str | None, typer.Option(help="A number, 'gap' (read off the histograms), or match:AUDIT (default: gap)")
+        str | None, typer.Option(help="A number, 'fdr', 'gap' (read off the histograms), or match:AUDIT (default: fdr)")
     ] = None,
     top: Annotated[int | None, typer.Option("--top", "-k", help="Matches listed for each clip (default: 5)")] = None,
     config: ConfigFile = None,
@@ -193,12 +203,13 @@ def audit(
     from .report import write_report
     from .report.page import audit_verdict
 
-    settings = _config(AuditConfig, config, descriptor=descriptor, duration_s=duration, tau=_tau(tau), k=top)
+    settings = _config(AuditConfig, config, descriptor=descriptor, duration_s=duration, fdr=fdr, tau=_tau(tau), k=top)
     with _progress() as progress:
         result = run(
             source_of(generated, audio_root=_text(audio_root), encoding=encoding),
             source_of(reference, audio_root=_text(audio_root), encoding=encoding),
             None if background is None else source_of(background, encoding=encoding),
+            null=None if null is None else source_of(null, encoding=encoding),
             output=output,
             config=settings,
             workers=_workers(workers),

@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from .calibration import Threshold, fixed_threshold, gap_threshold, matched_threshold
+from .calibration import (
+    Threshold,
+    conformal_p_values,
+    fdr_threshold,
+    fixed_threshold,
+    gap_threshold,
+    matched_threshold,
+    null_from_training,
+)
 from .folders import Progress, no_progress, read_card
 from .search import DoubleArray, IntArray, TopK, top_k
 from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_group
@@ -32,12 +40,19 @@ class AuditConfig:
     beta, background_k
         Weight and number of neighbours of the background normalization.
     tau
-        A number (the paper: 0.5005 for ``mel`` at 10.242 s against 1,000 AudioSet clips); ``"gap"``, read off the two
-        histograms; or ``"match:AUDIT"``, to flag as many clips as another audit did.
+        A number (the paper: 0.5005 for ``mel`` at 10.242 s against 1,000 AudioSet clips); ``"fdr"``, from p-values;
+        ``"gap"``, read off the two histograms; ``"match:AUDIT"``, to flag as many clips as another audit did. None: ``fdr``
+        for ``contrast``, ``gap`` for the others.
+    fdr
+        Share of false alarms that is tolerated among what is flagged.
+    candidates
+        ``contrast``: training clips that are looked at closely for each generated clip.
     background_sample
         Without a background set, this many training clips take its place.
     training_sample
         Training clips whose own top-1 scores make the training-to-training histogram.
+    null_sample
+        ``contrast``: as many training clips are scored against the others, for that histogram and for p-values.
     seed
         Of the two samples.
     """
@@ -47,20 +62,26 @@ class AuditConfig:
     k: int = 5
     beta: float = BETA
     background_k: int = BACKGROUND_K
-    tau: str | float = "gap"
+    tau: str | float | None = None
+    fdr: float = 0.1
+    candidates: int = 100
     background_sample: int = 1000
     training_sample: int = 5000
+    null_sample: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.k < 1 or self.background_k < 1:
             raise ValueError(f"k and background_k should be at least 1, got {self.k} and {self.background_k}")
-        for name in ("background_sample", "training_sample"):
+        for name in ("background_sample", "training_sample", "null_sample", "candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1, got {getattr(self, name)}")
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta should be from 0 to 1, got {self.beta}")
-        parse_tau(self.tau)
+        if not 0 < self.fdr < 1:
+            raise ValueError(f"fdr should be between 0 and 1, got {self.fdr}")
+        if self.tau is not None:
+            parse_tau(self.tau)
 
 
 @dataclass(frozen=True)
@@ -72,17 +93,19 @@ class Comparison:
     training: pa.Table
     threshold: Threshold
     warnings: tuple[str, ...]
+    calibration: dict[str, Any]
 
 
 def compare(
     generated: Vectors,
     references: Vectors,
     background: Vectors | None = None,
+    null: Vectors | None = None,
     *,
     config: AuditConfig,
     progress: Progress = no_progress,
 ) -> Comparison:
-    """Compare vectors in memory: normalized top matches, the training set's own top-1 scores, and tau.
+    """Compare vectors in memory: normalized top matches, the training set's own top-1 scores, tau and p-values.
 
     A clip's score with another is the largest over their windows. A generated clip is never matched with itself (the
     same stretch of the same file), should the sets overlap.
@@ -91,30 +114,39 @@ def compare(
     rng = np.random.default_rng(config.seed)
     own_background = background is None
     if background is None:
-        rows = _sample(references.clips.num_rows, config.background_sample, rng)
+        rows = sample_rows(references.clips.num_rows, config.background_sample, rng)
         background = references.subset(rows)
         warnings.append(
             f"No background set was given; {len(rows)} training clips took its place, which is weaker: a training clip with "
             "many near-copies looks ordinary. Give --background with unrelated sound."
         )
-    elif shared := _shared_audio(background, references):
+    elif shared := shared_audio(background.clips, references.clips):
         warnings.append(f"{shared} background clips are also training clips; that hides copies of them.")
 
     normalized = _Normalizer(references, background, config, own_background=own_background)
     best = normalized.best_matches(generated, config.k, progress)
-    sample = references.subset(np.sort(_sample(references.clips.num_rows, config.training_sample, rng)))
+    sample = references.subset(np.sort(sample_rows(references.clips.num_rows, config.training_sample, rng)))
     own = normalized.best_matches(sample, 1, progress)
     own_top = own.top_score(sample.clips.num_rows)
     top = best.top_score(generated.clips.num_rows)
-    threshold = _threshold(config, top[np.isfinite(top)], own_top[np.isfinite(own_top)])
+    if null is None:
+        null_top = null_from_training(own_top)
+    else:
+        null_top = normalized.best_matches(null, 1, progress).top_score(null.clips.num_rows)
+    threshold = choose_threshold(config, "gap", top, own_top, null_top)
     if not threshold.separated:
         warnings.append(threshold.explanation)
     return Comparison(
-        _matches_table(best, generated, references, threshold.tau, str(references.spec)),
-        _queries_table(best, generated, references, threshold.tau),
+        _matches_table(best, generated, references, null_top, threshold.tau),
+        _queries_table(best, generated, references, null_top, threshold.tau),
         _training_table(own, sample, references),
         threshold,
         tuple(warnings),
+        {
+            "null_clips": int(np.isfinite(null_top).sum()),
+            "null": "given" if null is not None else "leave-one-out",
+            "fdr": config.fdr,
+        },
     )
 
 
@@ -153,7 +185,7 @@ class _Normalizer:
         self.rank[order] = np.arange(len(order))
 
     def best_matches(self, queries: Vectors, k: int, progress: Progress) -> _Best:
-        mine, theirs = _same_place(queries, self.references)
+        mine, theirs = same_place(queries.clips, self.references.clips)
         found = top_k(
             queries.vectors,
             self.references.vectors,
@@ -164,7 +196,7 @@ class _Normalizer:
             progress=progress,
         )
         # neither the query itself nor what it may be a copy of counts as background
-        audio = _same_audio(queries, self.references, self.background)
+        audio = same_audio(queries.clips, self.references.clips, self.background.clips)
         excluded = np.column_stack([audio[0][queries.clip], self._suspects(queries, found, audio[1])])
         bias = background_bias(
             queries.vectors,
@@ -214,7 +246,8 @@ def _rank_in_group(groups: IntArray) -> IntArray:
     return np.arange(len(groups)) - np.repeat(starts, lengths) + 1
 
 
-def _sample(n: int, wanted: int, rng: np.random.Generator) -> IntArray:
+def sample_rows(n: int, wanted: int, rng: np.random.Generator) -> IntArray:
+    """Rows of a random sample, in order; all of them if there are no more than wanted."""
     return np.arange(n) if n <= wanted else np.sort(rng.choice(n, wanted, replace=False))
 
 
@@ -227,23 +260,24 @@ def _codes(*columns: list[Any]) -> list[IntArray]:
     ]
 
 
-def _same_place(*sets: Vectors) -> list[IntArray]:
-    """Clips that are the same stretch of the same file, whatever their ids."""
-    return _codes(*(list(zip(v.clips["path"].to_pylist(), v.clips["start_s"].to_pylist(), strict=True)) for v in sets))
+def same_place(*tables: pa.Table) -> list[IntArray]:
+    """Numbers that are equal for clips that are the same stretch of the same file, whatever their ids."""
+    return _codes(*(list(zip(t["path"].to_pylist(), t["start_s"].to_pylist(), strict=True)) for t in tables))
 
 
-def _same_audio(*sets: Vectors) -> list[IntArray]:
-    """Clips with identical samples."""
-    return _codes(*(v.clips["sample_digest"].to_pylist() for v in sets))
+def same_audio(*tables: pa.Table) -> list[IntArray]:
+    """Numbers that are equal for clips with identical samples."""
+    return _codes(*(table["sample_digest"].to_pylist() for table in tables))
 
 
-def _shared_audio(left: Vectors, right: Vectors) -> int:
-    mine, theirs = _same_audio(left, right)
+def shared_audio(left: pa.Table, right: pa.Table) -> int:
+    """How many clips of the left table have the samples of one of the right."""
+    mine, theirs = same_audio(left, right)
     return int(np.count_nonzero(np.isin(mine, theirs)))
 
 
 def parse_tau(tau: str | float) -> tuple[str, float | str | None]:
-    """``("gap", None)``, ``("fixed", number)`` or ``("match", folder)``.
+    """``("gap", None)``, ``("fdr", None)``, ``("fixed", number)`` or ``("match", folder)``.
 
     Raises
     ------
@@ -251,27 +285,33 @@ def parse_tau(tau: str | float) -> tuple[str, float | str | None]:
         It is none of these.
     """
     if isinstance(tau, str):
-        if tau == "gap":
-            return "gap", None
+        if tau in {"gap", "fdr"}:
+            return tau, None
         if tau.startswith("match:"):
             return "match", tau.removeprefix("match:")
     try:
         return "fixed", fixed_threshold(float(tau)).tau
     except ValueError:
-        raise ValueError(f"tau should be a number, 'gap' or 'match:AUDIT', got {tau!r}") from None
+        raise ValueError(f"tau should be a number, 'fdr', 'gap' or 'match:AUDIT', got {tau!r}") from None
 
 
-def _threshold(config: AuditConfig, generated: DoubleArray, training: DoubleArray) -> Threshold:
-    rule, value = parse_tau(config.tau)
+def choose_threshold(
+    config: AuditConfig, default: str, generated: DoubleArray, training: DoubleArray, null: DoubleArray
+) -> Threshold:
+    """The threshold that the configuration asks for, from top-1 scores (NaN: none)."""
+    rule, value = parse_tau(default if config.tau is None else config.tau)
+    heard = generated[np.isfinite(generated)]
     if rule == "fixed":
         return fixed_threshold(float(value or 0.0))
     if rule == "match":
         other = read_card(Path(str(value)), "audit")
-        return matched_threshold(generated, min(int(other["counts"]["flagged"]), len(generated)))
-    return gap_threshold(generated, training)
+        return matched_threshold(heard, min(int(other["counts"]["flagged"]), len(heard)))
+    if rule == "fdr":
+        return fdr_threshold(generated, null, config.fdr)
+    return gap_threshold(heard, training[np.isfinite(training)])
 
 
-def _matches_table(best: _Best, generated: Vectors, references: Vectors, tau: float, spec: str) -> pa.Table:
+def _matches_table(best: _Best, generated: Vectors, references: Vectors, null_top: DoubleArray, tau: float) -> pa.Table:
     query, reference = generated.clips.take(best.query), references.clips.take(best.reference)
     ends = [
         np.minimum(start + window, np.maximum(side["duration_s"].to_numpy(), start))
@@ -290,14 +330,14 @@ def _matches_table(best: _Best, generated: Vectors, references: Vectors, tau: fl
             "similarity": best.similarity,
             "bias": best.bias,
             "score": best.score,
-            "p_value": pa.nulls(len(best.rank), pa.float64()),
+            "p_value": conformal_p_values(best.score, null_top),
             "flagged": best.score >= tau,
             "query_start_s": best.query_start_s,
             "query_end_s": ends[0],
             "reference_start_s": best.reference_start_s,
             "reference_end_s": ends[1],
             "lag_s": best.query_start_s - best.reference_start_s,
-            "descriptor": pa.array([spec] * len(best.rank), pa.string()),
+            "descriptor": pa.array([str(references.spec)] * len(best.rank), pa.string()),
             "query_caption": query["caption"],
             "reference_caption": reference["caption"],
             "query_offset_s": query["start_s"],
@@ -306,7 +346,7 @@ def _matches_table(best: _Best, generated: Vectors, references: Vectors, tau: fl
     )
 
 
-def _queries_table(best: _Best, generated: Vectors, references: Vectors, tau: float) -> pa.Table:
+def _queries_table(best: _Best, generated: Vectors, references: Vectors, null_top: DoubleArray, tau: float) -> pa.Table:
     first = np.flatnonzero(best.rank == 1)
     place = np.full(generated.clips.num_rows, -1, np.int64)
     place[best.query[first]] = first
@@ -329,6 +369,7 @@ def _queries_table(best: _Best, generated: Vectors, references: Vectors, tau: fl
             "similarity": column(best.similarity),
             "bias": column(best.bias),
             "score": column(best.score),
+            "p_value": column(conformal_p_values(best.score, null_top)),
             "flagged": pa.array(have & (np.where(have, best.score[place] if len(first) else 0.0, -np.inf) >= tau)),
         }
     )

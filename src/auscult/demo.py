@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from .audit import Audit, AuditConfig, audit
+from .audit import Audit, audit
 from .corpus import open_corpus
 from .duplicates import KIND as DEDUP_KIND
 from .duplicates import DedupConfig, Duplicates, deduplicate
@@ -27,7 +27,7 @@ RATE_HZ = 16_000
 DURATION_S = 5.0
 SEED = 20240415
 STEADY = frozenset({"rain", "engine"})
-N_TRAINING, N_CLEAN, N_BACKGROUND, PER_KIND = 112, 28, 84, 4
+N_TRAINING, N_CLEAN, N_BACKGROUND, N_NULL, PER_KIND = 112, 28, 56, 140, 4
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Demo:
 
 
 def run_demo(output: str | Path, *, workers: int = 1, overwrite: bool = False, progress: Progress = no_progress) -> Demo:
-    """Synthesise the three sets, plant copies, audit and deduplicate them, and write the reports.
+    """Synthesise the four sets, plant copies, audit and deduplicate them, and write the reports.
 
     Raises
     ------
@@ -68,17 +68,17 @@ def run_demo(output: str | Path, *, workers: int = 1, overwrite: bool = False, p
         training = [_sound(rng, number) for number in range(N_TRAINING)]
         twins = _write_training(folder / "training", training, rng)
         truth = _write_generated(folder / "generated", training, rng)
-        background = [(f"background-{number:03d}.wav", _sound(rng, number)) for number in range(N_BACKGROUND)]
-        _write_set(folder / "background", background)
+        for role, count in (("background", N_BACKGROUND), ("null", N_NULL)):
+            _write_set(folder / role, [(f"{role}-{number:03d}.wav", _sound(rng, number)) for number in range(count)])
         progress(1, 1, "sounds synthesised")
         write_card(folder, KIND, {"seed": SEED, "note": "synthetic sounds, planted replicas"})
-    corpora = {name: open_corpus(output / name / "manifest.csv") for name in ("training", "generated", "background")}
+    corpora = {name: open_corpus(output / name / "manifest.csv") for name in ("training", "generated", "background", "null")}
     audited = audit(
         corpora["generated"],
         corpora["training"],
         corpora["background"],
+        null=corpora["null"],
         output=output / "audit",
-        config=AuditConfig(duration_s=DURATION_S),
         workers=workers,
         progress=progress,
         finish=lambda folder: write_report(folder, progress),
@@ -164,9 +164,9 @@ _REPLICAS: dict[str, tuple[Plant, str, bool]] = {
     "as it is": (lambda x, other, rng: x, ".wav", True),
     "through a codec": (lambda x, other, rng: x, ".ogg", True),
     "louder, with noise": (_noisy, ".wav", True),
-    "starts later": (_shifted, ".wav", False),
-    "two seconds of it": (_excerpt, ".wav", False),
-    "under other sound": (_mixed, ".wav", False),
+    "starts later": (_shifted, ".wav", True),
+    "two seconds of it": (_excerpt, ".wav", True),
+    "under other sound": (_mixed, ".wav", True),
 }
 
 

@@ -39,7 +39,7 @@ class Described:
     row: dict[str, Any]
     skipped: bool
     starts: list[float]
-    vectors: npt.NDArray[np.float32]
+    vectors: npt.NDArray[Any]
 
 
 Item = tuple[Clip | Skipped, str, str]
@@ -155,9 +155,14 @@ def describe_item(entry: Item, descriptor: Descriptor) -> Described:
         digest=True,
     )
     starts: list[float] = []
-    vectors = [np.zeros((0, descriptor.dimension), np.float32)]
+    vectors = [np.zeros((0, descriptor.dimension), descriptor.dtype)]
     padding = 0
-    windows = cut_windows(iter(stream), window_samples=descriptor.window_samples, sample_rate_hz=descriptor.sample_rate_hz)
+    windows = cut_windows(
+        iter(stream),
+        window_samples=descriptor.window_samples,
+        sample_rate_hz=descriptor.sample_rate_hz,
+        tail=descriptor.tail,
+    )
     try:
         for batch in iter(lambda: list(itertools.islice(windows, 16)), []):
             sounding = [window for window in batch if _is_sounding(window)]
@@ -201,4 +206,4 @@ def _is_sounding(window: Window) -> bool:
 def _skip(entry: Item, reason: str, descriptor: Descriptor, kind: str = "unreadable") -> Described:
     item, key, state = entry
     row = {"path": item.path, "reason": reason, "kind": kind, "clip_id": item.clip_id, "key": key, "state": state}
-    return Described(row, True, [], np.zeros((0, descriptor.dimension), np.float32))
+    return Described(row, True, [], np.zeros((0, descriptor.dimension), descriptor.dtype))

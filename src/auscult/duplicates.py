@@ -18,14 +18,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .clusters import CLUSTER_SCHEMA, cluster_rows
+from .errors import DescriptorMismatchError
 from .folders import Progress, building, file_digests, no_progress, read_card, write_card, write_table, write_text
-from .inputs import Source, choose_descriptor, describe_sources, input_facts, input_warnings, skipped_table, task_sources
+from .inputs import (
+    Source,
+    choose_descriptor,
+    describe_sources,
+    input_facts,
+    input_warnings,
+    skipped_table,
+    stored_descriptor,
+    task_sources,
+)
 from .pairs import ClipPair, DedupConfig, find_pairs
 from .store import Vectors
 
 __all__ = ["DedupConfig", "Duplicates", "deduplicate"]
 
 KIND = "dedup"
+DEFAULT_DESCRIPTOR = "mel"  # the symmetric rule is the audit paper's, for whole clips
 CLUSTERS, PAIRS, TOP1, SKIPPED = "clusters.parquet", "pairs.parquet", "top1.parquet", "skipped.parquet"
 
 
@@ -91,7 +102,13 @@ def deduplicate(
     started = time.time()
     sources = {"corpus": corpus, "against": against, "background": background}
     present = {role: source for role, source in sources.items() if source is not None}
-    descriptor = choose_descriptor(present, config.descriptor, config.duration_s)
+    name = config.descriptor or stored_descriptor(present) or DEFAULT_DESCRIPTOR
+    descriptor = choose_descriptor(present, name, config.duration_s)
+    if descriptor.dtype != "float32":
+        raise DescriptorMismatchError(
+            f"deduplication compares vectors, and {descriptor.spec} has none; give the corpus itself, or a store made with "
+            f"`auscult index --descriptor {DEFAULT_DESCRIPTOR}`"
+        )
     task = {"config": dataclasses.asdict(config), "spec": str(descriptor.spec), "sources": task_sources(present)}
     with building(Path(output), KIND, task=task, overwrite=overwrite) as folder:
         stores = describe_sources(present, folder / "stores", descriptor, workers=workers, progress=progress)

@@ -62,7 +62,7 @@ def index(
     *,
     descriptor: Descriptor,
     workers: int = 1,
-    dtype: str = "float32",
+    dtype: str | None = None,
     retry_skipped: bool = False,
     keep_vanished: bool = True,
     progress: Progress = no_progress,
@@ -83,7 +83,7 @@ def index(
     workers
         Processes, one thread each. With more than one, a script must guard its entry by ``if __name__ == "__main__"``.
     dtype
-        ``"float32"`` or ``"float16"``: how vectors are kept on disk.
+        How vectors are kept on disk: None for the descriptor's own way, or ``"float16"`` to halve float32.
     retry_skipped
         Try again what could not be read last time.
     keep_vanished
@@ -102,8 +102,9 @@ def index(
     StoreError
         Another process is writing to the store.
     """
-    if dtype not in {"float16", "float32"}:
-        raise ValueError(f"dtype should be float16 or float32, got {dtype!r}")
+    if dtype not in {None, descriptor.dtype} and (dtype, descriptor.dtype) != ("float16", "float32"):
+        raise ValueError(f"dtype should be {descriptor.dtype} for {descriptor.spec}, or float16 for float32; got {dtype!r}")
+    dtype = dtype or descriptor.dtype
     if workers < 1:
         raise ValueError(f"workers should be at least 1, got {workers}")
     folder = Path(os.path.abspath(store))
@@ -329,7 +330,7 @@ def _finish(folder: Path, corpus: Corpus, descriptor: Descriptor, dtype: str, va
             "padding_share": round(padding_share, 4),
             "vanished": [key.partition(":")[2] for key in vanished[:100]],
             "vanished_sha256": _digest_of(vanished),
-            "warnings": _warnings(padding_share, window_s, durations, vanished),
+            "warnings": _warnings(padding_share if descriptor.tail == "move" else 0.0, window_s, durations, vanished),
             "content_sha256": _digest_of(sorted(content)),  # whatever the order in which the clips came in
             "tables": file_digests(folder, (CLIPS, SKIPPED)),
             "parts": file_digests(folder / PARTS, (path.name for path in _part_paths(folder))),

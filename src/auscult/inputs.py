@@ -16,12 +16,12 @@ from .indexing import index
 from .store import KIND as STORE_KIND
 from .store import PARTS, SKIPPED_SCHEMA, DescriptorStore, check_same_spec
 
-DEFAULT_DESCRIPTOR = "mel"
+DEFAULT_DESCRIPTOR = "contrast"
 Source = Corpus | DescriptorStore
 
 
 def choose_descriptor(sources: dict[str, Source], name: str | None, duration_s: float | None) -> Descriptor:
-    """The descriptor of the stores among the sources; if there are none, the configured one (None: ``mel``).
+    """The descriptor of the stores among the sources; if there are none, the configured one (None: ``contrast``).
 
     Raises
     ------
@@ -38,6 +38,11 @@ def choose_descriptor(sources: dict[str, Source], name: str | None, duration_s: 
         if value not in {None, {"descriptor": spec.name, **dict(spec.parameters)}.get(key)}:
             raise DescriptorMismatchError(f"{key}={value} was asked for, but the given stores hold {spec}")
     return load_descriptor(spec)
+
+
+def stored_descriptor(sources: dict[str, Source]) -> str | None:
+    """Name of the descriptor of the first store among the sources, if there is one."""
+    return next((source.spec.name for source in sources.values() if isinstance(source, DescriptorStore)), None)
 
 
 def task_sources(sources: dict[str, Source]) -> dict[str, Any]:

@@ -144,10 +144,12 @@ def _engine(rng: Rng, n: int, rate: int) -> FloatArray:
 
 
 def _siren(rng: Rng, n: int, rate: int) -> FloatArray:
-    t = np.arange(n) / rate
-    frequency = rng.uniform(600, 900) + rng.uniform(150, 350) * np.sin(
-        2 * np.pi * rng.uniform(0.2, 1.5) * t + rng.uniform(0, 6)
-    )
+    # a sine that sweeps a tone would be nearly the same in every clip: both its speed and its depth wander
+    place, knots = np.linspace(0, 1, n), np.linspace(0, 1, 9)
+    speed = np.interp(place, knots, rng.uniform(0.2, 2.0, 9))
+    depth = np.interp(place, knots, rng.uniform(100, 400, 9))
+    sweep = np.sin(2 * np.pi * np.cumsum(speed) / rate + rng.uniform(0, 6))
+    frequency = rng.uniform(600, 900) + depth * sweep
     phase = 2 * np.pi * np.cumsum(frequency) / rate
     return np.asarray(np.sin(phase) + 0.4 * np.sin(2 * phase) + 0.2 * np.sin(3 * phase))
 
@@ -196,8 +198,9 @@ def _drums(rng: Rng, n: int, rate: int) -> FloatArray:
     for sample, chance in ((kick, 0.3), (snare, 0.2), (hat, 0.55)):
         pattern = rng.random(16) < chance
         pattern[int(rng.integers(16))] = True
-        onsets = np.array([k * step for k in range(n // step) if pattern[k % 16]], np.int64)
-        out += _place(n, onsets, lambda sample=sample: sample)  # type: ignore[misc]
+        # played by hand: no two hits are equally loud or quite in time
+        hits = [k * step + rng.uniform(0, 0.3) * step for k in range(n // step) if pattern[k % 16]]
+        out += _place(n, np.array(hits).astype(np.int64), lambda sample=sample: sample * rng.uniform(0.4, 1.0))  # type: ignore[misc]
     return out
 
 

@@ -73,7 +73,7 @@ class Vectors:
     Attributes
     ----------
     vectors
-        (n, d) float32.
+        (n, d) float32, or uint8 levels.
     clip
         (n,) row of each vector's clip in ``clips``.
     start_s
@@ -86,7 +86,7 @@ class Vectors:
         The descriptor.
     """
 
-    vectors: npt.NDArray[np.float32]
+    vectors: npt.NDArray[Any]
     clip: npt.NDArray[np.int64]
     start_s: npt.NDArray[np.float64]
     clips: pa.Table
@@ -219,11 +219,13 @@ def check_same_spec(stores: dict[str, DescriptorStore]) -> DescriptorSpec:
     return next(iter(specs.values()))
 
 
-def vector_matrix(block: pa.Table) -> npt.NDArray[np.float32]:
-    """The ``vector`` column as (n, d) float32."""
+def vector_matrix(block: pa.Table) -> npt.NDArray[Any]:
+    """The ``vector`` column as (n, d) float32, or uint8 if that is how it is kept."""
     column = block["vector"].combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    matrix: npt.NDArray[np.float32] = flat.reshape(len(column), column.type.list_size)
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    if flat.dtype != np.uint8:
+        flat = flat.astype(np.float32, copy=False)
+    matrix: npt.NDArray[Any] = flat.reshape(len(column), column.type.list_size)
     return matrix
 
 
@@ -232,7 +234,7 @@ def write_part(
     part: Part,
     owners: list[str],
     starts: list[float],
-    vectors: npt.NDArray[np.floating[Any]],
+    vectors: npt.NDArray[Any],
     spec: DescriptorSpec,
 ) -> None:
     """Write one shard atomically; the descriptor and the rows that it answers for go into its footer."""

@@ -78,8 +78,16 @@ class Descriptor(Protocol):
     def dimension(self) -> int:
         """Length of a vector."""
 
-    def describe(self, windows: FloatArray) -> FloatArray:
-        """Describe windows (n, window_samples) float32; returns vectors (n, dimension) float32, finite."""
+    @property
+    def dtype(self) -> str:
+        """How vectors are kept: ``float32``, or ``uint8`` for levels that are not to be scaled."""
+
+    @property
+    def tail(self) -> str:
+        """What becomes of the end of a long recording: ``move`` the last window back, or ``pad`` it."""
+
+    def describe(self, windows: FloatArray) -> npt.NDArray[Any]:
+        """Describe windows (n, window_samples) float32; returns vectors (n, dimension) of ``dtype``, finite."""
 
 
 def _mel(**parameters: Any) -> Descriptor:
@@ -87,7 +95,12 @@ def _mel(**parameters: Any) -> Descriptor:
     return descriptor
 
 
-_FACTORIES: dict[str, Callable[..., Descriptor]] = {"mel": _mel}
+def _contrast(**parameters: Any) -> Descriptor:
+    descriptor: Descriptor = import_module("auscult.descriptors.contrast").ContrastDescriptor(**parameters)
+    return descriptor
+
+
+_FACTORIES: dict[str, Callable[..., Descriptor]] = {"mel": _mel, "contrast": _contrast}
 
 
 def load_descriptor(spec: DescriptorSpec | str, **parameters: Any) -> Descriptor:

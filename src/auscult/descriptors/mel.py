@@ -115,6 +115,16 @@ class MelDescriptor:
         """Length of a vector: 1712 for 10.242 s."""
         return N_MELS * self.n_frames
 
+    @property
+    def dtype(self) -> str:
+        """Single precision."""
+        return "float32"
+
+    @property
+    def tail(self) -> str:
+        """The last window of a long recording ends where it ends: padding would look alike in every clip."""
+        return "move"
+
     def describe(self, windows: FloatArray) -> FloatArray:
         """Describe windows.
 

@@ -80,7 +80,7 @@ def time_ticks(duration_s: float, start_s: float = 0.0) -> list[tuple[str, float
         ),
         600,
     )
-    first = max(np.ceil(start_s / step - 1e-9), 0.0) * step
+    first = np.ceil(start_s / step - 1e-9) * step + 0.0  # and never minus zero
     return [
         (f"{t:g} s", (t - start_s) / duration_s)
         for t in np.round(np.arange(first, start_s + duration_s - 1e-9, step), 6).tolist()
@@ -141,7 +141,7 @@ def histogram_svg(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, t
                 linewidth=1.5,
                 label=f"{label} (n = {len(scores):,})",
             )
-        axes.axvline(tau, color="#111827", linestyle="--", linewidth=1.5, label=f"tau = {tau:.4f}")
+        axes.axvline(tau, color="#111827", linestyle="--", linewidth=1.5, label=f"tau = {tau:.4g}")
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
         axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -150,7 +150,7 @@ def histogram_svg(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, t
         axes.set_ylabel(f"number of {unit}")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(
-            frameon=False, fontsize=10, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2, borderpad=0
+            frameon=False, fontsize=10, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, columnspacing=1.2, borderpad=0
         )
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})

@@ -40,12 +40,16 @@ MAX_PAIRS = 50
 MAX_CLUSTERS, MAX_MEMBERS = 30, 4
 CLOSEST_PAIRS = 10  # shown when nothing is flagged, so that a reader sees what "closest" means here
 EXCERPT_S = 12.0
+LEAD_S = 3.0  # shown before the matching span
 MAX_SKIPPED = 100
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A stretch of a clip as the page shows it: pictures and sound as data URIs, or why there are none."""
+    """A stretch of a clip as the page shows it: pictures and sound as data URIs, or why there are none.
+
+    ``boxes`` are the matching spans, as (left, width) shares of the picture; the sound starts at the first of them.
+    """
 
     title: str
     caption: str | None
@@ -56,6 +60,8 @@ class Excerpt:
     sound: str | None = None
     missing: str | None = None
     time_ticks: tuple[tuple[str, float], ...] = ()
+    boxes: tuple[tuple[float, float], ...] = ()
+    sound_from_s: float = 0.0
 
 
 def write_report(folder: str | Path, progress: Progress = no_progress) -> Path:
@@ -95,7 +101,7 @@ def _audit_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
     shown = matches.slice(0, min(MAX_PAIRS, flagged) if flagged else CLOSEST_PAIRS).to_pylist()
     pairs = []
     for number, row in enumerate(shown, 1):
-        pairs.append({**row, "query": _side(row, "query"), "reference": _side(row, "reference")})
+        pairs.append({"tempo": None, "pitch_semitones": None, **row, **_sides(row)})
         progress(number, len(shown), "pairs drawn")
     generated = audit.queries()["score"].drop_null().to_numpy()
     training = audit.training()["score"].to_numpy()
@@ -104,7 +110,8 @@ def _audit_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
         tau=card["threshold"]["tau"],
         unit="clips",
     )
-    return {"pairs": pairs, "flagged": flagged, "histogram": Markup(histogram), "verdict": audit_verdict(card)}
+    context = {"pairs": pairs, "flagged": flagged, "histogram": Markup(histogram), "verdict": audit_verdict(card)}
+    return {**context, "two_stage": "spans" in matches.column_names}
 
 
 def audit_verdict(card: dict[str, Any]) -> str:
@@ -146,21 +153,12 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
     largest = sorted(clusters.values(), key=lambda rows: (-len(rows), rows[0]["cluster_id"]))
     gallery = []
     for number, rows in enumerate(largest[:MAX_CLUSTERS], 1):
-        members = [
-            {
-                **row,
-                "excerpt": _excerpt(
-                    row["path"],
-                    row["clip_id"],
-                    row["caption"],
-                    "reference" if row["keep"] else "query",
-                    row["start_s"],
-                    0.0,
-                    min(row["duration_s"], EXCERPT_S),
-                ),
-            }
-            for row in rows[:MAX_MEMBERS]
-        ]
+        members = []
+        for row in rows[:MAX_MEMBERS]:
+            role = "reference" if row["keep"] else "query"
+            facts = {f"{role}_path": row["path"], f"{role}_id": row["clip_id"], f"{role}_caption": row["caption"]}
+            facts[f"{role}_offset_s"] = row["start_s"]
+            members.append({**row, "excerpt": _excerpt(facts, role, 0.0, min(row["duration_s"], EXCERPT_S))})
         gallery.append({"members": members, "more": len(rows) - len(members), "rows": rows, "first": rows[0]})
         progress(number, min(len(largest), MAX_CLUSTERS), "clusters drawn")
     open_pairs = [row for row in dedup.pairs().to_pylist() if not row["duplicate"]]
@@ -184,40 +182,60 @@ def _skipped(folder: Path) -> dict[str, Any]:
     return {"rows": rows[:MAX_SKIPPED], "more": max(0, len(rows) - MAX_SKIPPED)}
 
 
-def _side(row: dict[str, Any], role: str) -> Excerpt:
-    start, end = row[f"{role}_start_s"], row[f"{role}_end_s"]
-    return _excerpt(
-        row[f"{role}_path"],
-        row[f"{role}_id"],
-        row[f"{role}_caption"],
-        role,
-        row[f"{role}_offset_s"],
-        start,
-        min(end - start, EXCERPT_S),
-    )
+def _sides(row: dict[str, Any]) -> dict[str, Excerpt]:
+    """Both sides of a pair.
+
+    Where spans are known, both show equally long stretches in which the strongest span begins at the same place, and the
+    sound starts there.
+    """
+    if row.get("spans") is None:  # a comparison of whole windows
+        return {
+            role: _excerpt(row, role, row[f"{role}_start_s"], min(row[f"{role}_end_s"] - row[f"{role}_start_s"], EXCERPT_S))
+            for role in ("query", "reference")
+        }
+    starts = {role: row[f"{role}_start_s"] or 0.0 for role in ("query", "reference")}
+    lead = min(LEAD_S, *starts.values())  # as much before the span as both clips have
+    sides = {role: _excerpt(row, role, start - lead, EXCERPT_S, sound_from_s=start) for role, start in starts.items()}
+    longest = max(side.duration_s for side in sides.values())
+    return {role: _excerpt(row, role, starts[role] - lead, longest, sound_from_s=starts[role], pad=True) for role in sides}
 
 
 def _excerpt(
-    path: str, title: str, caption: str | None, role: str, offset_s: float, start_s: float, duration_s: float
+    row: dict[str, Any], role: str, start_s: float, duration_s: float, *, sound_from_s: float | None = None, pad: bool = False
 ) -> Excerpt:
-    """Decode the stretch once for the picture and once for the sound; a file that has gone since is said to be gone."""
+    """Decode a stretch for the picture and one for the sound; a file that has gone since is said to be gone."""
+    path, offset_s = row[f"{role}_path"], row[f"{role}_offset_s"]
+    title, caption = row[f"{role}_id"], row[f"{role}_caption"]
     duration_s = max(duration_s, 0.02)
+    sound_from_s = start_s if sound_from_s is None else sound_from_s
     try:
         eye = read_audio(path, sample_rate_hz=SPECTROGRAM_RATE_HZ, start_s=offset_s + start_s, duration_s=duration_s)
-        ear = read_audio(path, sample_rate_hz=EXCERPT_RATE_HZ, start_s=offset_s + start_s, duration_s=duration_s)
+        ear = read_audio(path, sample_rate_hz=EXCERPT_RATE_HZ, start_s=offset_s + sound_from_s, duration_s=duration_s)
     except AudioDecodeError as error:
         log.warning("%s: %s", path, error)
         return Excerpt(title, caption, role, start_s, duration_s, missing=str(error))
+    shown = eye.samples
+    if pad:  # one time axis for both sides
+        shown = np.pad(shown, (0, max(0, round(duration_s * SPECTROGRAM_RATE_HZ) - len(shown))))
+    duration_s = len(shown) / SPECTROGRAM_RATE_HZ
+    marks = [(span[f"{role}_start_s"], span[f"{role}_end_s"]) for span in row.get("spans") or ()]
     return Excerpt(
         title,
         caption,
         role,
         start_s,
         duration_s,
-        image=_data_uri("image/png", spectrogram_png(eye.samples)),
+        image=_data_uri("image/png", spectrogram_png(shown)),
         sound=_data_uri("audio/mpeg", excerpt_mp3(ear.samples, EXCERPT_RATE_HZ)),
         time_ticks=tuple(time_ticks(duration_s, start_s)),
+        boxes=tuple(_box(mark, start_s, duration_s) for mark in marks),
+        sound_from_s=sound_from_s,
     )
+
+
+def _box(mark: tuple[float, float], start_s: float, duration_s: float) -> tuple[float, float]:
+    left, right = (min(max((edge - start_s) / duration_s, 0.0), 1.0) for edge in mark)
+    return left, right - left
 
 
 def _data_uri(kind: str, data: bytes) -> str:

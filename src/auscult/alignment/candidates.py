@@ -1,0 +1,125 @@
+"""First stage: which references deserve a closer look, by exhaustive correlation.
+
+Every query is correlated with every reference at all lags on a clock of 64 ms, under a
+few pitch and tempo hypotheses. Nothing is approximated, so the recall of this stage
+depends only on the coarser clock and on how many candidates are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from ..descriptors.contrast import Frames, Levels, fingerprint, warp
+from .correlation import CHUNK, Bank, build_bank, chunk_starts, correlate, decimate
+
+STEP = 2  # frames per tick of the coarse clock
+HYPOTHESES = ((1.0, 0.0), (1.0, -2.0), (1.0, 2.0), (0.9, 0.0), (1.1, 0.0))  # tempo, semitones
+PRIOR = 0.95  # of the z of any but the plain hypothesis: it had more chances to be large
+BLOCK = 512  # reference chunks at a time: the products of a block stay in the cache
+QUERIES = 8  # query chunks per matrix product
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best references of each query: `index` and `z`, both ``(queries, k)``, best first.
+
+    Where fewer than `k` references exist, `index` is -1 and `z` is ``-inf``.
+    """
+
+    index: NDArray[np.intp]
+    z: NDArray[np.float32]
+
+
+def query_variants(levels: Levels) -> list[list[Frames]]:
+    """For each chunk of a query, its coarse fingerprint under every hypothesis."""
+    out = []
+    for start in chunk_starts(len(levels)):
+        piece = levels[start : start + CHUNK]
+        prints = [fingerprint(warp(piece, tempo=t, pitch=p)) for t, p in HYPOTHESES]
+        out.append([decimate(f, STEP)[: CHUNK // STEP] for f in prints])
+    return out
+
+
+def candidates(
+    queries: Sequence[Levels],
+    references: Iterable[Levels],
+    *,
+    k: int = 100,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> Candidates:
+    """The `k` references of largest `z` for each query; ties by lower index.
+
+    Parameters
+    ----------
+    queries, references
+        Relative levels, `(frames, BANDS)` uint8 each. References are read once, in blocks.
+    workers
+        Threads; the result does not depend on their number.
+    progress
+        Called with the number of references searched so far.
+
+    Returns
+    -------
+    Candidates
+    """
+    variants = [query_variants(q) for q in queries]
+    owner = np.repeat(np.arange(len(queries)), [len(v) for v in variants])
+    flat = [chunk for query in variants for chunk in query]
+    best = np.full((len(queries), k), -np.inf, np.float32)
+    index = np.full((len(queries), k), -1, np.intp)
+
+    def search(block: list[Levels]) -> NDArray[np.float32]:
+        return _best_z(flat, owner, len(queries), build_bank([fingerprint(levels) for levels in block], step=STEP))
+
+    first, blocks = 0, _blocks(references)
+    with ThreadPoolExecutor(workers) as pool, threadpool_limits(1):
+        # a few blocks at a time: spectra of all references at once would not fit into memory
+        for group in iter(lambda: list(islice(blocks, workers)), []):
+            for z in pool.map(search, group):
+                ids = np.broadcast_to(first + np.arange(z.shape[1]), z.shape)
+                best, index = _keep(np.hstack([best, z]), np.hstack([index, ids]), k)
+                first += z.shape[1]
+                if progress:
+                    progress(first)
+    return Candidates(index, best)
+
+
+def _blocks(references: Iterable[Levels]) -> Iterator[list[Levels]]:
+    """Consecutive references, `BLOCK` chunks at a time."""
+    block, chunks = [], 0
+    for levels in references:
+        block.append(levels)
+        chunks += len(chunk_starts(len(levels)))
+        if chunks >= BLOCK:
+            yield block
+            block, chunks = [], 0
+    if block:
+        yield block
+
+
+def _best_z(flat: list[list[Frames]], owner: NDArray[np.intp], count: int, bank: Bank) -> NDArray[np.float32]:
+    """Largest `z` over lags, hypotheses and chunks, ``(queries, references of the bank)``."""
+    prior = np.array([1.0] + [PRIOR] * (len(HYPOTHESES) - 1), np.float32)
+    edges = np.flatnonzero(np.diff(bank.owner, prepend=-1))
+    out = np.full((count, len(edges)), -np.inf, np.float32)
+    for at in range(0, len(flat), QUERIES):
+        group = flat[at : at + QUERIES]
+        flat_group = [variant for chunk in group for variant in chunk]
+        peak = correlate(flat_group, bank, share=len(HYPOTHESES)).max(axis=0)
+        peak = (peak.reshape(len(group), len(prior), -1) * prior[:, None]).max(axis=1)
+        peak = np.maximum.reduceat(peak, edges, axis=1)
+        np.maximum.at(out, owner[at : at + QUERIES], peak)
+    return out
+
+
+def _keep(z: NDArray[np.float32], index: NDArray[np.intp], k: int) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    order = np.argsort(-z, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(z, order, 1), np.take_along_axis(index, order, 1)

@@ -1,0 +1,331 @@
+"""The two-stage detector over whole stores: what an audit with the ``contrast`` descriptor does.
+
+Data flow: stores -> levels of every clip -> candidates of each query -> scores against background -> spans of the best ->
+p-values against null clips -> the same tables that any comparison gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from threadpoolctl import threadpool_limits
+
+from .alignment.candidates import candidates
+from .alignment.scoring import Clips, prepare_clips, score
+from .alignment.spans import Alignment, locate
+from .calibration import conformal_p_values, null_from_training
+from .comparison import AuditConfig, Comparison, choose_threshold, same_place, sample_rows, shared_audio
+from .descriptors.contrast import BANDS, HOP, SAMPLE_RATE, Frames, Levels, assemble, fingerprint, relative_levels
+from .folders import Progress, no_progress
+from .search import DoubleArray, IntArray
+from .store import DescriptorStore, vector_matrix
+
+BACKGROUND_CLIPS = 100  # of the background set that each query is compared with
+CLOSE = 24  # candidates whose best stretch is looked for; the others can only score lower
+CACHED_PRINTS = 4096  # fingerprints of references kept for the next query, 80 KB for 10 s each
+
+
+@dataclass(frozen=True)
+class LevelSet:
+    """The clips of a store: relative ``levels`` (frames, 64) of each, in the order of the table ``clips``."""
+
+    levels: list[Levels]
+    clips: pa.Table
+
+    def subset(self, rows: IntArray) -> LevelSet:
+        """Some of the clips, in the given order."""
+        return LevelSet([self.levels[row] for row in rows], self.clips.take(rows))
+
+
+@dataclass(frozen=True)
+class _Match:
+    """One candidate of a query: its row, its score and parts, and where to look for spans."""
+
+    reference: int
+    score: float
+    whole: float
+    usual: float
+    hypothesis: int
+    query_start: int
+    reference_start: int
+
+
+def load_levels(store: DescriptorStore) -> LevelSet:
+    """Read a store of the ``contrast`` descriptor; silent clips get levels of zero."""
+    clips = store.clips()
+    frames = [int(duration * SAMPLE_RATE) // HOP + 1 for duration in clips["duration_s"].to_pylist()]
+    levels: list[Levels] = [np.zeros((1, BANDS), np.uint8)] * clips.num_rows
+    for block in store.blocks():
+        owners = pc.index_in(block["clip_id"], value_set=clips["clip_id"].combine_chunks()).to_numpy()
+        rows = zip(owners.tolist(), block["start_s"].to_pylist(), vector_matrix(block), strict=True)
+        for owner, windows in groupby(rows, key=lambda row: row[0]):
+            pieces = [(start, window) for _, start, window in windows]
+            levels[owner] = relative_levels(assemble(pieces, frames[owner]))
+    return LevelSet(levels, clips)
+
+
+def detect(
+    generated: LevelSet,
+    references: LevelSet,
+    background: LevelSet | None = None,
+    null: LevelSet | None = None,
+    *,
+    config: AuditConfig,
+    spec: str,
+    workers: int = 1,
+    progress: Progress = no_progress,
+) -> Comparison:
+    """Compare sets of clips by the two-stage detector.
+
+    Parameters
+    ----------
+    generated, references
+        Queries, and what they may replay.
+    background
+        Unrelated clips that scores are standardized by; None: a sample of the references, outliers left out.
+    null
+        Clips known not to be in the training set, for p-values; None: the references' own leave-one-out scores, the
+        duplicates among them left out, which is weaker.
+    config, workers, progress
+        Settings, threads, and a callable for progress.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 8 background clips.
+    """
+    warnings = []
+    rng = np.random.default_rng(config.seed)
+    own_background = background is None
+    source = references if background is None else background
+    if own_background:
+        warnings.append(
+            "No background set was given; training clips took its place, which is weaker. "
+            "Give --background with unrelated sound."
+        )
+    elif shared := shared_audio(source.clips, references.clips):
+        warnings.append(f"{shared} background clips are also training clips; that hides copies of them.")
+    sample = source.subset(sample_rows(len(source.levels), BACKGROUND_CLIPS, rng))
+    detector = _Detector(references, prepare_clips([fingerprint(x) for x in sample.levels]), own_background, config, workers)
+
+    found = detector.matches(generated, config.k, progress, "generated clips scored")
+    own = references.subset(sample_rows(len(references.levels), config.null_sample, rng))
+    own_found = detector.matches(own, 1, progress, "training clips scored against each other")
+    own_top = _top(own_found)
+    if null is None:
+        null_top = null_from_training(own_top)
+        warnings.append(
+            f"No null clips were given; p-values come from {len(null_top):,} training clips scored against the others "
+            f"({len(own_top) - len(null_top):,} duplicates left out), which is weaker. Give --null with clips that are known "
+            "not to be in the training set."
+        )
+    else:
+        null_top = _top(detector.matches(null, 1, progress, "null clips scored"))
+    top = _top(found)
+    threshold = choose_threshold(config, "fdr", top, own_top, null_top)
+    if not threshold.separated:
+        warnings.append(threshold.explanation)
+    located = detector.locate(generated, found, progress)
+    return Comparison(
+        _matches_table(found, located, generated, references, null_top, threshold.tau, spec),
+        _queries_table(found, generated, references, conformal_p_values(top, null_top), threshold.tau),
+        _training_table(own_found, own, references),
+        threshold,
+        tuple(warnings),
+        {"null_clips": len(null_top), "null": "given" if null is not None else "leave-one-out", "fdr": config.fdr},
+    )
+
+
+class _Detector:
+    """The references and the background, prepared once for several sets of queries."""
+
+    def __init__(
+        self, references: LevelSet, background: Clips, own_background: bool, config: AuditConfig, workers: int
+    ) -> None:
+        self.references, self.background, self.own_background = references, background, own_background
+        self.config, self.workers = config, workers
+        # the cache is the detector's own: it goes with it
+        self.print_of = lru_cache(maxsize=CACHED_PRINTS)(self._print_of)
+
+    def _print_of(self, row: int) -> Frames:
+        return fingerprint(self.references.levels[row])
+
+    def matches(self, queries: LevelSet, k: int, progress: Progress, what: str) -> list[list[_Match]]:
+        """The best ``k`` references of each query, best first; a query is never matched with itself."""
+        n = len(self.references.levels)
+        mine, theirs = same_place(queries.clips, self.references.clips)
+        audible = [row for row, levels in enumerate(queries.levels) if levels.any()]
+        if n <= self.config.candidates:
+            listed = np.broadcast_to(np.arange(n), (len(audible), n))
+            everything = prepare_clips([self.print_of(row) for row in range(n)])
+        else:
+            searched = candidates(
+                [queries.levels[row] for row in audible],
+                self.references.levels,
+                k=self.config.candidates,
+                workers=self.workers,
+                progress=lambda done: progress(done, n, f"{what}: candidates"),
+            )
+            listed, everything = searched.index, None
+
+        def best(job: tuple[int, IntArray]) -> list[_Match]:
+            query, rows = job
+            clips = everything or prepare_clips([self.print_of(row) for row in rows.tolist()])
+            scores = score(queries.levels[query], clips, self.background, close=CLOSE, own_background=self.own_background)
+            order = np.lexsort((rows, -scores.score))
+            picked = [at for at in order.tolist() if theirs[rows[at]] != mine[query] and np.isfinite(scores.score[at])]
+            return [
+                _Match(
+                    int(rows[at]),
+                    float(scores.score[at]),
+                    float(scores.parts[at, 0]),
+                    scores.usual,
+                    int(scores.hypothesis[at]),
+                    int(scores.query_start[at]),
+                    int(scores.reference_start[at]),
+                )
+                for at in picked[:k]
+            ]
+
+        found: list[list[_Match]] = [[] for _ in queries.levels]
+        with ThreadPoolExecutor(self.workers) as pool, threadpool_limits(1):
+            for done, (row, matches) in enumerate(
+                zip(audible, pool.map(best, zip(audible, listed, strict=True)), strict=True), 1
+            ):
+                found[row] = matches
+                progress(done, len(audible), what)
+        return found
+
+    def locate(self, queries: LevelSet, found: list[list[_Match]], progress: Progress) -> list[list[Alignment]]:
+        """Spans of every listed match."""
+        jobs = [(row, match) for row, matches in enumerate(found) for match in matches]
+
+        def where(job: tuple[int, _Match]) -> Alignment:
+            row, match = job
+            return locate(
+                queries.levels[row],
+                self.references.levels[match.reference],
+                hypothesis=match.hypothesis,
+                query_start=match.query_start,
+                reference_start=match.reference_start,
+            )
+
+        located: list[list[Alignment]] = [[] for _ in found]
+        with ThreadPoolExecutor(self.workers) as pool, threadpool_limits(1):
+            for done, ((row, _), alignment) in enumerate(zip(jobs, pool.map(where, jobs), strict=True), 1):
+                located[row].append(alignment)
+                progress(done, len(jobs), "matches located")
+        return located
+
+
+def _top(found: list[list[_Match]]) -> DoubleArray:
+    """(n,) score of each query's best match; NaN without one."""
+    return np.array([matches[0].score if matches else np.nan for matches in found])
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+SPAN_TYPE = pa.list_(
+    pa.struct(
+        [(name, pa.float64()) for name in ("query_start_s", "query_end_s", "reference_start_s", "reference_end_s", "evidence")]
+    )
+)
+
+
+def _flat(found: list[list[_Match]]) -> Iterator[tuple[int, int, _Match]]:
+    for row, matches in enumerate(found):
+        for rank, match in enumerate(matches, 1):
+            yield row, rank, match
+
+
+def _matches_table(
+    found: list[list[_Match]],
+    located: list[list[Alignment]],
+    generated: LevelSet,
+    references: LevelSet,
+    null_top: DoubleArray,
+    tau: float,
+    spec: str,
+) -> pa.Table:
+    flat = list(_flat(found))
+    query = generated.clips.take(pa.array([row for row, _, _ in flat], pa.int64()))
+    reference = references.clips.take(pa.array([match.reference for _, _, match in flat], pa.int64()))
+    scores = np.array([match.score for _, _, match in flat])
+    alignments = [located[row][rank - 1] for row, rank, _ in flat]
+    strongest = [max(a.spans, key=lambda span: span.evidence) if a.spans else None for a in alignments]
+
+    def times(name: str) -> pa.Array:
+        return pa.array([None if span is None else getattr(span, name) for span in strongest], pa.float64())
+
+    def numbers(values: list[float]) -> pa.Array:
+        return pa.array(values, pa.float64())
+
+    return pa.table(
+        {
+            "query_id": query["clip_id"],
+            "query_path": query["path"],
+            "reference_id": reference["clip_id"],
+            "reference_path": reference["path"],
+            "rank": pa.array([rank for _, rank, _ in flat], pa.int32()),
+            "similarity": numbers([match.whole for _, _, match in flat]),
+            "bias": numbers([match.usual for _, _, match in flat]),
+            "score": numbers(scores.tolist()),
+            "p_value": numbers(conformal_p_values(scores, null_top).tolist()),
+            "flagged": pa.array((scores >= tau).tolist(), pa.bool_()),
+            "query_start_s": times("query_start_s"),
+            "query_end_s": times("query_end_s"),
+            "reference_start_s": times("reference_start_s"),
+            "reference_end_s": times("reference_end_s"),
+            "lag_s": pa.array([alignment.lag_s for alignment in alignments], pa.float64(), from_pandas=True),
+            "descriptor": pa.array([spec] * len(flat), pa.string()),
+            "query_caption": query["caption"],
+            "reference_caption": reference["caption"],
+            "query_offset_s": query["start_s"],
+            "reference_offset_s": reference["start_s"],
+            "tempo": numbers([alignment.tempo for alignment in alignments]),
+            "pitch_semitones": numbers([alignment.pitch for alignment in alignments]),
+            "spans": pa.array([[vars(span) for span in alignment.spans] for alignment in alignments], SPAN_TYPE),
+        }
+    )
+
+
+def _queries_table(
+    found: list[list[_Match]], generated: LevelSet, references: LevelSet, p_values: DoubleArray, tau: float
+) -> pa.Table:
+    best = [matches[0] if matches else None for matches in found]
+    ids = references.clips["clip_id"]
+    clips = generated.clips
+    return pa.table(
+        {
+            "query_id": clips["clip_id"],
+            "path": clips["path"],
+            "caption": clips["caption"],
+            "duration_s": clips["duration_s"],
+            "flags": clips["flags"],
+            "n_windows": clips["n_windows"],
+            "reference_id": pa.array([None if m is None else ids[m.reference].as_py() for m in best], pa.string()),
+            "similarity": pa.array([None if m is None else m.whole for m in best], pa.float64()),
+            "bias": pa.array([None if m is None else m.usual for m in best], pa.float64()),
+            "score": pa.array([None if m is None else m.score for m in best], pa.float64()),
+            "p_value": pa.array([None if m is None else p for m, p in zip(best, p_values, strict=True)], pa.float64()),
+            "flagged": pa.array([m is not None and m.score >= tau for m in best], pa.bool_()),
+        }
+    )
+
+
+def _training_table(own_found: list[list[_Match]], own: LevelSet, references: LevelSet) -> pa.Table:
+    flat = list(_flat(own_found))
+    return pa.table(
+        {
+            "reference_id": own.clips["clip_id"].take(pa.array([row for row, _, _ in flat], pa.int64())),
+            "nearest_id": references.clips["clip_id"].take(pa.array([match.reference for _, _, match in flat], pa.int64())),
+            "score": pa.array([match.score for _, _, match in flat], pa.float64()),
+        }
+    )
