@@ -110,7 +110,7 @@ def test_mislabelled_file_is_read_for_what_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "Format not recognised"),
+        (b"", "the file is empty"),
         (b"hello, I am text\n" * 50, "Format not recognised"),
         (bytes(range(256)) * 20, "Format not recognised"),
     ],

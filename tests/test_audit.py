@@ -135,7 +135,7 @@ def test_all_silent_or_empty_inputs_are_refused(sets, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="references: no clip to compare"):
         run({**sets, "references": tmp_path / "none"}, tmp_path / "a")
     sf.write(tmp_path / "none" / "silent.wav", np.zeros(100), 16_000)
-    with pytest.raises(CorpusError, match="1 clips, all silent"):
+    with pytest.raises(CorpusError, match="all silent"):
         run({**sets, "generated": tmp_path / "none"}, tmp_path / "b")
 
 

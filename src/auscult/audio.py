@@ -133,6 +133,8 @@ class AudioStream:
             source = open_audio_bytes(self.path)
             if isinstance(source, str) and os.path.exists(source) and not os.path.isfile(source):
                 raise AudioDecodeError("is not a file (a folder, a pipe or a device)")
+            if isinstance(source, str) and os.path.isfile(source) and os.path.getsize(source) == 0:
+                raise AudioDecodeError("the file is empty")
             if self.digest:
                 source, self._sha256 = _digested(source)
         except (OSError, CorpusError) as error:
@@ -144,6 +146,8 @@ class AudioStream:
                 yield piece
         except sf.LibsndfileError as error:
             reason = str(error.error_string).rstrip(".")
+            if "does not exist" in reason:  # said of some truncated files that do
+                reason = "Format not recognised"
             if begun:  # damaged in the middle: what was handed out cannot be taken back and decoded otherwise
                 raise AudioDecodeError(f"damaged ({reason})") from error
             if isinstance(source, io.BytesIO):
@@ -184,7 +188,7 @@ class AudioStream:
         try:
             import av
         except ImportError:
-            raise AudioDecodeError(f"{reason}; if it is AAC, M4A or video: pip install 'auscult[formats]'") from None
+            raise AudioDecodeError(f"{reason} (AAC, M4A and video need: pip install 'auscult[formats]')") from None
         try:
             with av.open(source, metadata_errors="ignore") as container:
                 if not container.streams.audio:

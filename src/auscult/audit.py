@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .comparison import AuditConfig, Comparison, compare
+from .comparison import AuditConfig, Comparison, compare, with_identical
 from .detection import detect, load_levels
 from .folders import Progress, building, file_digests, no_progress, read_card, write_card, write_table
 from .inputs import Source, choose_descriptor, describe_sources, input_facts, input_warnings, skipped_table, task_sources
@@ -110,6 +110,7 @@ def audit(
     with building(Path(output), KIND, task=task, overwrite=overwrite) as folder:
         stores = describe_sources(present, folder / "stores", descriptor, workers=workers, progress=progress)
         comparison = _compare(stores, config, workers, progress)
+        comparison = with_identical(comparison, stores["generated"].clips(), stores["references"].clips())
         write_table(folder / MATCHES, comparison.matches)
         write_table(folder / QUERIES, comparison.queries)
         write_table(folder / TRAINING, comparison.training)

@@ -80,7 +80,8 @@ def gap_threshold(generated: DoubleArray, training: DoubleArray) -> Threshold:
     independent and exponential with scale theta (Renyi's representation). theta is estimated from the body of the
     training scores, ``(q75 - q50) / ln 2``, which copies of less than a quarter of the clips do not touch. The gap is the
     largest weighted spacing of the pooled scores above the training median; it counts as a separation if
-    m spacings of such a tail would show one as large with probability at most 1 %. tau is its middle.
+    m spacings of such a tail would show one as large with probability at most 1 %, and if it is at least half theta wide. tau
+    is its middle.
 
     Without a separation tau falls back to the 99 % quantile of the training scores.
 
@@ -117,6 +118,8 @@ def gap_threshold(generated: DoubleArray, training: DoubleArray) -> Threshold:
     tail = tail[tail >= median]
     weighted = np.arange(1, len(tail)) * -np.diff(tail)
     needed = scale * np.log(max(len(weighted), 1) / GAP_LEVEL)
+    # a narrow step deep in the body weighs much and separates nothing
+    weighted = np.where(-np.diff(tail) >= scale / 2, weighted, 0.0)
     if len(weighted) and weighted.max() > needed:
         place = int(weighted.argmax())
         low, high = float(tail[place + 1]), float(tail[place])
@@ -131,7 +134,7 @@ def gap_threshold(generated: DoubleArray, training: DoubleArray) -> Threshold:
         tau,
         "gap",
         False,
-        f"The histograms do not separate; tau = {tau:.4f} is the {FALLBACK_QUANTILE:.0%} quantile of the training clips' own "
+        f"The histograms do not separate; tau = {tau:.4f} is the {FALLBACK_QUANTILE:.0%} quantile of the clips' own "
         "scores, so what it flags is a list to look at, not a finding.",
     )
 

@@ -32,7 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import __version__
-from .errors import AuscultError
+from .errors import AuscultError, CorpusError
 from .folders import Progress as ProgressCallable
 
 app = typer.Typer(
@@ -165,6 +165,8 @@ def index(
             progress=progress,
         )
     counts = store.card["counts"]
+    if not counts["clips"] and not counts["skipped"]:
+        raise CorpusError(f"{', '.join(source)}: no audio found ({counts['not_audio']} other files)")
     _summary(
         as_json,
         store.card,
@@ -208,8 +210,8 @@ def audit(
         result = run(
             source_of(generated, audio_root=_text(audio_root), encoding=encoding),
             source_of(reference, audio_root=_text(audio_root), encoding=encoding),
-            None if background is None else source_of(background, encoding=encoding),
-            null=None if null is None else source_of(null, encoding=encoding),
+            None if background is None else source_of(background, audio_root=_text(audio_root), encoding=encoding),
+            null=None if null is None else source_of(null, audio_root=_text(audio_root), encoding=encoding),
             output=output,
             config=settings,
             workers=_workers(workers),
@@ -251,7 +253,7 @@ def dedup(
             source_of(source, audio_root=_text(audio_root), encoding=encoding),
             output=output,
             against=None if against is None else source_of(against, audio_root=_text(audio_root), encoding=encoding),
-            background=None if background is None else source_of(background, encoding=encoding),
+            background=None if background is None else source_of(background, audio_root=_text(audio_root), encoding=encoding),
             config=settings,
             workers=_workers(workers),
             overwrite=overwrite,
@@ -263,6 +265,7 @@ def dedup(
         result.card,
         dedup_verdict(result.card),
         output / "clusters.parquet",
+        output / "pairs.parquet",
         output / "keep.txt",
         output / "drop.txt",
         output / "report.html",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def compare(
     A clip's score with another is the largest over their windows. A generated clip is never matched with itself (the
     same stretch of the same file), should the sets overlap.
     """
-    warnings = []
+    warnings = same_place_warning(generated.clips, references.clips)
     rng = np.random.default_rng(config.seed)
     own_background = background is None
     if background is None:
@@ -268,6 +268,35 @@ def same_place(*tables: pa.Table) -> list[IntArray]:
 def same_audio(*tables: pa.Table) -> list[IntArray]:
     """Numbers that are equal for clips with identical samples."""
     return _codes(*(table["sample_digest"].to_pylist() for table in tables))
+
+
+def same_place_warning(generated: pa.Table, references: pa.Table) -> list[str]:
+    """A note if generated clips are themselves files of the training set."""
+    mine, theirs = same_place(generated, references)
+    same = int(np.count_nonzero(np.isin(mine, theirs)))
+    if not same:
+        return []
+    return [f"{same} generated clips are the same files as training clips, and were not compared with themselves."]
+
+
+def with_identical(comparison: Comparison, generated: pa.Table, references: pa.Table) -> Comparison:
+    """Flag listed pairs whose samples are identical, whatever their score: those are copies, even of steady sound."""
+    sides = [dict(zip(t["clip_id"].to_pylist(), t["sample_digest"].to_pylist(), strict=True)) for t in (generated, references)]
+    matches = comparison.matches.to_pylist()
+    identical = [sides[0][row["query_id"]] == sides[1][row["reference_id"]] for row in matches]
+    copied = {row["query_id"] for row, same in zip(matches, identical, strict=True) if same}
+    if not copied:
+        return comparison
+    flags = {
+        "matches": [row["flagged"] or same for row, same in zip(matches, identical, strict=True)],
+        "queries": [row["flagged"] or row["query_id"] in copied for row in comparison.queries.to_pylist()],
+    }
+    tables = {}
+    for name, values in flags.items():
+        table = getattr(comparison, name)
+        tables[name] = table.set_column(table.column_names.index("flagged"), "flagged", pa.array(values, pa.bool_()))
+    note = f"{len(copied)} generated clips have exactly the samples of a training clip; they are flagged whatever their score."
+    return replace(comparison, **tables, warnings=(*comparison.warnings, note))
 
 
 def shared_audio(left: pa.Table, right: pa.Table) -> int:

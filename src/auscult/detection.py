@@ -21,7 +21,7 @@ from .alignment.candidates import candidates
 from .alignment.scoring import Clips, prepare_clips, score
 from .alignment.spans import Alignment, locate
 from .calibration import conformal_p_values, null_from_training
-from .comparison import AuditConfig, Comparison, choose_threshold, same_place, sample_rows, shared_audio
+from .comparison import AuditConfig, Comparison, choose_threshold, same_place, same_place_warning, sample_rows, shared_audio
 from .descriptors.contrast import BANDS, HOP, SAMPLE_RATE, Frames, Levels, assemble, fingerprint, relative_levels
 from .folders import Progress, no_progress
 from .search import DoubleArray, IntArray
@@ -101,7 +101,7 @@ def detect(
     ValueError
         Fewer than 8 background clips.
     """
-    warnings = []
+    warnings = same_place_warning(generated.clips, references.clips)
     rng = np.random.default_rng(config.seed)
     own_background = background is None
     source = references if background is None else background

@@ -31,6 +31,11 @@ Progress = Callable[[int, int | None, str], None]
 
 CARD = "card.json"
 TASK = "task.json"
+# What the corridors and the demo write into their folders; anything else there is the user's.
+_OUR_NAMES = frozenset(
+    {CARD, "report.html", "keep.txt", "drop.txt", "stores", "audit", "dedup", "training", "generated", "background", "null"}
+    | {f"{name}.parquet" for name in ("matches", "queries", "training", "skipped", "clusters", "pairs", "top1")}
+)
 _REPORTED_PACKAGES = ("numpy", "scipy", "soundfile", "soxr", "pyarrow", "faiss-cpu", "av", "datasets")
 
 
@@ -117,11 +122,13 @@ def read_card(folder: Path, kind: str | None = None) -> dict[str, Any]:
     path = folder / CARD
     try:
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         place = folder.absolute()
-        partial = place.with_name(f"{place.name}.partial")
-        hint = " (a run that was stopped: give the same command again to finish it)" if partial.exists() else ""
-        raise StoreError(f"{folder}: no {CARD} here, so this is no complete auscult folder{hint}") from None
+        if place.with_name(f"{place.name}.partial").exists():
+            raise StoreError(f"{folder}: a run was stopped or failed here; give the same command again") from None
+        if not folder.is_dir():
+            raise StoreError(f"{folder}: {'is a file, not a folder' if folder.exists() else 'does not exist'}") from None
+        raise StoreError(f"{folder}: no {CARD} here, so this is no complete auscult folder") from None
     except (ValueError, OSError) as error:
         raise StoreError(f"{path}: cannot be read ({error})") from error
     if not isinstance(card, dict) or not isinstance(card.get("kind"), str) or "versions" not in card:
@@ -218,6 +225,8 @@ def check_output(folder: Path, kind: str, *, overwrite: bool) -> None:
     OutputFolderError
         See :func:`building`.
     """
+    if folder == Path(os.path.realpath(os.curdir)):
+        raise OutputFolderError(f"{folder}: is the folder you are in, which cannot be replaced; choose one inside it")
     if not folder.exists() or (folder.is_dir() and not os.path.ismount(folder) and not any(folder.iterdir())):
         return
     if not folder.is_dir():
@@ -228,3 +237,6 @@ def check_output(folder: Path, kind: str, *, overwrite: bool) -> None:
         raise OutputFolderError(f"{folder}: holds something that is not an auscult {kind}; choose another -o")
     if not overwrite:
         raise OutputFolderError(f"{folder}: already holds a finished {kind}; choose another -o or pass --overwrite")
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in _OUR_NAMES)
+    if foreign:
+        raise OutputFolderError(f"{folder}: holds {', '.join(foreign[:3])}, which --overwrite would delete; move that first")

@@ -79,11 +79,23 @@ def describe_sources(
             )
         counts = stores[role].card["counts"]
         if counts["windows"] == 0:
-            raise CorpusError(
-                f"{role}: no clip to compare in {', '.join(stores[role].card['source'])} "
-                f"({counts['clips']} clips, all silent; {counts['skipped']} unreadable, {counts['not_audio']} not audio)"
-            )
+            raise CorpusError(f"{role}: no clip to compare in {', '.join(stores[role].card['source'])}; {_why(stores[role])}")
     return stores
+
+
+def _why(store: DescriptorStore) -> str:
+    """Why a store holds nothing to compare."""
+    counts = store.card["counts"]
+    if counts["clips"]:
+        return f"its {counts['clips']} clips are all silent"
+    unreadable = [row for row in store.skipped().to_pylist() if row["kind"] != "not_audio"]
+    if unreadable:
+        first = unreadable[0]
+        return (
+            f"{len(unreadable)} files could not be read, the first: {first['path']}: {first['reason']}. "
+            "If a manifest's paths are relative to another folder, give --audio-root"
+        )
+    return f"it holds no audio ({counts['not_audio']} other files)"
 
 
 def input_facts(store: DescriptorStore) -> dict[str, Any]:

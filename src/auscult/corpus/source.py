@@ -84,6 +84,8 @@ def open_corpus(
     except LookupError:
         raise ValueError(f"unknown encoding {encoding!r}; expected utf-8, latin-1, cp1252, ...") from None
     for source in map(str, listed):
+        if not source.strip():
+            raise CorpusError("a source is empty; expected a folder, a manifest, an audio file or hf:NAME[:SPLIT]")
         _source_kind(source)
     # absolute, because the paths of the clips must still be found when a report is rebuilt from elsewhere
     places = tuple(str(source) if str(source).startswith("hf:") else os.path.abspath(source) for source in listed)

@@ -53,10 +53,10 @@ FRAMES = 324  # of a stored window: 10.368 s
 LOWEST_DB = -75.0  # of a stored absolute level; full-scale sound reaches about +50
 QUIET_DB = -70.0  # a clip whose loudest quarter second lies below has nothing to hear
 
-# Of the usual norm of whitened contrast. Hum, tones and drones stay below 0.05 (a drone that swells by 20 %: 0.15); of the frames
-# of real recordings, 1 % lie below 0.14 to 0.8, depending on the clip.
+# Of the usual norm of whitened contrast. Hum, tones and drones stay below 0.05 (a drone that swells by 20 %: 0.15); of the
+# frames of real recordings, 1 % lie below 0.14 to 0.8, depending on the clip.
 FLAT = 0.12
-FEWEST = 8  # frames, a quarter of a second: a clip with fewer that are heard (a hum switched on and off) has no pattern
+FEWEST = 5  # frames: a clip in which fewer are heard (a hum that is switched on and off) has no pattern to compare
 
 WHITENING_FILE = Path(__file__).with_name("whitening.npz")
 

@@ -12,6 +12,8 @@ from typing import Any
 import jinja2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from ..audio import read_audio
@@ -161,6 +163,7 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
             members.append({**row, "excerpt": _excerpt(facts, role, 0.0, min(row["duration_s"], EXCERPT_S))})
         gallery.append({"members": members, "more": len(rows) - len(members), "rows": rows, "first": rows[0]})
         progress(number, min(len(largest), MAX_CLUSTERS), "clusters drawn")
+    starts = _starts(folder)
     open_pairs = [row for row in dedup.pairs().to_pylist() if not row["duplicate"]]
     top1 = dedup.top1()["score"].drop_null().to_numpy()
     histogram = histogram_svg(
@@ -169,15 +172,35 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
     return {
         "clusters": gallery,
         "all_clusters": len(largest),
-        "open_pairs": open_pairs[: CLOSEST_PAIRS * 2],
+        "open_pairs": [_open_pair(row, starts) for row in open_pairs[:CLOSEST_PAIRS]],
         "histogram": Markup(histogram),
         "verdict": dedup_verdict(card),
     }
 
 
-def _skipped(folder: Path) -> dict[str, Any]:
-    import pyarrow.parquet as pq
+def _starts(folder: Path) -> dict[str, float]:
+    """Where in its file each clip of the described corpora starts."""
+    starts: dict[str, float] = {}
+    for store in ("corpus", "against"):
+        path = folder / "stores" / store / "clips.parquet"
+        if path.is_file():
+            table = pq.read_table(path, columns=["clip_id", "start_s"])
+            starts |= zip(table["clip_id"].to_pylist(), table["start_s"].to_pylist(), strict=True)
+    return starts
 
+
+def _open_pair(row: dict[str, Any], starts: dict[str, float]) -> dict[str, Any]:
+    """A pair that was not counted, with pictures and sound."""
+    sides = []
+    for end, role in (("first", "query"), ("second", "reference")):
+        clip_id = row[f"{end}_id"]
+        facts = {f"{role}_path": row[f"{end}_path"], f"{role}_id": clip_id, f"{role}_caption": None}
+        facts[f"{role}_offset_s"] = starts.get(clip_id, 0.0)
+        sides.append(_excerpt(facts, role, 0.0, EXCERPT_S))
+    return {**row, "sides": sides}
+
+
+def _skipped(folder: Path) -> dict[str, Any]:
     rows = [row for row in pq.read_table(folder / SKIPPED).to_pylist() if row["kind"] != "not_audio"]
     return {"rows": rows[:MAX_SKIPPED], "more": max(0, len(rows) - MAX_SKIPPED)}
 
@@ -212,7 +235,7 @@ def _excerpt(
         eye = read_audio(path, sample_rate_hz=SPECTROGRAM_RATE_HZ, start_s=offset_s + start_s, duration_s=duration_s)
         ear = read_audio(path, sample_rate_hz=EXCERPT_RATE_HZ, start_s=offset_s + sound_from_s, duration_s=duration_s)
     except AudioDecodeError as error:
-        log.warning("%s: %s", path, error)
+        log.error("%s: %s", path, error)
         return Excerpt(title, caption, role, start_s, duration_s, missing=str(error))
     shown = eye.samples
     if pad:  # one time axis for both sides
