@@ -32,6 +32,7 @@ ROOMS = [
     "report",
     "sounds",
     "demo",
+    "metrics",
     "cli",
 ]
 
