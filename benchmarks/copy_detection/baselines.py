@@ -86,9 +86,8 @@ def chromaprint(benchmark: Benchmark, *, program: str, top: int) -> list[Predict
     """
     queries = fingerprints([q.audio for q in benchmark.queries], benchmark.rate, program)
     references = fingerprints([s.audio for s in benchmark.references], benchmark.rate, program)
-    bare = (sum(len(print_) < MIN_OVERLAP for print_ in prints) for prints in (queries, references))
-    print("Chromaprint: too short for a fingerprint: {} of {} queries, {} of {} references".format(
-        *(x for pair in zip(bare, (len(queries), len(references)), strict=True) for x in pair)))  # fmt: skip
+    for name, prints in (("queries", queries), ("references", references)):
+        print(f"Chromaprint: {sum(len(p) < MIN_OVERLAP for p in prints)} of {len(prints)} {name} are too short for it")
     scores = np.array([[bit_agreement(q, r) for r in references] for q in queries])
     return best_predictions(benchmark, scores, top)
 
@@ -113,9 +112,10 @@ def bit_agreement(query: npt.NDArray[np.uint32], reference: npt.NDArray[np.uint3
     """Largest share of equal bits over all offsets that overlap in `MIN_OVERLAP` items; minus infinity if none does."""
     if min(len(query), len(reference)) < MIN_OVERLAP:
         return -np.inf
-    different = np.bitwise_count(query[:, None] ^ reference[None, :])
+    signs = [2.0 * np.unpackbits(x[:, None].view(np.uint8), axis=1).astype(np.float32) - 1 for x in (query, reference)]
+    agreement = (1 + signs[0] @ signs[1].T / 32) / 2
     offsets = range(MIN_OVERLAP - len(query), len(reference) - MIN_OVERLAP + 1)
-    return max(1.0 - float(np.diagonal(different, offset).mean()) / 32 for offset in offsets)
+    return max(float(np.diagonal(agreement, offset).mean()) for offset in offsets)
 
 
 def baselines(*, clap: Path | None, top: int) -> tuple[dict[str, System], list[str]]:
