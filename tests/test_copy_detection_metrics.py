@@ -23,6 +23,7 @@ from auscult.metrics.copy_detection import (
     lag_error,
     micro_average_precision,
     onset_error,
+    recall_at_false_positive_rate,
     recall_at_precision,
     temporal_iou,
     validate,
@@ -98,6 +99,15 @@ def test_recall_at_precision_equals_trying_every_threshold(
 def test_recall_at_precision_takes_tied_scores_together() -> None:
     # accepting only the right one of the two that score 2 is no threshold
     assert recall_at_precision(*_arrays([3, 2, 2], [1, 1, 0]), 2) == OperatingPoint(0.5, 1.0, 3.0)
+
+
+def test_recall_at_false_positive_rate_by_hand() -> None:
+    true, negative = np.array([9.0, 5.0, 5.0, -np.inf]), np.array([7.0, 5.0, -np.inf])
+    assert recall_at_false_positive_rate(true, negative, rate=0.0) == 0.25
+    assert recall_at_false_positive_rate(true, negative, rate=0.34) == 0.25  # the second negative ties with two copies
+    assert recall_at_false_positive_rate(true, negative, rate=0.67) == 0.75
+    assert recall_at_false_positive_rate(true, negative, rate=1.0) == 0.75
+    assert math.isnan(recall_at_false_positive_rate(true, negative[:0]))
 
 
 def test_spans_by_hand() -> None:

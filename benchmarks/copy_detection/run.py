@@ -70,7 +70,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--esc10", type=Path, default=Path("../shared/data/esc10"), help="recordings; synthesized if absent")
     parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--top", type=int, default=1, help="predictions per query; a query has at most one reference")
+    # wrong runners-up count, so that the threshold must keep references apart and not only shut out unrelated queries
+    parser.add_argument("--top", type=int, default=3, help="predictions per query (at most one is right)")
     parser.add_argument("--resamples", type=int, default=200, help="draws of the bootstrap")
     parser.add_argument("--clap", type=Path, help="folder with CLAP's weights")
     parser.add_argument("--predictions", type=Path, help="folder for truth.parquet and the predictions of each system")

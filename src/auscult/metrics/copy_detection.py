@@ -19,6 +19,7 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
 PRECISION = 0.9  # of the operating point
+FALSE_POSITIVE_RATE = 0.01  # of the other operating point
 RESAMPLES = 200  # enough for a 95 % interval whose ends wobble by a few percent of its width
 SAME_MOMENT_S = 0.05  # true spans whose distances from a moment differ by less are equally near
 
@@ -237,6 +238,30 @@ def recall_at_precision(
     return OperatingPoint(float(hits[best] / positives), float(hits[best] / (best + 1)), float(ranked[best]))
 
 
+def recall_at_false_positive_rate(true: FloatArray, negative: FloatArray, *, rate: float = FALSE_POSITIVE_RATE) -> float:
+    """Largest recall of a threshold that at most a share ``rate`` of the negatives reach.
+
+    Unlike precision it does not depend on how many of the queries are copies.
+
+    Parameters
+    ----------
+    true
+        (p,) score of each positive's right reference, minus infinity if it was not named.
+    negative
+        (n,) largest score of each negative, minus infinity if it has none.
+
+    Examples
+    --------
+    >>> recall_at_false_positive_rate(np.array([3.0, 2.0, 1.0, 0.5]), np.array([2.0, 0.6, 0.1, 0.0]), rate=0.25)
+    0.75
+    """
+    if len(true) == 0 or len(negative) == 0:
+        return float("nan")
+    allowed = int(rate * len(negative) + 1e-9)
+    highest = np.sort(negative)[::-1]
+    return float(np.mean(true > (highest[allowed] if allowed < len(negative) else -np.inf)))
+
+
 def union(intervals: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Intervals merged into disjoint sorted ones.
 
@@ -361,6 +386,9 @@ def _measure(joined: _Joined, times: IntArray, precision: float, threshold: floa
         "threshold": point.threshold,
         "recall_at_threshold": _mean(np.repeat(joined.true_score, copies) >= limit),
         "top1": _mean(np.repeat(joined.top_correct, copies)),
+        "recall_at_1pct_false_positives": recall_at_false_positive_rate(
+            np.repeat(joined.true_score, copies), np.repeat(joined.top_score, others)
+        ),
         "false_positive_rate": _mean(np.repeat(joined.top_score, others) >= limit),
         "located": _mean(located),
         "onset_error_s": float(np.median(onset)) if len(onset) else float("nan"),
@@ -407,7 +435,9 @@ def evaluate(
         ``recall_at_precision`` and its ``threshold`` (infinite where the precision is never reached);
         ``recall_at_threshold``: share of positives whose right reference scores at least the threshold;
         ``top1``: share of positives whose best prediction is right;
-        ``false_positive_rate``: share of negatives with a prediction at or above the threshold;
+        ``false_positive_rate``: share of negatives with a prediction at or above the threshold (at a given precision it
+        grows with the share of copies among the queries: the more there are, the more false alarms are "few");
+        ``recall_at_1pct_false_positives``, which does not;
         ``located``: share of positives whose best prediction is right and has spans; over these,
         ``onset_error_s`` and ``lag_error_s`` (medians) and ``temporal_iou`` (mean), see the functions of these names.
         NaN where there is nothing to measure.
