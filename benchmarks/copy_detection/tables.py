@@ -132,7 +132,8 @@ def page(
         "Intervals: 95 %, bootstrap by source. *Located*: the best prediction is right and has spans; over these, the "
         "medians of the onset error (where the copied sound begins in the query) and of the lag error (which moment of the "
         "reference plays), and the mean temporal IoU in the query. *False-positive rate*: of the negatives, at the "
-        "threshold; *recall at 1 % false positives* is at another, stricter one, whatever the share of copies. *none*: no threshold reaches the precision.",
+        "threshold; *recall at 1 % false positives* is at another, stricter one, whatever the share of copies. *none*: no "
+        "threshold reaches the precision.",
         "",
         *(f"- {note}" for note in notes),
         *([""] if notes else []),
