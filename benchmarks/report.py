@@ -30,12 +30,20 @@ def machine() -> dict[str, Any]:
     return {"processor": model, "cores": os.cpu_count(), "memory_gb": round(pages / 2**30, 1), "system": platform.platform()}
 
 
+def commit() -> str:
+    """The commit that runs, marked where files differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        ).stdout.strip()
+
+    return git("rev-parse", "HEAD") + (" with uncommitted changes" if git("status", "--porcelain") else "")
+
+
 def write_json(path: str | Path, rows: list[dict[str, Any]], options: dict[str, Any]) -> None:
     """Write the rows with everything needed to judge them."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    content = {"rows": rows, "options": options, "commit": commit, "machine": machine(), "versions": package_versions()}
+    content = {"rows": rows, "options": options, "commit": commit(), "machine": machine(), "versions": package_versions()}
     Path(path).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     print(f"\n{path}")

@@ -34,6 +34,7 @@ ROOMS = [
     "report",
     "sounds",
     "demo",
+    "metrics",
     "cli",
 ]
 

@@ -33,6 +33,10 @@ class OutputFolderError(AuscultError):
     """An output folder holds something else, or cannot be written."""
 
 
+class TableError(AuscultError):
+    """A table of results (predictions, truth) lacks a column or holds a value that cannot be meant."""
+
+
 class MissingExtraError(AuscultError):
     """An optional dependency is needed for this input."""
 
