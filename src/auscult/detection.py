@@ -27,7 +27,7 @@ from .folders import Progress, no_progress
 from .search import DoubleArray, IntArray
 from .store import DescriptorStore, vector_matrix
 
-BACKGROUND_CLIPS = 100  # of the background set that each query is compared with
+BACKGROUND_CLIPS = 64  # of the background set that each query is compared with
 CLOSE = 24  # candidates whose best stretch is looked for; the others can only score lower
 CACHED_PRINTS = 4096  # fingerprints of references kept for the next query, 80 KB for 10 s each
 
