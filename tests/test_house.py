@@ -26,6 +26,7 @@ ROOMS = [
     "calibration",
     "comparison",
     "audit",
+    "ensembles",
     "pairs",
     "clusters",
     "duplicates",
