@@ -2,8 +2,8 @@
 
     python benchmarks/detection.py [--queries 200] [--references 4500] [--workers 2] [-o benchmarks/results/detection.json]
 
-References and queries are levels of 10 s of synthesized sounds, cut anew so that all differ. Prints the time a pair of the first
-stage, a query of the second, and what they make for 1,000 queries against 45,000 references, at which this can be run with
+References and queries are levels of 10 s of synthesized sounds, all cut anew. Prints the time a pair of the first
+stage, a query of the second, and what they make for 1,000 queries against 45,000 references, which is run with
 `--queries 1000 --references 45000`. Also describes clips by `contrast` and `mel`, decoding and resampling left out.
 """
 

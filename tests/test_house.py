@@ -28,6 +28,7 @@ ROOMS = [
     "comparison",
     "detection",
     "audit",
+    "ensembles",
     "pairs",
     "clusters",
     "duplicates",

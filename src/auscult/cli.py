@@ -274,6 +274,37 @@ def dedup(
 
 
 @app.command()
+def compare(
+    audits: Annotated[list[Path], typer.Argument(help="Folders of audits of the same generated clips.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Parquet file for the ensemble's score of every listed pair.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What audits of the same clips with several descriptors find together and apart."""
+    from .ensembles import combine, open_scores, overlap
+    from .folders import write_table
+
+    scores = open_scores(audits)
+    rows = overlap(scores).to_pylist()
+    if output is not None:
+        write_table(output, combine(scores))
+    if as_json:
+        _print_json({"overlap": rows, "paths": [] if output is None else [str(output)]})
+        return
+    table = Table(title="Flagged clips, the second's threshold set to flag as many as the first", title_justify="left")
+    for column in ("first", "second", "first flags", "second flags", "at tau", "both", "same match"):
+        table.add_column(column, justify="left" if column in {"first", "second"} else "right")
+    for row in rows:
+        counts = [f"{row[key]:,}" for key in ("flagged_first", "flagged_second")]
+        shared = [f"{row[key]:,}" for key in ("both", "same_reference")]
+        table.add_row(Text(row["first"]), Text(row["second"]), *counts, f"{row['tau_second']:.4f}", *shared)
+    out.print(table)
+    if output is not None:
+        _print_paths(output)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Folder of an audit or a dedup.")]) -> None:
     """Rebuild report.html from a finished audit or dedup."""
     from .report import write_report

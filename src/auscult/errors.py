@@ -4,6 +4,8 @@ A bad argument is a ``ValueError``; everything here is about data that turned ou
 Messages say what was expected, what was found, in which item, and what to do.
 """
 
+from __future__ import annotations
+
 
 class AuscultError(Exception):
     """Root of all errors of auscult; the command line prints its message on one line and exits with 2."""
@@ -37,8 +39,16 @@ class TableError(AuscultError):
     """A table of results (predictions, truth) lacks a column or holds a value that cannot be meant."""
 
 
+class ModelError(AuscultError):
+    """A model cannot be found or loaded, or is not what its folder says."""
+
+
 class MissingExtraError(AuscultError):
     """An optional dependency is needed for this input."""
 
     def __init__(self, extra: str, needed_for: str) -> None:
         super().__init__(f"{needed_for} needs an optional dependency: pip install 'auscult[{extra}]'")
+        self._arguments = extra, needed_for
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        return type(self), self._arguments  # or a worker could not send it: by default it is rebuilt from its message

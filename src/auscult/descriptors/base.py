@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 
 _SPEC = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)/(?P<version>\d+)\((?P<parameters>.*)\)")
+# A parameter: a key, then a number, or text as Python quotes it, in which commas, brackets and escaped quotes may stand.
+_PARAMETER = re.compile(r"""(?P<key>[A-Za-z_]\w*)=(?P<value>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,'"\s]+)(?:,|$)""")
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,28 @@ class DescriptorSpec:
         """
         match = _SPEC.fullmatch(text)
         if match is None:
-            raise ValueError(f"expected a descriptor spec such as 'mel/1(duration_s=10.242)', got {text!r}")
-        pairs = [part.partition("=") for part in match["parameters"].split(",") if part]
-        parameters = tuple((key, _literal(value)) for key, _, value in pairs)
-        return cls(match["name"], int(match["version"]), parameters)
+            raise ValueError(_no_spec(text))
+        written, position = match["parameters"], 0
+        parameters: list[tuple[str, float | int | str]] = []
+        while position < len(written):
+            pair = _PARAMETER.match(written, position)
+            if pair is None:
+                raise ValueError(_no_spec(text))
+            try:
+                parameters.append((pair["key"], _literal(pair["value"])))
+            except (ValueError, SyntaxError):
+                raise ValueError(_no_spec(text)) from None
+            position = pair.end()
+        return cls(match["name"], int(match["version"]), tuple(parameters))
+
+
+def _no_spec(text: str) -> str:
+    return f"expected a descriptor spec such as 'mel/1(duration_s=10.242)', got {text!r}"
 
 
 def _literal(text: str) -> float | int | str:
-    if text[:1] in "'\"":
-        return text[1:-1]
+    if text[0] in "'\"":
+        return str(ast.literal_eval(text))
     return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
 
 
@@ -100,28 +116,40 @@ def _contrast(**parameters: Any) -> Descriptor:
     return descriptor
 
 
-_FACTORIES: dict[str, Callable[..., Descriptor]] = {"mel": _mel, "contrast": _contrast}
+def _clap(**parameters: Any) -> Descriptor:
+    descriptor: Descriptor = import_module("auscult.descriptors.clap").ClapDescriptor(**parameters)
+    return descriptor
+
+
+_FACTORIES: dict[str, Callable[..., Descriptor]] = {"clap": _clap, "contrast": _contrast, "mel": _mel}
 
 
 def load_descriptor(spec: DescriptorSpec | str, **parameters: Any) -> Descriptor:
     """Make the descriptor of a name (``"mel"``, with parameters) or of a spec.
+
+    A spec written as text may leave parameters out, which then have their defaults: ``"clap/1(model='folder')"``. A
+    :class:`DescriptorSpec`, as stores have it, must be matched to the last parameter.
 
     Raises
     ------
     ValueError
         The name is unknown, a parameter is unknown or out of range, or the spec is of another version.
     """
+    written = isinstance(spec, str)
     if isinstance(spec, str) and "(" in spec:
         spec = DescriptorSpec.parse(spec)
     name = spec if isinstance(spec, str) else spec.name
     if name not in _FACTORIES:
         raise ValueError(f"unknown descriptor {name!r}; there are: {', '.join(sorted(_FACTORIES))}")
-    settings = parameters if isinstance(spec, str) else {**dict(spec.parameters), **parameters}
+    own = {} if isinstance(spec, str) else dict(spec.parameters)
+    if twice := own.keys() & parameters.keys():
+        raise ValueError(f"{', '.join(sorted(twice))} was given twice: in {spec} and beside it")
+    settings = {**own, **parameters}
     try:
         descriptor = _FACTORIES[name](**settings)
     except TypeError as error:
         raise ValueError(f"descriptor {name!r} takes no such settings: {settings} ({error})") from None
-    if isinstance(spec, str):
+    if isinstance(spec, str) or (written and descriptor.spec.version == spec.version):
         return descriptor
     if descriptor.spec != spec:
         raise ValueError(f"this version of auscult computes {descriptor.spec}, not {spec}; describe the corpus again")
