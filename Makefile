@@ -2,16 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test lint clean
 
 demo: .venv/base
 	$(BIN)/auscult demo -o auscult-demo --overwrite
 
 test: .venv/test lint
 	$(BIN)/python -m pytest -n 2 -q
-
-test-slow: .venv/test
-	$(BIN)/python -m pytest -q -m slow
 
 lint: .venv/test
 	$(BIN)/ruff check .

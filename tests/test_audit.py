@@ -281,3 +281,25 @@ def test_a_descriptor_that_the_stores_do_not_hold_is_refused(sets, tmp_path: Pat
     store = index(open_corpus(sets["references"]), tmp_path / "store", descriptor=load_descriptor("mel", duration_s=1.0))
     with pytest.raises(DescriptorMismatchError, match="descriptor=nope"):
         audit(store, store, output=tmp_path / "a", config=AuditConfig(descriptor="nope"))
+
+
+def test_identical_samples_are_flagged_whatever_their_score(sets, tmp_path: Path) -> None:
+    noise = np.round(3000 * np.random.default_rng(0).standard_normal(48_000)).astype(np.int16)  # steady: near to everything
+    sf.write(sets["references"] / "steady.wav", noise, 16_000)
+    sf.write(sets["generated"] / "steady.flac", noise, 16_000)
+    result = run(sets, tmp_path / "audit", AuditConfig(duration_s=WINDOW_S, tau=0.9))
+    assert [row["query_id"] for row in result.queries().to_pylist() if row["flagged"]] == ["steady.flac"]
+    assert any("exactly the samples" in warning for warning in result.card["warnings"])
+
+
+def test_generated_clips_that_are_training_files_are_told(sets, tmp_path: Path) -> None:
+    result = run({**sets, "generated": sets["references"]}, tmp_path / "audit")
+    assert any("60 generated clips are the same files as training clips" in warning for warning in result.card["warnings"])
+
+
+def test_overwrite_spares_what_is_not_ours(sets, tmp_path: Path) -> None:
+    run(sets, tmp_path / "audit")
+    (tmp_path / "audit" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputFolderError, match=r"notes\.txt"):
+        run(sets, tmp_path / "audit", overwrite=True)
+    assert (tmp_path / "audit" / "notes.txt").read_text() == "mine"
