@@ -22,8 +22,8 @@ from .correlation import CHUNK, Bank, build_bank, chunk_starts, correlate, decim
 STEP = 2  # frames per tick of the coarse clock
 HYPOTHESES = ((1.0, 0.0), (1.0, -2.0), (1.0, 2.0), (0.9, 0.0), (1.1, 0.0))  # tempo, semitones
 PRIOR = 0.95  # of the z of any but the plain hypothesis: it had more chances to be large
-BLOCK = 512  # reference chunks at a time: the products of a block stay in the cache
-QUERIES = 8  # query chunks per matrix product
+BLOCK = 128  # reference chunks at a time: the products of a block stay in the cache, also when two threads share it
+QUERIES = 4  # query chunks per matrix product
 
 
 @dataclass(frozen=True)
