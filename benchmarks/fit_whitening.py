@@ -34,8 +34,8 @@ def main() -> None:
     sounds = [s for s in read_esc10(options.esc10) if in_development_half(s.source)] + synthetic_sounds(60, seed=SEED)
     heard = [soxr.resample(s.audio, RATE, contrast.SAMPLE_RATE).astype(np.float32) for s in sounds]
     fitted = contrast.fit_whitening([contrast.contrast(contrast.describe(audio)) for audio in heard]).matrix
+    shipped = contrast.load_whitening().matrix  # before it may be overwritten
     np.savez(options.output, matrix=fitted)
-    shipped = contrast.load_whitening().matrix
     difference = np.linalg.norm(fitted - shipped) / np.linalg.norm(shipped)
     print(f"{options.output}: from {len(sounds)} sounds; relative difference from the one that ships: {difference:.2e}")
 
