@@ -20,8 +20,8 @@ from auscult.audio import read_audio
 from auscult.audit import AuditConfig, audit
 from auscult.corpus import open_corpus
 from auscult.duplicates import DedupConfig, deduplicate
+from auscult.figures import COLOR_MAP, QUERY_COLOR, REFERENCE_COLOR, histogram_svg, spectrogram_db
 from auscult.report import write_report
-from auscult.report.figures import COLOR_MAP, QUERY_COLOR, REFERENCE_COLOR, histogram_svg, spectrogram_db
 from report import print_table, write_json
 
 DURATION_S = 5.0

@@ -32,6 +32,8 @@ ROOMS = [
     "pairs",
     "clusters",
     "duplicates",
+    "figures",
+    "review",
     "report",
     "sounds",
     "demo",

@@ -13,8 +13,8 @@ from auscult.audit import Audit, AuditConfig, audit
 from auscult.corpus import open_corpus
 from auscult.duplicates import DedupConfig, deduplicate
 from auscult.errors import StoreError
+from auscult.figures import excerpt_mp3, histogram_svg, spectrogram_db, spectrogram_png, time_ticks
 from auscult.report import write_report
-from auscult.report.figures import excerpt_mp3, histogram_svg, spectrogram_db, spectrogram_png, time_ticks
 from conftest import sound
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}"
@@ -97,7 +97,7 @@ def test_report_of_something_else(tmp_path: Path) -> None:
 def test_spectrogram_shows_a_tone_where_it_is() -> None:
     tone = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000).astype(np.float32)
     decibel = spectrogram_db(tone)
-    from auscult.report.figures import frequency_ticks
+    from auscult.figures import frequency_ticks
 
     height = dict(frequency_ticks())["1 kHz"]
     assert abs(decibel.mean(axis=1).argmax() / len(decibel) - height) < 0.02

@@ -22,8 +22,7 @@ from ..audit import SKIPPED, Audit
 from ..duplicates import KIND as DEDUP_KIND
 from ..duplicates import Duplicates
 from ..errors import AudioDecodeError, StoreError
-from ..folders import Progress, no_progress, read_card, write_text
-from .figures import (
+from ..figures import (
     EXCERPT_RATE_HZ,
     QUERY_COLOR,
     REFERENCE_COLOR,
@@ -34,6 +33,7 @@ from .figures import (
     spectrogram_png,
     time_ticks,
 )
+from ..folders import Progress, no_progress, read_card, write_text
 
 log = logging.getLogger(__name__)
 

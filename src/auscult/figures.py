@@ -11,7 +11,7 @@ import scipy.fft
 import scipy.signal
 import soundfile as sf
 
-from ..descriptors.mel import hz_to_mel, mel_filterbank, mel_to_hz
+from .descriptors.mel import hz_to_mel, mel_filterbank, mel_to_hz
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -1,0 +1,1 @@
+"""Verification: a person looks, listens and decides; verdicts become rates with intervals."""
