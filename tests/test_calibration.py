@@ -117,6 +117,9 @@ def test_false_discoveries_stay_within_the_level_over_200_runs() -> None:
 
 
 def test_too_few_null_clips_say_how_many_are_needed() -> None:
+    none = fdr_threshold(np.array([50.0, 4.0]), np.zeros(0), 0.1)
+    assert "too few to flag anything" in none.explanation
+    assert not none.separated
     rule = fdr_threshold(np.array([50.0, *np.linspace(3, 5, 99)]), np.linspace(2, 6, 100), 0.1)
     assert not rule.separated
     assert "999 could tell a single one" in rule.explanation

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile as sf
 
 from auscult.alignment.candidates import candidates
 from auscult.alignment.correlation import build_bank, correlate, unit_rows
-from auscult.alignment.parts import diagonals, scan
+from auscult.alignment.parts import HYPOTHESES, diagonals, scan
 from auscult.alignment.scoring import prepare_clips, score
 from auscult.alignment.spans import locate
 from auscult.audit import AuditConfig, audit
 from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
-from auscult.descriptors.contrast import BANDS, FRAME_S, ContrastDescriptor, describe, fingerprint
-from auscult.detection import load_levels
+from auscult.descriptors.contrast import BANDS, FRAME_S, ContrastDescriptor, describe, fingerprint, warp
+from auscult.detection import LevelSet, detect, load_levels
 from auscult.errors import DescriptorMismatchError
 from auscult.indexing import index
 from auscult.sounds import synthesise
@@ -118,6 +120,61 @@ def test_steady_sound_is_not_rewarded() -> None:
         assert score(describe(steady(kind)), references, background).score.max() < 8
 
 
+@pytest.mark.parametrize("kind", ["vibrato", "two tones", "switched", "swelling", "faded"])
+def test_monotonous_sound_has_no_pattern_to_copy(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    t = np.arange(5 * RATE) / RATE
+
+    def take() -> np.ndarray:
+        phase = rng.uniform(0, 6)
+        tones = {
+            "vibrato": np.sin(2 * np.pi * np.cumsum(440 * (1 + 0.03 * np.sin(2 * np.pi * 5 * t + phase))) / RATE),
+            "two tones": np.sin(2 * np.pi * 440 * t + phase) + np.sin(2 * np.pi * 441 * t),
+            "switched": np.sin(2 * np.pi * 1000 * t) * ((t + phase) % 1 < 0.5),
+            "swelling": np.sign(np.sin(2 * np.pi * 80 * t + phase)) * (1 + 0.5 * np.sin(np.pi * t + phase)),
+            "faded": np.sin(2 * np.pi * 100 * t) * np.minimum(1, np.minimum(t, 5 - t) / rng.uniform(0.2, 1)),
+        }
+        return tones[kind].astype(np.float32)
+
+    references = prepare_clips([fingerprint(describe(take())) for _ in range(8)])
+    background = prepare_clips([fingerprint(describe(clip(n))) for n in range(300, 316)])
+    assert score(describe(take()), references, background).score.max() < 1
+
+
+@pytest.mark.parametrize(("factor", "semitones"), [(106, -1.0), (94, 1.0)])
+def test_tape_speed_is_recognized_as_one_change(clips, factor: int, semitones: float) -> None:
+    """What plays slower lies lower: tempo and pitch are found together, and reported the right way round."""
+    import soxr
+
+    levels, references, background = clips
+    for number in (3, 7):
+        heard = describe(soxr.resample(clip(number), 100, factor))
+        found = score(heard, references, background)
+        assert HYPOTHESES[found.hypothesis[number]] == (factor / 100, semitones)
+        alignment = locate(heard, levels[number], hypothesis=int(found.hypothesis[number]))
+        assert alignment.tempo == pytest.approx(100 / factor, abs=0.015)  # below 1: the query plays slower
+        assert alignment.pitch == semitones
+
+
+def test_first_stage_keeps_copies_at_the_outermost_tempos() -> None:
+    """The detector looks for tempos from 0.8 to 1.26; what the first stage drops, it never sees."""
+    references = [describe(clip(n, 4.0)) for n in range(150)]
+    for tempo in (0.8, 1.25):
+        copies = [warp(references[n], tempo=tempo).round().astype(np.uint8) for n in (0, 30, 62, 99)]
+        found = candidates(copies, references, k=15)
+        assert all(number in row for number, row in zip((0, 30, 62, 99), found.index, strict=True))
+
+
+def test_a_quiet_movement_of_a_long_recording_is_heard() -> None:
+    loud, quiet = clip(1, 30.0), 0.003 * clip(2, 40.0)
+    both = np.concatenate([loud, quiet, loud])
+    prepared = prepare_clips([fingerprint(describe(x)) for x in (both, *(clip(n, 30.0) for n in range(10, 16)))])
+    background = prepare_clips([fingerprint(describe(clip(n))) for n in range(300, 316)])
+    found = score(describe(quiet[15 * RATE : 25 * RATE]), prepared, background)
+    assert found.score.argmax() == 0
+    assert found.score[0] > 10
+
+
 def test_silence_and_padding_never_agree(clips) -> None:
     _, references, background = clips
     silent = score(describe(np.zeros(RATE, np.float32)), references, background)
@@ -149,7 +206,7 @@ def test_one_shots_and_long_recordings() -> None:
 
 def test_correlation_equals_the_sum_that_it_stands_for() -> None:
     q, r = (unit_rows(fingerprint(describe(clip(n, 3.0)))) for n in (1, 2))
-    z = correlate([q], build_bank([r]))[:, 0, 0]
+    z = correlate([q], build_bank([r]), overlaps=[0])[:, 0, 0]
     for lag in (-40, -3, 0, 17, 60):
         pairs = [(t + lag, t) for t in range(len(r)) if 0 <= t + lag < len(q)]
         total = sum(float(q[i] @ r[j]) for i, j in pairs)
@@ -261,8 +318,108 @@ def test_without_null_and_background_it_works_and_says_that_it_is_weaker(sets, t
     assert sum("weaker" in warning for warning in result.card["warnings"]) == 2
 
 
+def level_set(sounds: list[np.ndarray], names: str = "clip") -> LevelSet:
+    """Clips in memory as a store gives them."""
+    rows = [
+        {
+            "clip_id": f"{names}-{n}",
+            "path": f"{names}-{n}.wav",
+            "start_s": 0.0,
+            "duration_s": len(x) / RATE,
+            "caption": None,
+            "sample_digest": hashlib.sha256(x.tobytes()).hexdigest(),
+            "flags": [],
+            "n_windows": 1,
+        }
+        for n, x in enumerate(sounds)
+    ]
+    return LevelSet([describe(x) for x in sounds], pa.Table.from_pylist(rows))
+
+
+def level_sets(*sounds_of_sets) -> list[LevelSet | None]:
+    return [None if x is None else level_set(x, name) for x, name in zip(sounds_of_sets, "grbn", strict=False)]
+
+
+def compare_sets(generated, references, background=None, null=None, **config):
+    sets_in_order = level_sets(generated, references, background, null)
+    return detect(*sets_in_order, config=AuditConfig(**config), spec="contrast/1()")
+
+
+def test_the_answer_does_not_depend_on_the_order_of_the_sets() -> None:
+    generated, references = [clip(n, 2.0) for n in range(200, 206)], [clip(n, 2.0) for n in range(20)]
+    background, null = [clip(n, 2.0) for n in range(300, 380)], [clip(n, 2.0) for n in range(400, 420)]
+    generated[2] = shifted(references[4])
+    sets_in_order = level_sets(generated, references, background, null)
+    turned = [s.subset(np.arange(len(s.levels))[::-1]) for s in sets_in_order]
+    one, other = (detect(*s, config=AuditConfig(null_sample=10), spec="") for s in (sets_in_order, turned))
+    by_id = [{row["query_id"]: row for row in c.queries.to_pylist()} for c in (one, other)]
+    for name, row in by_id[0].items():
+        assert by_id[1][name]["reference_id"] == row["reference_id"]
+        assert by_id[1][name]["score"] == pytest.approx(row["score"], abs=1e-4)
+    assert one.threshold.tau == pytest.approx(other.threshold.tau, abs=1e-4)
+
+
+def test_flat_and_silent_clips_are_no_background() -> None:
+    t = np.arange(2 * RATE) / RATE
+    hums = [np.sin(2 * np.pi * (50 + n) * t).astype(np.float32) for n in range(20)]
+    lively, unrelated = [clip(n, 2.0) for n in range(18)], [clip(n, 2.0) for n in range(200, 204)]
+    heard = [clip(n, 2.0) for n in range(300, 312)]
+
+    def scores(*given) -> np.ndarray:
+        return compare_sets(unrelated, *given).queries["score"].to_numpy()
+
+    np.testing.assert_allclose(scores(hums + lively), scores(lively), atol=1e-3)
+    np.testing.assert_allclose(scores(lively, [*hums, *(0 * x for x in hums), *heard]), scores(lively, heard), atol=1e-3)
+    with pytest.raises(ValueError, match="at least 8 background clips .* got 7"):
+        compare_sets(unrelated, lively, hums + lively[:7])
+    with pytest.raises(ValueError, match="at least 9 training clips"):
+        compare_sets(unrelated, hums + lively[:8])
+
+
+def test_many_duplicates_in_a_small_training_set() -> None:
+    references = [clip(n, 2.0) for n in range(6)] + [0.5 * clip(2, 2.0)] * 4
+    found = compare_sets([shifted(clip(2, 2.0)), clip(200, 2.0)], references, tau=1e9)
+    assert found.queries["reference_id"][0].as_py() in {"r-2", "r-6", "r-7", "r-8", "r-9"}
+
+
+def test_null_clips_that_are_training_clips_are_left_out() -> None:
+    references, background = [clip(n, 2.0) for n in range(20)], [clip(n, 2.0) for n in range(300, 316)]
+    null = [*references[:5], *(clip(n, 2.0) for n in range(400, 430)), np.zeros(RATE, np.float32)]
+    found = compare_sets([shifted(clip(3, 2.0))], references, background, null)
+    assert found.calibration["null_clips"] == 30  # neither training clips nor silence
+    assert any("5 null clips are also training clips" in warning for warning in found.warnings)
+    assert found.queries["flagged"][0].as_py()
+    with pytest.raises(ValueError, match="all null clips are also training clips"):
+        compare_sets([clip(200, 2.0)], references, background, references[:5])
+
+
+def test_silent_queries_do_not_weigh_against_the_others() -> None:
+    references, background = [clip(n, 2.0) for n in range(20)], [clip(n, 2.0) for n in range(300, 316)]
+    null = [clip(n, 2.0) for n in range(400, 420)]
+    silent = [np.zeros(RATE + n, np.float32) for n in range(30)]
+    found = compare_sets([shifted(clip(3, 2.0)), *silent], references, background, null)
+    assert found.queries["flagged"].to_pylist() == [True] + [False] * 30
+    assert found.queries["score"].null_count == 30
+
+
+def test_identical_samples_come_first_even_of_a_steady_tone() -> None:
+    t = np.arange(2 * RATE) / RATE
+    hums = [np.sin(2 * np.pi * 100 * t + n).astype(np.float32) for n in range(8)]
+    found = compare_sets([hums[5]], hums + [clip(n, 2.0) for n in range(8)], [clip(n, 2.0) for n in range(300, 316)], k=1)
+    assert found.queries["reference_id"].to_pylist() == ["r-5"]
+
+
+def test_spans_end_where_the_clips_do() -> None:
+    references = [clip(n, 5.003) for n in range(12)]
+    found = compare_sets([0.5 * x for x in references[:6]], references, [clip(n) for n in range(300, 316)])
+    assert any(row["spans"] for row in found.matches.to_pylist())
+    for row in found.matches.to_pylist():
+        for span in row["spans"]:
+            assert max(span["query_end_s"], span["reference_end_s"]) <= 5.003 + 1e-9
+
+
 def test_too_small_a_background_is_refused(sets, write_sounds, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least 8 clips"):
+    with pytest.raises(ValueError, match="at least 8 background clips"):
         run({**sets, "background": write_sounds("few", 3, first=900)}, tmp_path / "audit")
 
 

@@ -23,6 +23,7 @@ ROOMS = [
     "inputs",
     "search",
     "similarity",
+    "identity",
     "alignment",
     "calibration",
     "comparison",

@@ -210,22 +210,21 @@ def fdr_threshold(scores: DoubleArray, null: DoubleArray, fdr: float) -> Thresho
     Says so where there are too few null clips: the smallest p-value is ``1 / (n + 1)``, so to flag a single one of m
     clips takes ``n >= m / fdr - 1``, and fewer suffice only if several clips are copies.
     """
+    scores, null = scores[np.isfinite(scores)], null[np.isfinite(null)]  # a silent clip is no hypothesis
     p = conformal_p_values(scores, null)
     flagged = benjamini_hochberg(p, fdr)
-    n, m = int(np.isfinite(null).sum()), int(np.isfinite(scores).sum())
+    n, m = len(null), len(scores)
     needed = int(np.ceil(m / fdr)) - 1
     enough = ""
     if n < needed:
         least = int(np.ceil(m / (fdr * (n + 1))))
-        enough = (
-            f" {n:,} null clips cannot tell fewer than {least:,} copies among {m:,} clips at this level; "
-            f"{needed:,} could tell a single one."
-        )
+        few = f"cannot tell fewer than {least:,} copies among {m:,} clips" if least <= m else "are too few to flag anything"
+        enough = f" {n:,} null clips {few} at this level; {needed:,} could tell a single one."
     if flagged.any():
-        tau = float(np.nanmin(scores[flagged]))
+        tau = float(scores[flagged].min())
         what = f"Of what is flagged, at most {fdr:.0%} are expected to be false alarms: scores from {tau:.2f} on."
     else:
-        top = float(np.nanmax(np.concatenate([scores, null, [0.0]])))
+        top = float(np.concatenate([scores, null, [0.0]]).max())
         tau = float(np.nextafter(top, np.inf))
         what = f"Nothing can be flagged with at most {fdr:.0%} false alarms expected."
     return Threshold(tau, "fdr", bool(flagged.any()) or n >= needed, what + enough)

@@ -48,7 +48,7 @@ out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highli
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")]
 DescriptorName = Annotated[
     str | None,
-    typer.Option("--descriptor", help="contrast (for audits) or mel (default: contrast, or mel if --duration is given)"),
+    typer.Option("--descriptor", help="contrast (for audits), mel or clap (default: contrast, or mel if --duration is given)"),
 ]
 Duration = Annotated[float | None, typer.Option("--duration", help="Window of the descriptor in seconds (default: 10.242)")]
 Workers = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Processes (default: one a core)")]
@@ -125,7 +125,7 @@ def demo(
     flagged = result.audit.card["counts"]["flagged"]
     out.print(
         f"{result.false_alarms} of {result.clean} clean clips are among the {flagged} flagged ones; "
-        f"up to {result.audit.card['config']['fdr']:.0%} of a list may be false alarms.\n"
+        f"up to {result.audit.card['calibration']['fdr']:.0%} of a list may be false alarms.\n"
     )
     _print_paths(result.audit.path / "report.html", result.dedup.path / "report.html")
 
@@ -187,7 +187,8 @@ def audit(
     null: Annotated[str | None, typer.Option(help="Clips known not to be in the training set, for p-values.")] = None,
     fdr: Annotated[float | None, typer.Option(help="Share of false alarms tolerated in the list (default: 0.1)")] = None,
     tau: Annotated[
-        str | None, typer.Option(help="A number, 'fdr', 'gap' (read off the histograms), or match:AUDIT (default: fdr)")
+        str | None,
+        typer.Option(help="A number, 'fdr', 'gap' (off the histograms; default for mel, clap), or match:AUDIT (default: fdr)"),
     ] = None,
     top: Annotated[int | None, typer.Option("--top", "-k", help="Matches listed for each clip (default: 5)")] = None,
     config: ConfigFile = None,

@@ -20,41 +20,45 @@ from .calibration import (
     null_from_training,
 )
 from .folders import Progress, no_progress, read_card
+from .identity import same_audio, same_place, same_place_warning, sample_clips, shared_audio, unshared_rows
 from .search import DoubleArray, IntArray, TopK, top_k
 from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_group
 from .store import Vectors
 
+DEFAULT_FDR = 0.1
+
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """Settings of an audit; the defaults are the audit paper's, except tau, which it read off its histograms.
+    """Settings of an audit. Those of the normalization are the audit paper's; it read tau off its histograms.
 
     Attributes
     ----------
     descriptor
-        Name of the descriptor; None: that of the given stores, or ``mel``.
+        Name of the descriptor; None: that of the given stores, or ``contrast``.
     duration_s
         Window of the descriptor in seconds; None: its default (10.242 for ``mel``).
     k
         Matches listed for each generated clip.
     beta, background_k
-        Weight and number of neighbours of the background normalization.
+        Weight and number of neighbors of the background normalization (not for ``contrast``, which standardizes).
     tau
         A number (the paper: 0.5005 for ``mel`` at 10.242 s against 1,000 AudioSet clips); ``"fdr"``, from p-values;
         ``"gap"``, read off the two histograms; ``"match:AUDIT"``, to flag as many clips as another audit did. None: ``fdr``
-        for ``contrast``, ``gap`` for the others.
+        for ``contrast`` or if `fdr` is given, else ``gap``.
     fdr
-        Share of false alarms that is tolerated among what is flagged.
+        Share of false alarms that is tolerated among what is flagged; None: 0.1 where the rule is ``fdr``.
     candidates
         ``contrast``: training clips that are looked at closely for each generated clip.
     background_sample
-        Without a background set, this many training clips take its place.
+        Without a background set, this many training clips take its place (``contrast`` takes 64 in either case).
     training_sample
-        Training clips whose own top-1 scores make the training-to-training histogram.
+        Training clips whose own top-1 scores make the training-to-training histogram (not for ``contrast``).
     null_sample
-        ``contrast``: as many training clips are scored against the others, for that histogram and for p-values.
+        ``contrast``: as many training clips are scored against the others, for that histogram and for p-values; with
+        null clips given, for the histogram only, and at most 250.
     seed
-        Of the two samples.
+        Of the samples.
     """
 
     descriptor: str | None = None
@@ -63,7 +67,7 @@ class AuditConfig:
     beta: float = BETA
     background_k: int = BACKGROUND_K
     tau: str | float | None = None
-    fdr: float = 0.1
+    fdr: float | None = None
     candidates: int = 100
     background_sample: int = 1000
     training_sample: int = 5000
@@ -78,10 +82,15 @@ class AuditConfig:
                 raise ValueError(f"{name} should be at least 1, got {getattr(self, name)}")
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta should be from 0 to 1, got {self.beta}")
-        if not 0 < self.fdr < 1:
+        if self.fdr is not None and not 0 < self.fdr < 1:
             raise ValueError(f"fdr should be between 0 and 1, got {self.fdr}")
-        if self.tau is not None:
-            parse_tau(self.tau)
+        if self.tau is not None and parse_tau(self.tau)[0] != "fdr" and self.fdr is not None:
+            raise ValueError(f"fdr = {self.fdr} says where to cut, and so does tau = {self.tau}; give one of them")
+
+
+def level(config: AuditConfig) -> float:
+    """Share of false alarms that is tolerated among what is flagged by p-values."""
+    return DEFAULT_FDR if config.fdr is None else config.fdr
 
 
 @dataclass(frozen=True)
@@ -111,10 +120,9 @@ def compare(
     same stretch of the same file), should the sets overlap.
     """
     warnings = same_place_warning(generated.clips, references.clips)
-    rng = np.random.default_rng(config.seed)
     own_background = background is None
     if background is None:
-        rows = sample_rows(references.clips.num_rows, config.background_sample, rng)
+        rows = sample_clips(references.clips, config.background_sample, config.seed)
         background = references.subset(rows)
         warnings.append(
             f"No background set was given; {len(rows)} training clips took its place, which is weaker: a training clip with "
@@ -125,13 +133,14 @@ def compare(
 
     normalized = _Normalizer(references, background, config, own_background=own_background)
     best = normalized.best_matches(generated, config.k, progress)
-    sample = references.subset(np.sort(sample_rows(references.clips.num_rows, config.training_sample, rng)))
+    sample = references.subset(sample_clips(references.clips, config.training_sample, config.seed))
     own = normalized.best_matches(sample, 1, progress)
     own_top = own.top_score(sample.clips.num_rows)
     top = best.top_score(generated.clips.num_rows)
     if null is None:
         null_top = null_from_training(own_top)
     else:
+        null = null.subset(null_rows(null.clips, references.clips, warnings))
         null_top = normalized.best_matches(null, 1, progress).top_score(null.clips.num_rows)
     threshold = choose_threshold(config, "gap", top, own_top, null_top)
     if not threshold.separated:
@@ -145,7 +154,7 @@ def compare(
         {
             "null_clips": int(np.isfinite(null_top).sum()),
             "null": "given" if null is not None else "leave-one-out",
-            "fdr": config.fdr,
+            "fdr": level(config),
         },
     )
 
@@ -246,39 +255,6 @@ def _rank_in_group(groups: IntArray) -> IntArray:
     return np.arange(len(groups)) - np.repeat(starts, lengths) + 1
 
 
-def sample_rows(n: int, wanted: int, rng: np.random.Generator) -> IntArray:
-    """Rows of a random sample, in order; all of them if there are no more than wanted."""
-    return np.arange(n) if n <= wanted else np.sort(rng.choice(n, wanted, replace=False))
-
-
-def _codes(*columns: list[Any]) -> list[IntArray]:
-    """Equal values get equal numbers, across all columns; None gets -1."""
-    numbers: dict[Any, int] = {}
-    return [
-        np.array([-1 if value is None else numbers.setdefault(value, len(numbers)) for value in column], np.int64)
-        for column in columns
-    ]
-
-
-def same_place(*tables: pa.Table) -> list[IntArray]:
-    """Numbers that are equal for clips that are the same stretch of the same file, whatever their ids."""
-    return _codes(*(list(zip(t["path"].to_pylist(), t["start_s"].to_pylist(), strict=True)) for t in tables))
-
-
-def same_audio(*tables: pa.Table) -> list[IntArray]:
-    """Numbers that are equal for clips with identical samples."""
-    return _codes(*(table["sample_digest"].to_pylist() for table in tables))
-
-
-def same_place_warning(generated: pa.Table, references: pa.Table) -> list[str]:
-    """A note if generated clips are themselves files of the training set."""
-    mine, theirs = same_place(generated, references)
-    same = int(np.count_nonzero(np.isin(mine, theirs)))
-    if not same:
-        return []
-    return [f"{same} generated clips are the same files as training clips, and were not compared with themselves."]
-
-
 def with_identical(comparison: Comparison, generated: pa.Table, references: pa.Table) -> Comparison:
     """Flag listed pairs whose samples are identical, whatever their score: those are copies, even of steady sound."""
     sides = [dict(zip(t["clip_id"].to_pylist(), t["sample_digest"].to_pylist(), strict=True)) for t in (generated, references)]
@@ -299,10 +275,22 @@ def with_identical(comparison: Comparison, generated: pa.Table, references: pa.T
     return replace(comparison, **tables, warnings=(*comparison.warnings, note))
 
 
-def shared_audio(left: pa.Table, right: pa.Table) -> int:
-    """How many clips of the left table have the samples of one of the right."""
-    mine, theirs = same_audio(left, right)
-    return int(np.count_nonzero(np.isin(mine, theirs)))
+def null_rows(null: pa.Table, references: pa.Table, warnings: list[str]) -> IntArray:
+    """Rows of the null clips that are no training clips; a warning is added if some are.
+
+    Raises
+    ------
+    ValueError
+        All of them are training clips.
+    """
+    rows = unshared_rows(null, references)
+    if len(rows) == 0:
+        raise ValueError("all null clips are also training clips; --null wants clips known not to be in the training set")
+    if shared := null.num_rows - len(rows):
+        warnings.append(
+            f"{shared:,} null clips are also training clips and were left out: they would pass off copies as chance."
+        )
+    return rows
 
 
 def parse_tau(tau: str | float) -> tuple[str, float | str | None]:
@@ -328,7 +316,8 @@ def choose_threshold(
     config: AuditConfig, default: str, generated: DoubleArray, training: DoubleArray, null: DoubleArray
 ) -> Threshold:
     """The threshold that the configuration asks for, from top-1 scores (NaN: none)."""
-    rule, value = parse_tau(default if config.tau is None else config.tau)
+    asked = "fdr" if config.tau is None and config.fdr is not None else config.tau
+    rule, value = parse_tau(default if asked is None else asked)
     heard = generated[np.isfinite(generated)]
     if rule == "fixed":
         return fixed_threshold(float(value or 0.0))
@@ -336,7 +325,7 @@ def choose_threshold(
         other = read_card(Path(str(value)), "audit")
         return matched_threshold(heard, min(int(other["counts"]["flagged"]), len(heard)))
     if rule == "fdr":
-        return fdr_threshold(generated, null, config.fdr)
+        return fdr_threshold(generated, null, level(config))
     return gap_threshold(heard, training[np.isfinite(training)])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 
@@ -18,15 +18,17 @@ import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
 from .alignment.candidates import candidates
-from .alignment.scoring import Clips, prepare_clips, score
-from .alignment.spans import Alignment, locate
+from .alignment.scoring import MIN_BACKGROUND, Clips, prepare_clips, score
+from .alignment.spans import Alignment, MatchSpan, locate
 from .calibration import conformal_p_values, null_from_training
-from .comparison import AuditConfig, Comparison, choose_threshold, same_place, same_place_warning, sample_rows, shared_audio
+from .comparison import AuditConfig, Comparison, choose_threshold, level, null_rows
 from .descriptors.contrast import BANDS, HOP, SAMPLE_RATE, Frames, Levels, assemble, fingerprint, relative_levels
 from .folders import Progress, no_progress
+from .identity import same_audio, same_place, same_place_warning, sample_clips, shared_audio
 from .search import DoubleArray, IntArray
 from .store import DescriptorStore, vector_matrix
 
+HISTOGRAM_CLIPS = 250
 BACKGROUND_CLIPS = 64  # of the background set that each query is compared with
 CLOSE = 24  # candidates whose best stretch is looked for; the others can only score lower
 CACHED_PRINTS = 4096  # fingerprints of references kept for the next query, 80 KB for 10 s each
@@ -99,35 +101,38 @@ def detect(
     Raises
     ------
     ValueError
-        Fewer than 8 background clips.
+        Fewer than 8 background clips in which anything but a steady tone is heard.
     """
     warnings = same_place_warning(generated.clips, references.clips)
-    rng = np.random.default_rng(config.seed)
     own_background = background is None
-    source = references if background is None else background
-    if own_background:
+    if background is None:
         warnings.append(
             "No background set was given; training clips took its place, which is weaker. "
             "Give --background with unrelated sound."
         )
-    elif shared := shared_audio(source.clips, references.clips):
+    elif shared := shared_audio(background.clips, references.clips):
         warnings.append(f"{shared} background clips are also training clips; that hides copies of them.")
-    sample = source.subset(sample_rows(len(source.levels), BACKGROUND_CLIPS, rng))
-    detector = _Detector(references, prepare_clips([fingerprint(x) for x in sample.levels]), own_background, config, workers)
+    prints = _background_prints(references if background is None else background, config.seed, own=own_background)
+    detector = _Detector(references, prepare_clips(prints), own_background, config, workers)
 
     found = detector.matches(generated, config.k, progress, "generated clips scored")
-    own = references.subset(sample_rows(len(references.levels), config.null_sample, rng))
+    # with null clips of their own, the training clips' scores only draw a histogram
+    wanted = config.null_sample if null is None else min(config.null_sample, HISTOGRAM_CLIPS)
+    own = references.subset(sample_clips(references.clips, wanted, config.seed))
     own_found = detector.matches(own, 1, progress, "training clips scored against each other")
     own_top = _top(own_found)
     if null is None:
         null_top = null_from_training(own_top)
+        duplicates = np.count_nonzero(np.isfinite(own_top)) - len(null_top)
         warnings.append(
             f"No null clips were given; p-values come from {len(null_top):,} training clips scored against the others "
-            f"({len(own_top) - len(null_top):,} duplicates left out), which is weaker. Give --null with clips that are known "
+            f"({duplicates:,} duplicates left out), which is weaker. Give --null with clips that are known "
             "not to be in the training set."
         )
     else:
+        null = null.subset(null_rows(null.clips, references.clips, warnings))
         null_top = _top(detector.matches(null, 1, progress, "null clips scored"))
+        null_top = null_top[np.isfinite(null_top)]
     top = _top(found)
     threshold = choose_threshold(config, "fdr", top, own_top, null_top)
     if not threshold.separated:
@@ -139,8 +144,30 @@ def detect(
         _training_table(own_found, own, references),
         threshold,
         tuple(warnings),
-        {"null_clips": len(null_top), "null": "given" if null is not None else "leave-one-out", "fdr": config.fdr},
+        {"null_clips": len(null_top), "null": "given" if null is not None else "leave-one-out", "fdr": level(config)},
     )
+
+
+def _background_prints(source: LevelSet, seed: int, *, own: bool) -> list[Frames]:
+    """Fingerprints of `BACKGROUND_CLIPS` clips in which something is heard.
+
+    Silence and steady tones agree with nothing: as background they would make every clip look surprisingly close.
+    """
+    prints: list[Frames] = []
+    for row in sample_clips(source.clips, len(source.levels), seed).tolist():
+        print_of_row = fingerprint(source.levels[row])
+        if print_of_row.any():
+            prints.append(print_of_row)
+        if len(prints) == BACKGROUND_CLIPS:
+            break
+    least = MIN_BACKGROUND + own  # a training clip is not its own background
+    if len(prints) < least:
+        what = "training clips, which take the place of a background set," if own else "background clips"
+        raise ValueError(
+            f"expected at least {least} {what} with more than silence and steady tones in them, got {len(prints)}; "
+            "give --background with unrelated sound"
+        )
+    return prints
 
 
 class _Detector:
@@ -161,6 +188,7 @@ class _Detector:
         """The best ``k`` references of each query, best first; a query is never matched with itself."""
         n = len(self.references.levels)
         mine, theirs = same_place(queries.clips, self.references.clips)
+        my_audio, their_audio = same_audio(queries.clips, self.references.clips)
         audible = [row for row, levels in enumerate(queries.levels) if levels.any()]
         if n <= self.config.candidates:
             listed = np.broadcast_to(np.arange(n), (len(audible), n))
@@ -177,9 +205,12 @@ class _Detector:
 
         def best(job: tuple[int, IntArray]) -> list[_Match]:
             query, rows = job
+            # identical samples come first: of a steady tone the score says nothing
+            twins = np.flatnonzero((their_audio == my_audio[query]) & (their_audio >= 0))[: k + 1]
+            rows = np.concatenate([rows, np.setdiff1d(twins, rows)])
             clips = everything or prepare_clips([self.print_of(row) for row in rows.tolist()])
             scores = score(queries.levels[query], clips, self.background, close=CLOSE, own_background=self.own_background)
-            order = np.lexsort((rows, -scores.score))
+            order = np.lexsort((rows, -scores.score, ~np.isin(rows, twins)))
             picked = [at for at in order.tolist() if theirs[rows[at]] != mine[query] and np.isfinite(scores.score[at])]
             return [
                 _Match(
@@ -226,8 +257,8 @@ class _Detector:
 
 
 def _top(found: list[list[_Match]]) -> DoubleArray:
-    """(n,) score of each query's best match; NaN without one."""
-    return np.array([matches[0].score if matches else np.nan for matches in found])
+    """(n,) largest score of each query; NaN without a match."""
+    return np.array([max((match.score for match in matches), default=np.nan) for matches in found])
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -259,7 +290,10 @@ def _matches_table(
     reference = references.clips.take(pa.array([match.reference for _, _, match in flat], pa.int64()))
     scores = np.array([match.score for _, _, match in flat])
     alignments = [located[row][rank - 1] for row, rank, _ in flat]
-    strongest = [max(a.spans, key=lambda span: span.evidence) if a.spans else None for a in alignments]
+    ends = zip(query["duration_s"].to_pylist(), reference["duration_s"].to_pylist(), strict=True)
+    # a frame reaches beyond its center, and so a span may reach a few milliseconds beyond its clip
+    all_spans = [[_within(span, *lengths) for span in a.spans] for a, lengths in zip(alignments, ends, strict=True)]
+    strongest = [max(spans, key=lambda span: span.evidence) if spans else None for spans in all_spans]
 
     def times(name: str) -> pa.Array:
         return pa.array([None if span is None else getattr(span, name) for span in strongest], pa.float64())
@@ -291,9 +325,13 @@ def _matches_table(
             "reference_offset_s": reference["start_s"],
             "tempo": numbers([alignment.tempo for alignment in alignments]),
             "pitch_semitones": numbers([alignment.pitch for alignment in alignments]),
-            "spans": pa.array([[vars(span) for span in alignment.spans] for alignment in alignments], SPAN_TYPE),
+            "spans": pa.array([[vars(span) for span in spans] for spans in all_spans], SPAN_TYPE),
         }
     )
+
+
+def _within(span: MatchSpan, query_s: float, reference_s: float) -> MatchSpan:
+    return replace(span, query_end_s=min(span.query_end_s, query_s), reference_end_s=min(span.reference_end_s, reference_s))
 
 
 def _queries_table(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from .audit import Audit
-from .calibration import matched_threshold
+from .calibration import matched_threshold, null_from_training
 from .search import DoubleArray
 
 
@@ -169,7 +169,7 @@ def _nearest(audit: Scores, chosen: npt.NDArray[np.bool_]) -> dict[str, str]:
 
 def _spread(audit: Scores) -> tuple[float, float]:
     scores = _doubles(audit.training["score"])
-    scores = scores[np.isfinite(scores)]
+    scores = null_from_training(scores)  # duplicates in the training set would widen the spread and disarm the descriptor
     if len(scores) < 2 or scores.std() == 0:
         raise ValueError(
             f"{audit.name}: its {len(scores)} training clips have no spread of scores to measure others by; audit against "

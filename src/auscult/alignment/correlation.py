@@ -90,17 +90,6 @@ def build_bank(prints: Sequence[Frames], *, step: int = 1) -> Bank:
     )
 
 
-def select(bank: Bank, chunks: NDArray[np.intp]) -> Bank:
-    """The bank of some of its chunks."""
-    return Bank(
-        np.ascontiguousarray(bank.spectra[:, :, chunks]),
-        np.ascontiguousarray(bank.masks[:, chunks]),
-        bank.owner[chunks],
-        bank.start[chunks],
-        bank.size,
-    )
-
-
 def join(first: Bank, second: Bank) -> Bank:
     """Both banks side by side; owners of the second follow those of the first."""
     shift = 1 + int(first.owner.max(initial=-1))
@@ -122,17 +111,16 @@ def _transform(pieces: Sequence[Frames], size: int) -> tuple[NDArray[np.complex6
     return rfft(stacked, axis=1), rfft(mask, axis=1)
 
 
-def correlate(variants: Sequence[Frames], bank: Bank, *, share: int = 0) -> NDArray[np.float32]:
+def correlate(variants: Sequence[Frames], bank: Bank, *, overlaps: Sequence[int]) -> NDArray[np.float32]:
     """`z` of every lag, variant and chunk.
 
     Parameters
     ----------
     variants
         Unit-row fingerprints of query hypotheses, each at most ``bank.size / 2`` frames.
-    share
-        If positive, every run of this many variants takes its overlaps ``n`` from the first of
-        the run. Tempo changes them by a few percent, computing them costs half as much
-        as the correlation itself; the first stage can do without.
+    overlaps
+        One number a variant; those with the same number take their overlaps ``n`` from the first of them. Tempo changes
+        them by a few percent, and computing them costs half as much as the correlation itself.
 
     Returns
     -------
@@ -144,9 +132,8 @@ def correlate(variants: Sequence[Frames], bank: Bank, *, share: int = 0) -> NDAr
     products = np.matmul(spectra.transpose(1, 0, 2), bank.spectra)
     shortest = SHORTEST * bank.size // (2 * CHUNK)  # in ticks of the bank's clock
     z = irfft(products, bank.size, axis=0, overwrite_x=True)
-    lengths = np.array([i // share if share else len(v) for i, v in enumerate(variants)])
-    for k in np.unique(lengths):  # hypotheses of one tempo have one overlap
-        rows = np.flatnonzero(lengths == k)
+    for k in np.unique(overlaps):
+        rows = np.flatnonzero(np.asarray(overlaps) == k)
         common = irfft(masks[rows[0]][:, None] * bank.masks, bank.size, axis=0)
         scale = np.float32(np.sqrt(BANDS)) / np.sqrt(np.maximum(common, shortest))
         z[:, rows] *= scale[:, None]

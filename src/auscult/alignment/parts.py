@@ -25,13 +25,14 @@ from .correlation import CHUNK, Bank, chunk_starts, correlate, unit_rows
 
 TEMPOS = (0.80, 0.84, 0.89, 0.94, 1.06, 1.12, 1.19, 1.26)
 PITCHES = (-3.0, -2.0, -1.0, 1.0, 2.0, 3.0)
-SPEEDS = ((0.94, -1.0), (0.97, -0.5), (1.03, 0.5), (1.06, 1.0))  # tape: tempo and pitch together
+SPEEDS = ((0.94, 1.0), (0.97, 0.5), (1.03, -0.5), (1.06, -1.0))  # tape: what plays slower lies lower
 HYPOTHESES: tuple[tuple[float, float], ...] = (
     (1.0, 0.0),
     *((tempo, 0.0) for tempo in TEMPOS),
     *((1.0, pitch) for pitch in PITCHES),
     *SPEEDS,
 )
+OVERLAPS = tuple(sorted({t for t, _ in HYPOTHESES}).index(t) for t, _ in HYPOTHESES)  # one for each tempo
 PRIOR = 0.9  # of the z of any but the plain hypothesis: 18 of them had their chances
 LENGTHS = (10, 20, 40, 80, 160)  # frames: 0.32 to 5.1 s
 PART_NAMES = ("whole", *(f"short_{n}" for n in LENGTHS), *(f"warped_{n}" for n in LENGTHS))
@@ -75,14 +76,14 @@ def prepare(levels: Levels) -> QueryPrints:
     return QueryPrints(tuple(starts), tuple(prints))
 
 
-def compare_whole(query: QueryPrints, bank: Bank, *, plain: bool = False) -> Parts:
-    """`whole` of a query against every clip of a bank (`plain`: first hypothesis only)."""
+def compare_whole(query: QueryPrints, bank: Bank) -> Parts:
+    """`whole` of a query against every clip of a bank."""
     count = int(bank.owner.max()) + 1
     best = Parts(
         np.full(count, -np.inf, np.float32), np.zeros(count, np.intp), np.zeros(count, np.intp), np.zeros(count, np.intp)
     )
     for c, prints in enumerate(query.prints):
-        peak = correlate(prints[:1] if plain else prints, bank).max(axis=0)
+        peak = correlate(prints, bank, overlaps=OVERLAPS).max(axis=0)
         peak[1:] *= PRIOR
         hypothesis, value = peak.argmax(axis=0), peak.max(axis=0)
         for chunk in np.lexsort((np.arange(len(value)), -value)):  # best chunk of a clip first

@@ -29,6 +29,7 @@ SHRINKAGE = 0.15
 # median over 1,064 benchmark queries (seeds 0, 1) of the spread over 50 background clips, by part
 USUAL_SPREAD = np.array([0.65, 0.71, 0.72, 0.73, 0.73, 0.60, 0.84, 0.82, 0.81, 0.82, 0.75], np.float32)
 MIN_BACKGROUND = 8
+OUTLYING = 6.0  # robust standard deviations: chance does not reach so far in any background, copies lie far beyond
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,17 @@ def standardize(parts: NDArray[np.float32], null: NDArray[np.float32]) -> NDArra
 
 
 def without_copies(null: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The background's parts without outliers in `whole`, by 6 robust standard deviations (median, MAD).
+    """The background's parts without outliers in `whole`, beyond `OUTLYING` robust standard deviations (median, MAD).
 
     For a background drawn from the references themselves, which may hold what the query copies.
     """
     whole = null[:, 0]
     middle = np.median(whole)
     spread = 1.4826 * np.median(np.abs(whole - middle))
-    return null[whole <= middle + 6 * max(float(spread), 0.1)]
+    keep = whole <= middle + OUTLYING * max(float(spread), float(USUAL_SPREAD[0]))
+    if np.count_nonzero(keep) < MIN_BACKGROUND:  # copies of the query are most of them: the least alike serve
+        return null[np.argsort(whole, kind="stable")[:MIN_BACKGROUND]]
+    return null[keep]
 
 
 def score(
@@ -126,5 +130,4 @@ def score(
 
 def _places(prints: QueryPrints, parts: Parts, bank: Bank, count: int) -> tuple[NDArray[np.intp], ...]:
     starts = np.array(prints.starts, np.intp)
-    chunk = np.minimum(parts.reference_chunk[:count], len(bank.start) - 1)
-    return parts.hypothesis[:count], starts[parts.query_chunk[:count]], bank.start[chunk]
+    return parts.hypothesis[:count], starts[parts.query_chunk[:count]], bank.start[parts.reference_chunk[:count]]

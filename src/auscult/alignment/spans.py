@@ -17,7 +17,7 @@ from .correlation import CHUNK, unit_rows
 from .parts import HYPOTHESES, LENGTHS, diagonals, scan
 
 REFINEMENTS = (-0.03, -0.02, -0.01, 0.0, 0.01, 0.02, 0.03)  # of the tempo, relative
-PREFERENCE = 1.02  # a refined or warped map must beat the plain one by this factor
+PREFERENCE = 1.05  # a refined or warped map must beat the plain one by this factor
 MIN_LEVEL, MAX_LEVEL = 0.05, 0.2  # of the similarity that a frame must exceed to pay its way
 MAX_SEGMENTS = 8
 SHARE = 0.1  # of the best segment's gain that a further segment must reach
@@ -48,7 +48,7 @@ class Alignment:
     lag_s
         Query time minus reference time at the start of the strongest span.
     tempo
-        Reference seconds per query second: 1.1 means that the query plays 10 % slower.
+        Reference seconds per query second: 1.1 means that the query plays 10 % faster than the reference.
     pitch
         Semitones by which the query lies above the reference.
     """
