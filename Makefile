@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test slow lint clean
 
 demo: .venv/base
 	$(BIN)/auscult demo -o auscult-demo --overwrite
 
 test: .venv/test lint
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 -q -m "not slow"
+
+slow: .venv/test
+	$(BIN)/python -m pytest -q -m slow
 
 lint: .venv/test
 	$(BIN)/ruff check .

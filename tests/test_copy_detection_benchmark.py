@@ -16,6 +16,7 @@ from auscult.metrics.copy_detection import Span, evaluate
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import false_discovery  # noqa: E402
 from copy_detection import baselines, dataset, timeline, transforms  # noqa: E402
 from copy_detection.synthetic import STATIONARY, synthesize  # noqa: E402
 from copy_detection.tables import page  # noqa: E402
@@ -273,3 +274,15 @@ def test_command_explains_itself() -> None:
     script = ROOT / "benchmarks" / "copy_detection" / "run.py"
     done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
     assert "--esc10" in done.stdout and "--markdown" in done.stdout
+
+
+@pytest.mark.slow  # two minutes: scores some 400 clips
+def test_false_discoveries_of_the_detector_stay_within_the_level() -> None:
+    unrelated, planted, _ = false_discovery.pools(Path("/nowhere"), 600, 0, 1)
+    rng = np.random.default_rng(0)
+    drawn = {"null_clips": 200, "queries": 100, "copies": 20}
+    runs = np.array([false_discovery.resample(unrelated, planted, rng, **drawn) for _ in range(200)])
+    assert 0 <= runs[:, 0].mean() <= 0.12
+    assert runs[:, 1].mean() >= 0.8
+    alone = [false_discovery.resample(unrelated, planted, rng, null_clips=200, queries=100, copies=0) for _ in range(200)]
+    assert np.mean(alone, axis=0)[0] <= 0.12  # nothing to find: any list at all is false
