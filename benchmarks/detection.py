@@ -2,9 +2,10 @@
 
     python benchmarks/detection.py [--queries 200] [--references 4500] [--workers 2] [-o benchmarks/results/detection.json]
 
-References and queries are levels of 10 s of synthesized sounds, all cut anew. Prints the time of the first stage, of the second, and
-of finding the spans of what is listed: what an audit does for its generated clips, from levels in memory. (It does the same for null
-clips, and for up to 250 training clips.) Also describes clips by `contrast` and `mel`, decoding and resampling left out.
+References and queries are levels of 10 s of synthesized sounds, all cut anew. Prints the time of the first stage, of the
+second, and of finding the spans of what is listed: what an audit does for its generated clips, from levels in memory. (It
+does the same for null clips, and for up to 250 training clips.) Also describes clips by `contrast` and `mel`, decoding and
+resampling left out.
 """
 
 from __future__ import annotations
