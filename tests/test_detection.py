@@ -294,6 +294,7 @@ def test_audit_finds_shifted_copies_with_spans_and_p_values(sets, tmp_path: Path
         assert best[name]["p_value"] == pytest.approx(1 / 61)
         assert best[name]["lag_s"] == pytest.approx(0.5, abs=0.05)
         assert best[name]["spans"]
+        assert best[name]["score"] == pytest.approx((best[name]["score_whole"] + best[name]["score_stretch"]) / 2, abs=1e-4)
     assert result.card["calibration"] == {"null_clips": 60, "null": "given", "fdr": 0.1}
     assert sum(row["flagged"] for row in result.queries().to_pylist()) <= 3
     assert all(row["rank"] <= 5 for row in rows)

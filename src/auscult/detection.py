@@ -52,6 +52,7 @@ class _Match:
 
     reference: int
     score: float
+    halves: tuple[float, float]
     whole: float
     usual: float
     hypothesis: int
@@ -216,6 +217,7 @@ class _Detector:
                 _Match(
                     int(rows[at]),
                     float(scores.score[at]),
+                    (float(scores.halves[at, 0]), float(scores.halves[at, 1])),
                     float(scores.parts[at, 0]),
                     scores.usual,
                     int(scores.hypothesis[at]),
@@ -323,6 +325,8 @@ def _matches_table(
             "reference_caption": reference["caption"],
             "query_offset_s": query["start_s"],
             "reference_offset_s": reference["start_s"],
+            "score_whole": numbers([match.halves[0] for _, _, match in flat]),
+            "score_stretch": numbers([match.halves[1] for _, _, match in flat]),
             "tempo": numbers([alignment.tempo for alignment in alignments]),
             "pitch_semitones": numbers([alignment.pitch for alignment in alignments]),
             "spans": pa.array([[vars(span) for span in spans] for spans in all_spans], SPAN_TYPE),

@@ -48,6 +48,8 @@ class Scores:
     ----------
     score
         ``(references,)``; larger is closer, unrelated pairs are near 0 with spread 1.
+    halves
+        What the score is the mean of: `s_whole` and the largest `s_k`. ``(references, 2)``
     parts
         ``(references, len(PART_NAMES))``, before standardizing.
     usual
@@ -57,6 +59,7 @@ class Scores:
     """
 
     score: NDArray[np.float32]
+    halves: NDArray[np.float32]
     parts: NDArray[np.float32]
     usual: float
     hypothesis: NDArray[np.intp]
@@ -72,12 +75,15 @@ def prepare_clips(prints: Sequence[Frames]) -> Clips:
 
 
 def standardize(parts: NDArray[np.float32], null: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores ``(n,)`` of `parts` ``(n, k)`` given the background's parts ``(m, k)``."""
+    """``(n, 2)``: `parts` ``(n, k)`` in standard deviations of the background's ``(m, k)``, of the whole and the largest of all.
+
+    The score is their mean.
+    """
     if len(null) < MIN_BACKGROUND:
         raise ValueError(f"a background of at least {MIN_BACKGROUND} clips is needed, got {len(null)}; give --background")
     spread = (1 - SHRINKAGE) * null.std(axis=0) + SHRINKAGE * USUAL_SPREAD
     z = (parts - null.mean(axis=0)) / spread
-    return (0.5 * z[:, 0] + 0.5 * z.max(axis=1)).astype(np.float32)
+    return np.stack([z[:, 0], z.max(axis=1)], axis=1).astype(np.float32)
 
 
 def without_copies(null: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -125,7 +131,8 @@ def score(
     full[chosen] = compare_closely(prints, parts, chunks, chosen)
     filled = np.where(np.isnan(full), -np.inf, full)
     usual = float(null[:, 0].mean()) if len(null) else float("nan")
-    return Scores(standardize(filled, null), full, usual, *_places(prints, parts, references.bank, count))
+    halves = standardize(filled, null)
+    return Scores(halves.mean(axis=1), halves, full, usual, *_places(prints, parts, references.bank, count))
 
 
 def _places(prints: QueryPrints, parts: Parts, bank: Bank, count: int) -> tuple[NDArray[np.intp], ...]:
