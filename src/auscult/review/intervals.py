@@ -8,6 +8,7 @@ for small samples and rare events too, where normal approximations fail.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -16,6 +17,36 @@ from scipy.special import bdtr, bdtrc, betaincinv, gammaln
 
 Method = Literal["exact", "bonferroni", "pooled"]
 Sampled = tuple[int, int, int]  # size, verified, successes of a stratum
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of verified items: ``value``, interval ``low`` to ``high`` at ``level``, and the counts; all shares 0 to 1."""
+
+    value: float
+    low: float
+    high: float
+    successes: int
+    trials: int
+    unsure: int = 0
+    level: float = 0.95
+
+    @property
+    def text(self) -> str:
+        """As a report quotes it."""
+        return (
+            f"{100 * self.value:.1f} % ({100 * self.level:g} % interval {100 * self.low:.1f} % to {100 * self.high:.1f} %; "
+            f"{self.successes:,} of {self.trials:,})"
+        )
+
+
+def share(successes: int, trials: int, *, unsure: int = 0, level: float = 0.95) -> Share:
+    """Share with its Clopper-Pearson interval; unsure items count as failures, and as successes in the upper bound."""
+    if trials < 1 or not 0 <= unsure <= trials - successes:
+        raise ValueError(f"expected at least one trial and successes + unsure <= trials, got {successes}, {unsure}, {trials}")
+    low, _ = clopper_pearson(successes, trials, level=level)
+    _, high = clopper_pearson(successes + unsure, trials, level=level)
+    return Share(successes / trials, low, high, successes, trials, unsure, level)
 
 
 def clopper_pearson(successes: int, trials: int, *, level: float = 0.95) -> tuple[float, float]:
