@@ -166,6 +166,7 @@ def reliability_svg(
     verified: npt.NDArray[np.int64],
     *,
     label: str,
+    even: bool = False,
 ) -> str:
     """Share of replications among verified pairs, bin by bin of their score or p-value, with intervals, as an SVG element.
 
@@ -179,13 +180,16 @@ def reliability_svg(
         (bins,) pairs in each bin, written above it.
     label
         Of the axis of values.
+    even
+        Draw all bins equally wide, with their edges for ticks: for p-values, which crowd near 0.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     filled = np.flatnonzero(verified)
-    middle, half = (edges[1:] + edges[:-1])[filled] / 2, np.diff(edges)[filled] / 2
+    place = np.arange(len(edges), dtype=np.float64) if even else edges
+    middle, half = (place[1:] + place[:-1])[filled] / 2, np.diff(place)[filled] / 2
     share, low, high = share[filled], low[filled], high[filled]
     with mpl.rc_context({"svg.hashsalt": "auscult", "font.size": 11, "font.family": "sans-serif", "svg.fonttype": "none"}):
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
@@ -198,6 +202,8 @@ def reliability_svg(
             axes.annotate(f"{count:,}", (x, top), (0, 4), textcoords="offset points", ha="center", fontsize=9, color="#4b5563")
         axes.set_ylim(-0.03, 1.12)
         axes.set_yticks(np.linspace(0, 1, 6), [f"{percent} %" for percent in range(0, 101, 20)])
+        if even:
+            axes.set_xticks(place, [f"{edge:.3g}" for edge in edges])
         axes.set_xlabel(label)
         axes.set_ylabel("replications among verified")
         axes.spines[["top", "right"]].set_visible(False)

@@ -86,8 +86,8 @@ def cohen_kappa(
 
     References
     ----------
-    Cohen, Educational and Psychological Measurement 1960; Fleiss, Cohen & Everitt, Psychological Bulletin 1969, equation 13, for
-    the standard error when kappa is not 0.
+    Cohen, Educational and Psychological Measurement 1960; Fleiss, Cohen & Everitt, Psychological Bulletin 1969, for the
+    standard error when kappa is not 0.
     """
     check_level(level)
     if interval not in {"bootstrap", "asymptotic"}:

@@ -16,7 +16,7 @@ import numpy as np
 
 from .intervals import Share, check_level, hypergeometric_bounds, share, stratified_bounds
 
-Interval = Literal["exact", "bonferroni", "pooled", "bootstrap"]
+Interval = Literal["exact", "bonferroni", "pooled", "weighted", "bootstrap"]
 PER = 10_000
 
 
@@ -76,7 +76,7 @@ class Rate:
     level
         Its coverage.
     interval
-        How it was made: ``bonferroni``, ``pooled``, ``bootstrap``, or ``census`` where nothing had to be inferred.
+        How it was made: ``bonferroni``, ``pooled``, ``weighted``, ``bootstrap``, or ``census`` where nothing was inferred.
     clips, verified, replications, unsure
         Counts over all strata.
     at_least
@@ -130,10 +130,10 @@ def stratified_rate(
     level
         Coverage of the interval, between 0 and 1.
     interval
-        ``exact``, ``bonferroni`` or ``pooled``: :func:`~auscult.review.intervals.stratified_bounds`, which cover with at
-        least ``level`` whatever the truth. ``bootstrap``: percentiles over samples drawn again from a population in which
-        each stratum's sample is repeated ``N_h / n_h`` times. It is narrower where replications are frequent, and **wrong
-        where they are rare: a sample without replications gives an interval of width 0**, whatever its size.
+        ``exact``, ``bonferroni``, ``pooled`` or ``weighted``: :func:`~auscult.review.intervals.stratified_bounds`, which
+        cover with at least ``level`` whatever the truth. ``bootstrap``: percentiles over samples drawn again from a population
+        in which each stratum's sample is repeated ``N_h / n_h`` times. It is narrower where replications are frequent, and
+        **wrong where they are rare: a sample without replications gives an interval of width 0**, whatever its size.
     resamples, seed
         Of the bootstrap.
     notes
@@ -157,8 +157,8 @@ def stratified_rate(
     Cochran, Sampling Techniques, 1977, chapter 5; Gross, "Median estimation in sample surveys", 1980, for the bootstrap.
     """
     check_level(level)
-    if interval not in {"exact", "bonferroni", "pooled", "bootstrap"}:
-        raise ValueError(f"interval should be exact, bonferroni, pooled or bootstrap, got {interval!r}")
+    if interval not in {"exact", "bonferroni", "pooled", "weighted", "bootstrap"}:
+        raise ValueError(f"interval should be exact, bonferroni, pooled, weighted or bootstrap, got {interval!r}")
     clips = sum(tally.size for tally in tallies)
     if not clips:
         raise ValueError("expected at least one generated clip to take a rate of, got none")
@@ -216,7 +216,9 @@ _METHODS = {
     "census": "Every count is of clips that were verified; nothing was inferred from a sample.",
     "bonferroni": "The {level:.0%} interval adds up exact hypergeometric bounds of the strata, their errors split evenly "
     "(Bonferroni).",
-    "pooled": "The {level:.0%} interval is exact for the pooled strata: binomial bounds on the sum of the replications found.",
+    "pooled": "The {level:.0%} interval bounds the sum of the replications found in all strata by binomial distributions; it "
+    "covers whatever the strata hold.",
+    "weighted": "The {level:.0%} interval bounds the estimate itself (Hoeffding); it covers whatever the strata hold.",
     "bootstrap": "The {level:.0%} interval is a bootstrap, which is too narrow where replications are rare, and has no "
     "width where none was found.",
 }

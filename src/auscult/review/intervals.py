@@ -7,15 +7,16 @@ for small samples and rare events too, where normal approximations fail.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from scipy.special import bdtr, bdtrc, betaincinv, gammaln
+from scipy.special import bdtr, bdtrc, betaincinv, gammaln, rel_entr
 
-Method = Literal["exact", "bonferroni", "pooled"]
+Method = Literal["exact", "bonferroni", "pooled", "weighted"]
 Sampled = tuple[int, int, int]  # size, verified, successes of a stratum
 
 
@@ -140,17 +141,22 @@ def stratified_bounds(
 ) -> tuple[int, int, str]:
     """Exact interval of a count over several strata, each sampled at random by itself.
 
-    Two ways, each of which covers with at least ``level`` whatever the strata hold:
+    Three ways, each of which covers with at least ``level`` whatever the strata hold. K is the count in question, f_h the
+    share ``verified / size`` of a stratum that is no census.
 
-    - ``bonferroni``: the hypergeometric bounds of each stratum at level ``1 - (1 - level) / H``, summed over the H strata
-      that are not a census. Tight for one stratum; for several it supposes bad luck in all of them at once.
-    - ``pooled``: from the sum S of successes. S is a sum of independent Bernoulli variables with mean between ``f_min K``
-      and ``f_max K``, for K the count in question and f the shares ``verified / size`` of the strata. There are as many of
-      them as items were drawn, or, exchanging marked and drawn, K; so (Hoeffding's theorem 4) its tail beyond the mean by 1
-      or more is at most that of Binomial(n, f K / n) and at most that of Binomial(K, f), with ``f_min`` for the upper and
-      ``f_max`` for the lower bound. Tight where all strata are sampled at nearly equal shares.
-    - ``exact``: whichever has the smaller upper bound if there are no successes. That choice looks at the design only,
-      not at what was found, so it costs no coverage.
+    - ``bonferroni``: the hypergeometric bounds of each stratum at level ``1 - (1 - level) / H``, summed over the H strata.
+      Tight for one; for several it supposes bad luck in all of them at once.
+    - ``pooled``: from the sum S of successes. A hypergeometric count is a sum of independent Bernoulli variables, as many as
+      are drawn, or (exchanging marked and drawn) as are marked. So S is one of n or of K such, with mean from ``f_min K`` to
+      ``f_max K``, and by Hoeffding's theorem 4 its tail from 1 beyond the mean is at most that of Binomial(n, f K / n) and of
+      Binomial(K, f); ``f_min`` for the upper and ``f_max`` for the lower bound. Tight where the shares are nearly equal.
+    - ``weighted``: the upper bound from the estimate itself, ``T = sum x_h / f_h``. With the same Bernoulli variables
+      ``E exp(-t f_min T) <= prod_h (1 - f_h (1 - exp(-t f_min / f_h)))^K_h``, which is largest if all K lie in the
+      stratum of the smallest share; Markov's inequality at the best t gives
+      ``P(T <= T_observed) <= exp(-K kl(f_min T / K, f_min))``, kl the relative entropy of two Bernoulli variables. A
+      success in a densely sampled stratum weighs ``f_min / f_h`` of one. The lower bound is that of ``pooled``.
+    - ``exact``: of these the one whose upper bound is smallest for one success in each stratum. That choice looks at the design
+      only, not at what was found, so it costs no coverage.
 
     Parameters
     ----------
@@ -178,8 +184,8 @@ def stratified_bounds(
     References
     ----------
     Hoeffding, "On the distribution of the number of successes in independent trials", Annals of Mathematical Statistics
-    1956, theorem 4; Vatutin & Mikhailov, Theory of Probability and its Applications 1982, for the hypergeometric distribution
-    as that of a sum of independent indicators.
+    1956, theorem 4; Hoeffding, JASA 1963, theorem 1, for the bound by the relative entropy; Vatutin & Mikhailov, Theory of
+    Probability and its Applications 1982, for the hypergeometric distribution as that of a sum of independent indicators.
     """
     check_level(level)
     for size, verified, certain, possible in strata:
@@ -196,9 +202,9 @@ def stratified_bounds(
     lows = [(size, verified, certain) for size, verified, certain, _ in sampled]
     highs = [(size, verified, possible) for size, verified, _, possible in sampled]
     if method == "exact":
-        nothing = [(size, verified, 0) for size, verified, _ in lows]
-        method = "pooled" if _pooled(nothing, level)[1] < _bonferroni(nothing, level)[1] else "bonferroni"
-    bounds = _pooled if method == "pooled" else _bonferroni
+        one_each = [(size, verified, 1) for size, verified, _ in lows]
+        method = min(_BOUNDS, key=lambda name: _BOUNDS[name](one_each, level)[1])
+    bounds = _BOUNDS[method]
     return low + bounds(lows, level)[0], high + bounds(highs, level)[1], method
 
 
@@ -230,6 +236,29 @@ def _pooled(strata: Sequence[Sampled], level: float) -> tuple[int, int]:
     low = _first(lambda count: at_least_found(count) > tail, least, most)
     high = _first(lambda count: at_most_found(count) <= tail, least, most + 1) - 1
     return low, max(high, low)
+
+
+def _weighted(strata: Sequence[Sampled], level: float) -> tuple[int, int]:
+    f_min = min(verified / size for size, verified, _ in strata)
+    weight = sum(found * size * f_min / verified for size, verified, found in strata)
+    size, drawn, found = (sum(column) for column in zip(*strata, strict=True))
+
+    def excluded(count: int) -> bool:
+        share = weight / count
+        if share >= f_min:
+            return False
+        return float(count * (rel_entr(share, f_min) + rel_entr(1 - share, 1 - f_min))) >= -math.log((1 - level) / 2)
+
+    most = size - drawn + found
+    low, _ = _pooled(strata, level)
+    return low, max(_first(excluded, max(found, 1), most + 1) - 1, low)
+
+
+_BOUNDS: dict[Method, Callable[[Sequence[Sampled], float], tuple[int, int]]] = {
+    "bonferroni": _bonferroni,
+    "pooled": _pooled,
+    "weighted": _weighted,
+}
 
 
 def _first(true_from: Callable[[int], bool], low: int, high: int) -> int:
