@@ -20,9 +20,10 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import StoreError
+from ..folders import REVIEW_DB
 from .exchange import read_rows, write_rows
 from .fields import check_groups, cluster_key, event_name, note_text, now, one_of, pair_id, reviewer_name
-from .schema import DECISIONS, REVIEW_DB, TRUTHS, VERDICTS, WITHDRAWN, prepare
+from .schema import DECISIONS, TRUTHS, VERDICTS, WITHDRAWN, prepare
 
 __all__ = [
     "DECISIONS",
@@ -113,7 +114,7 @@ class VerdictStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._idle: list[sqlite3.Connection] = []
-        self._lock = Lock()
+        self._lock, self._turn = Lock(), Lock()
         self._closed = False
 
     @classmethod
@@ -183,7 +184,8 @@ class VerdictStore:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction; it is on the disk when the block has ended."""
-        with self._connection() as connection:
+        # SQLite lets waiting writers sleep and try again, ever longer; threads of one process may as well queue
+        with self._turn, self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
