@@ -14,7 +14,7 @@ from scipy import stats
 
 from auscult.audit import AuditConfig, audit
 from auscult.corpus import open_corpus
-from auscult.review.estimate import Tally, needed, precision, stratified_rate
+from auscult.review.estimate import Tally, needed, stratified_rate
 from auscult.review.intervals import (
     Method,
     clopper_pearson,
@@ -26,7 +26,7 @@ from auscult.review.intervals import (
 from auscult.review.queue import load_pairs
 from auscult.review.sampling import draw_sample
 from auscult.review.verdicts import Sample, Stratum, VerdictStore, pair_id
-from auscult.review.verified import audit_rate, verified_clips
+from auscult.review.verified import audit_rate, precision, verified_clips
 
 METHODS: tuple[Method, ...] = ("exact", "bonferroni", "pooled", "weighted")
 
@@ -192,6 +192,9 @@ def test_without_a_sample_the_rate_is_a_lower_bound() -> None:
     unknown = stratified_rate([Tally("flagged", 178), Tally("not flagged", 9822)])
     assert "None of the 10,000 generated clips is verified yet" in unknown.sentence
     assert (unknown.low, unknown.high) == (0, 10_000)
+    none = stratified_rate([Tally("flagged", 178, 178), Tally("not flagged", 9822)])
+    assert none.sentence.startswith("No replication was found among the 178 verified of 10,000")
+    assert "unknown" in none.sentence
 
 
 def test_unsure_is_no_below_and_yes_above() -> None:
