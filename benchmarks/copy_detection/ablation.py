@@ -2,8 +2,8 @@
 
     python benchmarks/copy_detection/ablation.py [--esc10 ../shared/data/esc10] [--seed 5] [-o benchmarks/results/ablation.json]
 
-Sets and measures are those of `run.py` without its distractors. All variants see the same levels. The windowed vectors are those
-that one would put into a nearest-neighbor index: a second of whitened contrast, every quarter second, with votes for one offset.
+Sets and measures are those of `run.py` without its distractors. All variants see the same levels. The windowed vectors are
+what one would put into a nearest-neighbor index: a second of whitened contrast, every quarter second, votes for one offset.
 """
 
 from __future__ import annotations

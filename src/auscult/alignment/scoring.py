@@ -75,7 +75,7 @@ def prepare_clips(prints: Sequence[Frames]) -> Clips:
 
 
 def standardize(parts: NDArray[np.float32], null: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``(n, 2)``: `parts` ``(n, k)`` in standard deviations of the background's ``(m, k)``, of the whole and the largest of all.
+    """``(n, 2)``: `parts` ``(n, k)`` in standard deviations of the background's ``(m, k)``, of the whole and of the largest.
 
     The score is their mean.
     """
