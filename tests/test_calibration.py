@@ -123,7 +123,8 @@ def test_too_few_null_clips_say_how_many_are_needed() -> None:
     rule = fdr_threshold(np.array([50.0, *np.linspace(3, 5, 99)]), np.linspace(2, 6, 100), 0.1)
     assert not rule.separated
     assert "999 could tell a single one" in rule.explanation
-    assert fdr_threshold(np.array([50.0, *np.linspace(3, 5, 99)]), np.linspace(2, 6, 999), 0.1).tau == 50.0
+    enough = fdr_threshold(np.array([50.0, *np.linspace(3, 5, 99)]), np.linspace(2, 6, 999), 0.1)
+    assert 6 < enough.tau < 6 + 1e-9  # all scores of the smallest p-value are flagged alike
 
 
 def test_null_from_training_leaves_duplicates_out() -> None:

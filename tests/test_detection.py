@@ -410,6 +410,20 @@ def test_identical_samples_come_first_even_of_a_steady_tone() -> None:
     assert found.queries["reference_id"].to_pylist() == ["r-5"]
 
 
+def test_every_p_value_can_be_checked_and_equal_ones_are_flagged_alike() -> None:
+    references, background = [clip(n, 2.0) for n in range(20)], [clip(n, 2.0) for n in range(300, 316)]
+    references += [0.5 * references[3] + 0.001 * clip(901, 2.0), 0.7 * references[3] + 0.001 * clip(902, 2.0)]
+    found = compare_sets([shifted(clip(3, 2.0))], references, background, [clip(n, 2.0) for n in range(400, 430)])
+    null = found.null["score"].to_numpy()
+    for row in found.matches.to_pylist():
+        assert row["p_value"] == pytest.approx((1 + np.count_nonzero(null >= row["score"])) / 31)
+        assert row["flagged"] == (row["p_value"] < 0.04)  # the smallest is 1 / 31
+    assert sum(found.matches["flagged"].to_pylist()) == 3
+    assert not any("unlike length" in warning for warning in found.warnings)
+    short = compare_sets([shifted(clip(3, 5.0))], references, background, [clip(n, 2.0) for n in range(400, 405)])
+    assert any("unlike length" in warning for warning in short.warnings)
+
+
 def test_spans_end_where_the_clips_do() -> None:
     references = [clip(n, 5.003) for n in range(12)]
     found = compare_sets([0.5 * x for x in references[:6]], references, [clip(n) for n in range(300, 316)])

@@ -20,13 +20,24 @@ import pyarrow.parquet as pq
 from .comparison import AuditConfig, Comparison, compare, with_identical
 from .detection import detect, load_levels
 from .folders import Progress, building, file_digests, no_progress, read_card, write_card, write_table
-from .inputs import Source, choose_descriptor, describe_sources, input_facts, input_warnings, skipped_table, task_sources
+from .inputs import (
+    DEFAULT_DESCRIPTOR,
+    Source,
+    choose_descriptor,
+    describe_sources,
+    input_facts,
+    input_warnings,
+    skipped_table,
+    task_sources,
+)
 from .store import DescriptorStore
 
 __all__ = ["Audit", "AuditConfig", "audit"]
 
 KIND = "audit"
-MATCHES, QUERIES, TRAINING, SKIPPED = "matches.parquet", "queries.parquet", "training.parquet", "skipped.parquet"
+MATCHES, QUERIES, TRAINING, NULL, SKIPPED = (
+    f"{name}.parquet" for name in ("matches", "queries", "training", "null", "skipped")
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,10 @@ class Audit:
     def training(self) -> pa.Table:
         """Top-1 score of training clips against each other (``reference_id, nearest_id, score``)."""
         return pq.read_table(self.path / TRAINING)
+
+    def null(self) -> pa.Table:
+        """The scores that p-values come from (``clip_id, nearest_id, score``)."""
+        return pq.read_table(self.path / NULL)
 
 
 def audit(
@@ -114,6 +129,7 @@ def audit(
         write_table(folder / MATCHES, comparison.matches)
         write_table(folder / QUERIES, comparison.queries)
         write_table(folder / TRAINING, comparison.training)
+        write_table(folder / NULL, comparison.null)
         write_table(folder / SKIPPED, skipped_table(stores))
         flagged = int(np.count_nonzero(comparison.queries["flagged"].to_numpy(zero_copy_only=False)))
         write_card(
@@ -131,8 +147,8 @@ def audit(
                 },
                 "threshold": dataclasses.asdict(comparison.threshold),
                 "calibration": comparison.calibration,
-                "files": file_digests(folder, (MATCHES, QUERIES, TRAINING, SKIPPED)),
-                "warnings": [*input_warnings(stores), *comparison.warnings],
+                "files": file_digests(folder, (MATCHES, QUERIES, TRAINING, NULL, SKIPPED)),
+                "warnings": [*input_warnings(stores), *_chosen_by_store(present, name), *comparison.warnings],
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "seconds": round(time.time() - started, 1),
             },
@@ -140,6 +156,15 @@ def audit(
         if finish is not None:
             finish(folder)
     return Audit.open(output)
+
+
+def _chosen_by_store(sources: dict[str, Source], name: str | None) -> list[str]:
+    """A note if no descriptor was asked for, and a store among the inputs is why it is not the usual one."""
+    held = {role: source.spec.name for role, source in sources.items() if isinstance(source, DescriptorStore)}
+    if name is not None or not held or DEFAULT_DESCRIPTOR in held.values():
+        return []
+    role, descriptor = next(iter(held.items()))
+    return [f"Compared by {descriptor}, which the store given as {role} holds, and not by {DEFAULT_DESCRIPTOR}, the usual one."]
 
 
 def _compare(stores: dict[str, DescriptorStore], config: AuditConfig, workers: int, progress: Progress) -> Comparison:

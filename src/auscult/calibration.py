@@ -219,12 +219,13 @@ def fdr_threshold(scores: DoubleArray, null: DoubleArray, fdr: float) -> Thresho
     if n < needed:
         least = int(np.ceil(m / (fdr * (n + 1))))
         few = f"cannot tell fewer than {least:,} copies among {m:,} clips" if least <= m else "are too few to flag anything"
-        enough = f" {n:,} null clips {few} at this level; {needed:,} could tell a single one."
+        enough = f" {n:,} null scores {few} at this level; {needed:,} could tell a single one."
     if flagged.any():
-        tau = float(scores[flagged].min())
+        allowed = round(p[flagged].max() * (n + 1)) - 1  # null scores at or above tau: equal p-values are flagged alike
+        tau = float(np.nextafter(np.sort(null)[::-1][allowed], np.inf))
         what = f"Of what is flagged, at most {fdr:.0%} are expected to be false alarms: scores from {tau:.2f} on."
     else:
         top = float(np.concatenate([scores, null, [0.0]]).max())
         tau = float(np.nextafter(top, np.inf))
-        what = f"Nothing can be flagged with at most {fdr:.0%} false alarms expected."
+        what = f"By their scores, no clips can be flagged with at most {fdr:.0%} false alarms expected."
     return Threshold(tau, "fdr", bool(flagged.any()) or n >= needed, what + enough)

@@ -26,6 +26,7 @@ from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_grou
 from .store import Vectors
 
 DEFAULT_FDR = 0.1
+UNLIKE_LENGTHS = 2.0
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Comparison:
     matches: pa.Table
     queries: pa.Table
     training: pa.Table
+    null: pa.Table
     threshold: Threshold
     warnings: tuple[str, ...]
     calibration: dict[str, Any]
@@ -138,10 +140,13 @@ def compare(
     own_top = own.top_score(sample.clips.num_rows)
     top = best.top_score(generated.clips.num_rows)
     if null is None:
+        null_best, null_clips = own, sample
         null_top = null_from_training(own_top)
     else:
         null = null.subset(null_rows(null.clips, references.clips, warnings))
-        null_top = normalized.best_matches(null, 1, progress).top_score(null.clips.num_rows)
+        null_best, null_clips = normalized.best_matches(null, 1, progress), null
+        null_top = null_best.top_score(null.clips.num_rows)
+    warnings += length_warning(generated.clips, null_clips.clips)
     threshold = choose_threshold(config, "gap", top, own_top, null_top)
     if not threshold.separated:
         warnings.append(threshold.explanation)
@@ -149,6 +154,7 @@ def compare(
         _matches_table(best, generated, references, null_top, threshold.tau),
         _queries_table(best, generated, references, null_top, threshold.tau),
         _training_table(own, sample, references),
+        null_table(_training_table(null_best, null_clips, references), null_top),
         threshold,
         tuple(warnings),
         {
@@ -291,6 +297,27 @@ def null_rows(null: pa.Table, references: pa.Table, warnings: list[str]) -> IntA
             f"{shared:,} null clips are also training clips and were left out: they would pass off copies as chance."
         )
     return rows
+
+
+def null_table(top: pa.Table, null_top: DoubleArray) -> pa.Table:
+    """The scores that p-values come from (``clip_id, nearest_id, score``), duplicates within the training set left out."""
+    heard = top["score"].to_numpy()
+    kept = heard <= np.max(null_top[np.isfinite(null_top)], initial=-np.inf)
+    return top.rename_columns(["clip_id", "nearest_id", "score"]).filter(pa.array(kept))
+
+
+def length_warning(generated: pa.Table, null: pa.Table) -> list[str]:
+    """A note if the clips that p-values come from are much shorter or longer than those they are for.
+
+    A longer clip has more chances to agree with something.
+    """
+    ours, theirs = (float(np.median(table["duration_s"].to_numpy())) for table in (generated, null))
+    if max(ours, theirs) <= UNLIKE_LENGTHS * min(ours, theirs):
+        return []
+    return [
+        f"P-values compare clips of unlike length: generated clips last {ours:.1f} s (median), null clips {theirs:.1f} s. "
+        "A longer clip has more chances to agree with something; give --null with clips as long as the generated ones."
+    ]
 
 
 def parse_tau(tau: str | float) -> tuple[str, float | str | None]:

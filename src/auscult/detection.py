@@ -21,7 +21,7 @@ from .alignment.candidates import candidates
 from .alignment.scoring import MIN_BACKGROUND, Clips, prepare_clips, score
 from .alignment.spans import Alignment, MatchSpan, locate
 from .calibration import conformal_p_values, null_from_training
-from .comparison import AuditConfig, Comparison, choose_threshold, level, null_rows
+from .comparison import AuditConfig, Comparison, choose_threshold, length_warning, level, null_rows, null_table
 from .descriptors.contrast import BANDS, HOP, SAMPLE_RATE, Frames, Levels, assemble, fingerprint, relative_levels
 from .folders import Progress, no_progress
 from .identity import same_audio, same_place, same_place_warning, sample_clips, shared_audio
@@ -123,6 +123,7 @@ def detect(
     own_found = detector.matches(own, 1, progress, "training clips scored against each other")
     own_top = _top(own_found)
     if null is None:
+        null_found, null_set = own_found, own
         null_top = null_from_training(own_top)
         duplicates = np.count_nonzero(np.isfinite(own_top)) - len(null_top)
         warnings.append(
@@ -132,9 +133,11 @@ def detect(
         )
     else:
         null = null.subset(null_rows(null.clips, references.clips, warnings))
-        null_top = _top(detector.matches(null, 1, progress, "null clips scored"))
+        null_found, null_set = detector.matches(null, 1, progress, "null clips scored"), null
+        null_top = _top(null_found)
         null_top = null_top[np.isfinite(null_top)]
     top = _top(found)
+    warnings += length_warning(generated.clips, null_set.clips)
     threshold = choose_threshold(config, "fdr", top, own_top, null_top)
     if not threshold.separated:
         warnings.append(threshold.explanation)
@@ -143,6 +146,7 @@ def detect(
         _matches_table(found, located, generated, references, null_top, threshold.tau, spec),
         _queries_table(found, generated, references, conformal_p_values(top, null_top), threshold.tau),
         _training_table(own_found, own, references),
+        null_table(_training_table(null_found, null_set, references), null_top),
         threshold,
         tuple(warnings),
         {"null_clips": len(null_top), "null": "given" if null is not None else "leave-one-out", "fdr": level(config)},

@@ -16,7 +16,7 @@ from .descriptors.mel import hz_to_mel, mel_filterbank, mel_to_hz
 FloatArray = npt.NDArray[np.float32]
 
 COLOR_MAP = "magma"  # even in lightness, readable without color vision; the same map everywhere in the project
-QUERY_COLOR, REFERENCE_COLOR = "#c2410c", "#0369a1"  # orange-brown and blue, both AA on white
+QUERY_COLOR, REFERENCE_COLOR, NULL_COLOR = "#c2410c", "#0369a1", "#4b5563"  # orange-brown, blue, gray; all AA on white
 SPECTROGRAM_RATE_HZ = 16_000
 BANDS, RANGE_DB = 96, 70.0
 N_FFT, HOP = 1024, 200  # 64 ms, 12.5 ms
@@ -106,7 +106,7 @@ def excerpt_mp3(samples: FloatArray, rate_hz: int) -> bytes:
     return buffer.getvalue()
 
 
-def histogram_svg(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, tau: float, unit: str) -> str:
+def histogram_svg(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, tau: float | None, unit: str) -> str:
     """Histograms of top-1 scores on one axis, log counts, with tau as a line, as an SVG element.
 
     Parameters
@@ -114,7 +114,7 @@ def histogram_svg(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, t
     sets
         ``(label, color, scores)``, drawn in this order.
     tau
-        Threshold.
+        Threshold; None: no line.
     unit
         What is counted, for the axis ("clips").
     """
@@ -122,7 +122,7 @@ def histogram_svg(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, t
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    everything = np.concatenate([scores for *_, scores in sets] + [np.array([tau])])
+    everything = np.concatenate([scores for *_, scores in sets] + [np.array([] if tau is None else [tau])])
     low, high = float(everything.min()), float(everything.max())
     margin = max(0.03 * (high - low), 1e-3)
     edges = np.linspace(low - margin, high + margin, 61)
@@ -141,7 +141,8 @@ def histogram_svg(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, t
                 linewidth=1.5,
                 label=f"{label} (n = {len(scores):,})",
             )
-        axes.axvline(tau, color="#111827", linestyle="--", linewidth=1.5, label=f"tau = {tau:.4g}")
+        if tau is not None:
+            axes.axvline(tau, color="#111827", linestyle="--", linewidth=1.5, label=f"tau = {tau:.4g}")
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
         axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -50,7 +50,7 @@ _OUR_NAMES = frozenset(
         "null",
     }
     | {f"{REVIEW_DB}{suffix}" for suffix in ("", "-wal", "-shm")}
-    | {f"{name}.parquet" for name in ("matches", "queries", "training", "skipped", "clusters", "pairs", "top1")}
+    | {f"{name}.parquet" for name in ("matches", "queries", "training", "null", "skipped", "clusters", "pairs", "top1")}
 )
 _REPORTED_PACKAGES = ("numpy", "scipy", "soundfile", "soxr", "pyarrow", "faiss-cpu", "av", "datasets")
 

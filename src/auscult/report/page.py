@@ -24,6 +24,7 @@ from ..duplicates import Duplicates
 from ..errors import AudioDecodeError, StoreError
 from ..figures import (
     EXCERPT_RATE_HZ,
+    NULL_COLOR,
     QUERY_COLOR,
     REFERENCE_COLOR,
     SPECTROGRAM_RATE_HZ,
@@ -107,18 +108,28 @@ def _audit_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
         progress(number, len(shown), "pairs drawn")
     generated = audit.queries()["score"].drop_null().to_numpy()
     training = audit.training()["score"].to_numpy()
-    histogram = histogram_svg(
-        [("generated to training", QUERY_COLOR, generated), ("training to training", REFERENCE_COLOR, training)],
-        tau=card["threshold"]["tau"],
-        unit="clips",
-    )
+    sets = [("generated to training", QUERY_COLOR, generated), ("training to training", REFERENCE_COLOR, training)]
+    if card["calibration"]["null"] == "given":
+        sets.append(("null clips to training", NULL_COLOR, audit.null()["score"].to_numpy()))
+    histogram = histogram_svg(sets, tau=None if undecided(card) else card["threshold"]["tau"], unit="clips")
     context = {"pairs": pairs, "flagged": flagged, "histogram": Markup(histogram), "verdict": audit_verdict(card)}
     return {**context, "two_stage": "spans" in matches.column_names}
+
+
+def undecided(card: dict[str, Any]) -> bool:
+    """Whether there were too few null clips to flag anything: then an empty list says nothing."""
+    threshold = card["threshold"]
+    return threshold["rule"] == "fdr" and not threshold["separated"] and not card["counts"]["flagged"]
 
 
 def audit_verdict(card: dict[str, Any]) -> str:
     """The finding of an audit in a sentence, with its denominator and what was left out."""
     counts, inputs = card["counts"], card["inputs"]
+    if undecided(card):
+        return (
+            f"Not decided: {card['calibration']['null_clips']:,} null scores are too few to flag one of "
+            f"{counts['compared']:,} generated clips with at most {card['calibration']['fdr']:.0%} false alarms expected."
+        )
     silent = counts["generated"] - counts["compared"]
     unread = inputs["generated"]["counts"]["skipped"]
     left_out = [text for number, text in ((unread, "could not be read"), (silent, "are silent")) if number]
