@@ -4,8 +4,8 @@
 
 Builds the copy-detection benchmark of each seed without distractors and with 3 negatives to 10 positives, compares every query
 with every background clip, and takes the median over queries of the standard deviation over clips, by part. Prints old and
-new values side by side; nothing is written. The values in use were fitted when the benchmark had fewer kinds. Those seeds deal the same recordings as any other: a result of another seed is
-a result on other roles and transformations, not on other recordings.
+new values side by side; nothing is written. The first values were fitted when the benchmark had fewer kinds. These seeds deal
+the same recordings as any other: a result of another seed is one on other roles and transformations, not on other recordings.
 """
 
 from __future__ import annotations

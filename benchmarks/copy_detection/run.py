@@ -99,8 +99,9 @@ def fits(benchmark: Benchmark, known: list[Sound]) -> list[str]:
         f"{len(fitted & negatives)} with negatives (of {len(negatives)}), {len(fitted & background)} with background clips. "
         "The table below leaves out all queries of theirs.",
         "`USUAL_SPREAD` in `src/auscult/alignment/scoring.py` (`benchmarks/fit_spread.py`): 11 numbers, the medians over the "
-        "queries of seeds 0 and 1 of this benchmark as it was when they were fitted (the script prints what they would be now). "
-        "All seeds deal the same recordings, to other roles and transformations: every recording here may have been among them.",
+        "queries of seeds 0 and 1 of this benchmark as it was when they were fitted (the script prints what they would be "
+        "now). All seeds deal the same recordings, to other roles and transformations: every recording here may have been "
+        "among them.",
         "The detector's other settings were chosen by trials on seeds of the same recordings (`docs/decisions.md`).",
     ]
 
