@@ -30,15 +30,27 @@ def machine() -> dict[str, Any]:
     return {"processor": model, "cores": os.cpu_count(), "memory_gb": round(pages / 2**30, 1), "system": platform.platform()}
 
 
+CODE = ("src", "benchmarks", "pyproject.toml")  # what a result depends on: the page that is being rewritten is not part of it
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).resolve().parents[1]
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=root, check=False).stdout.rstrip()
+
+
+def changed_files() -> list[str]:
+    """Files of the code that differ from the commit, new ones included."""
+    return [line[3:] for line in _git("status", "--porcelain", "--untracked-files=all", "--", *CODE).splitlines()]
+
+
 def commit() -> str:
-    """The commit that runs, marked where files differ from it."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-        ).stdout.strip()
-
-    return git("rev-parse", "HEAD") + (" with uncommitted changes" if git("status", "--porcelain") else "")
+    """The commit that runs, and whether the code is exactly that commit's."""
+    name = _git("rev-parse", "HEAD")
+    if not name:
+        return "unknown (no git repository)"
+    files = changed_files()
+    listed = ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
+    return f"{name}, " + (f"NOT a clean tree: {len(files)} files of the code differ ({listed})" if files else "clean tree")
 
 
 def write_json(path: str | Path, rows: list[dict[str, Any]], options: dict[str, Any]) -> None:

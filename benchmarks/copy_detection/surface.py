@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import signals
+from auscult.sounds import synthesise
+
+from . import signals, space
 from .signals import Audio
+from .synthetic import synthesize
 from .timeline import Result, Step, Studio, whole
 
 
@@ -44,7 +47,7 @@ def _equalize(a: Audio, s: Studio, level: int) -> Audio:
 
 
 def _noise(a: Audio, s: Studio, level: int) -> Audio:
-    snr = (s.between(20, 30), s.between(10, 15), s.between(3, 8))[level]
+    snr = (s.between(20, 30), s.between(10, 15), s.between(0, 5))[level]
     noise = signals.pink_noise(len(a), s.rng) if s.rng.random() < 0.5 else s.rng.standard_normal(len(a))
     return (a + noise * signals.rms(a) * 10 ** (-snr / 20)).astype(np.float32)
 
@@ -62,6 +65,17 @@ def _limit(a: Audio, s: Studio, level: int) -> Audio:
 def _eight_bit(a: Audio, s: Studio, level: int) -> Audio:
     steps = (127, 63, 31)[level] / max(float(np.abs(a).max()), 1e-6)
     return (np.round(a * steps) / steps).astype(np.float32)
+
+
+def _offset(a: Audio, s: Studio, level: int) -> Audio:
+    return (a + s.sign() * (0.01, 0.05, 0.2)[level] * np.abs(a).max()).astype(np.float32)
+
+
+def _fade(a: Audio, s: Studio, level: int) -> Audio:
+    n = int((0.1, 0.25, 0.5)[level] * len(a))
+    ramp = np.ones(len(a), np.float32)
+    ramp[:n] = np.linspace(0, 1, n)
+    return a * ramp * ramp[::-1]
 
 
 def _room(a: Audio, s: Studio, level: int) -> Audio:
@@ -83,7 +97,10 @@ VERBATIM = (
     ("noise", _keep(_noise)),
     ("clipping", _keep(_clip)),
     ("limiter", _keep(_limit)),
+    ("dc_offset", _keep(_offset)),
+    ("fade", _keep(_fade)),
     ("reverb", _keep(_room)),
+    ("room", space.room),
 )
 
 
@@ -100,7 +117,32 @@ def _mix(snr_db: float) -> Step:
     return step
 
 
-MIX = tuple((f"mix_{snr:+d}db", _mix(float(snr))) for snr in (12, 6, 0, -6))
+def _over(make: Callable[[int, Studio], Audio]) -> Step:
+    """Lay synthesized sound over the clip: the clip is 6 dB louder, as loud, or 6 dB softer."""
+
+    def step(audio: Audio, studio: Studio, level: int) -> Result:
+        other = np.resize(make(max(len(audio), studio.rate), studio), len(audio))
+        gain = signals.rms(audio) / max(signals.rms(other), 1e-6) * 10 ** (-(6, 0, -6)[level] / 20)
+        out = (audio + other * gain).astype(np.float32)
+        return out, whole(audio, out, studio.rate)
+
+    return step
+
+
+def _speech(n: int, studio: Studio) -> Audio:
+    return synthesise("speech", studio.rng, duration_s=n / studio.rate, rate_hz=studio.rate).samples.astype(np.float32)
+
+
+def _music(n: int, studio: Studio) -> Audio:
+    kind = ("pluck", "chords", "drums")[int(studio.rng.integers(3))]
+    return synthesize(kind, n / studio.rate, studio.rate, int(studio.rng.integers(2**31)))
+
+
+MIX = (
+    *((f"mix_{snr:+d}db", _mix(float(snr))) for snr in (12, 6, 0, -6)),
+    ("speech_over", _over(_speech)),
+    ("music_over", _over(_music)),
+)
 
 
 # --- warp: tempo, pitch, speed ---------------------------------------------------------
@@ -112,7 +154,7 @@ def _tempo(a: Audio, s: Studio, level: int) -> Audio:
 
 
 def _pitch(a: Audio, s: Studio, level: int) -> Audio:
-    return signals.shift_pitch(a, s.sign() * (1.0, 2.0, 3.0)[level])
+    return signals.shift_pitch(a, s.sign() * (1.0, 3.0, 5.0)[level])
 
 
 def _speed(a: Audio, s: Studio, level: int) -> Audio:
@@ -134,6 +176,11 @@ def _codec_round_trip(audio: Audio, studio: Studio, level: int) -> Result:
     first, a = signals.code(audio, studio.rate, "opus", (0.9, 0.96, 0.98)[level])
     out, b = signals.code(first, studio.rate, "mp3", (0.7, 0.9, 0.99)[level])
     return out, whole(audio, out, studio.rate, a + b)
+
+
+def reverse(audio: Audio, studio: Studio, level: int) -> Result:
+    """Backwards: no piece, since a piece moves forward."""
+    return audio[::-1].copy(), ()
 
 
 RESYNTHESIS = (("griffin_lim", _keep(_griffin_lim)), ("codec_round_trip", _codec_round_trip))

@@ -2,8 +2,9 @@
 
 Most synthesized sounds of the benchmark are `auscult.sounds.synthesise`'s. Two things it lacks:
 
-- strictly stationary sound (hum, white noise, rain without drops, an engine that holds its speed). By the audit paper's
-  definition it is never a replica, so a detector must score other takes of it low. Its rain and engine have events;
+- steady sound: hum, white noise, rain without drops, an engine that holds its speed, and tones that beat, wobble, fade or
+  swell. By the audit paper's definition it is never a replica, so a detector must score other takes of it low. The engine
+  of `auscult.sounds` belongs here too, though it changes speed;
 - tonal music whose excerpts can be told apart. Its melodies all have one timbre and four scales, so two of them share
   notes to the sample, and a single note cut out of one would be a copy of the other as well. Here decay, brightness and
   key are drawn for each clip.
@@ -18,14 +19,28 @@ from auscult.sounds import synthesise
 
 from .signals import Audio, filter_band, pink_noise
 
-STATIONARY = ("hum", "rain", "white", "drone")
+STATIONARY = ("hum", "rain", "white", "drone", "tone", "vibrato")  # the same at any moment
+SLOW = ("engine", "beating_hum", "faded_tone", "swelling_drone")  # their level or pitch changes slowly
+STEADY = STATIONARY + SLOW
 MUSIC = ("pluck", "chords", "bell", "drums", "speech")  # what field recordings lack
 EVENTFUL = (*MUSIC, "birds", "dog", "footsteps", "drops", "typing", "glass")
 
 
 def synthesize(kind: str, seconds: float, rate: int, seed: int) -> Audio:
-    """One sound of `kind` (a name in `STATIONARY` or `EVENTFUL`), peak 0.7, ``(time,)``."""
-    makers = {"hum": _hum, "rain": _rain, "white": _white, "drone": _drone, "pluck": _pluck, "chords": _chords}
+    """One sound of `kind` (a name in `STEADY` or `EVENTFUL`), peak 0.7, ``(time,)``."""
+    makers = {
+        "hum": _hum,
+        "rain": _rain,
+        "white": _white,
+        "drone": _drone,
+        "tone": _tone,
+        "vibrato": _vibrato,
+        "beating_hum": _beating_hum,
+        "faded_tone": _faded_tone,
+        "swelling_drone": _swelling_drone,
+        "pluck": _pluck,
+        "chords": _chords,
+    }
     rng = np.random.default_rng([seed, sum(map(ord, kind))])
     if kind in makers:
         audio = makers[kind](int(seconds * rate), rate, rng)
@@ -58,6 +73,35 @@ def _drone(n: int, rate: int, rng: np.random.Generator) -> np.ndarray:
     wobble = 1 + 0.003 * np.sin(2 * np.pi * rng.uniform(0.1, 0.4) * t)
     engine = signal.sawtooth(2 * np.pi * np.cumsum(base * wobble) / rate) + 0.3 * pink_noise(n, rng)
     return filter_band(engine.astype(np.float32), rate, rng.uniform(800, 3000), "low")
+
+
+def _tone(n: int, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """440 or 441 Hz: two takes are as alike as two sounds can be, and still no copies."""
+    return np.sin(2 * np.pi * (rng.choice([440.0, 441.0]) * _time(n, rate) + rng.random()))
+
+
+def _vibrato(n: int, rate: int, rng: np.random.Generator) -> np.ndarray:
+    speed, depth, t = rng.uniform(4, 7), rng.uniform(3, 12), _time(n, rate)
+    frequency = rng.uniform(300, 600) + depth * np.sin(2 * np.pi * (speed * t + rng.random()))
+    phase = 2 * np.pi * np.cumsum(frequency) / rate
+    return sum(np.sin(k * phase) / k for k in range(1, 5))
+
+
+def _beating_hum(n: int, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """50 and 50.3 Hz with harmonics: two transformers."""
+    t = _time(n, rate)
+    tones = sum(np.sin(2 * np.pi * (f * k * t + rng.random())) / k for f in (50.0, 50.3) for k in range(1, 8))
+    return tones + 0.01 * rng.standard_normal(n)
+
+
+def _faded_tone(n: int, rate: int, rng: np.random.Generator) -> np.ndarray:
+    ends = np.minimum(np.arange(n), np.arange(n)[::-1]) / (rng.uniform(0.2, 0.5) * n)
+    return _tone(n, rate, rng) * np.minimum(ends, 1.0)
+
+
+def _swelling_drone(n: int, rate: int, rng: np.random.Generator) -> np.ndarray:
+    swell = 1 + rng.uniform(0.2, 0.6) * np.sin(2 * np.pi * (rng.uniform(0.1, 0.4) * _time(n, rate) + rng.random()))
+    return _drone(n, rate, rng) * swell
 
 
 def _note(n: int, rate: int, pitch: float, decay: float, bright: float) -> np.ndarray:

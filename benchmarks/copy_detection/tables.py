@@ -1,18 +1,17 @@
-"""The results as rows for JSON and as a Markdown page."""
+"""The results as tables: Markdown for the page, rows for JSON."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from auscult.folders import package_versions
-from auscult.metrics.copy_detection import Interval, Prediction
-from report import commit, machine
+from auscult.metrics.copy_detection import Interval
 
-from .dataset import Benchmark
+from .judging import Judged, Scores
+from .sets import Benchmark
 
-Scores = Mapping[str, Interval]
 OVERALL = (
     "micro_ap",
     "recall_at_precision",
@@ -20,14 +19,17 @@ OVERALL = (
     "false_positive_rate",
     "recall_at_1pct_false_positives",
     "top1",
+    "recall_at_10",
 )
 PLACES = ("located", "onset_error_s", "lag_error_s", "temporal_iou")
-BY_PART = ("micro_ap", "recall_at_threshold", "top1", "onset_error_s", "lag_error_s", "temporal_iou")
+BY_PART = ("micro_ap", "recall_at_threshold", "top1", "recall_at_10", "onset_error_s", "lag_error_s", "temporal_iou")
+APART = ("recall_at_threshold", "top1", "recall_at_10")
 HEADINGS = {
     "micro_ap": "micro-AP",
     "recall_at_precision": "recall at 90 % precision",
     "recall_at_threshold": "recall at the threshold",
     "recall_at_1pct_false_positives": "recall at 1 % false positives",
+    "recall_at_10": "recall@10",
     "threshold": "threshold",
     "top1": "top-1",
     "false_positive_rate": "false-positive rate",
@@ -36,10 +38,11 @@ HEADINGS = {
     "lag_error_s": "lag error (s)",
     "temporal_iou": "temporal IoU",
 }
-SUSPECTS = 10  # wrong predictions of highest score, to be judged by ear before numbers are published
+
+FINE = 5  # digits of thresholds and scores: the mel descriptor's cosines of unrelated clips differ in the fourth
 
 
-def cell(interval: Interval) -> str:
+def cell(interval: Interval, digits: int = 3) -> str:
     """A value with its interval, as far as they exist.
 
     >>> cell(Interval(0.5, 0.4, 0.6)), cell(Interval(float("nan"))), cell(Interval(float("inf"), 2.0, float("inf")))
@@ -47,49 +50,140 @@ def cell(interval: Interval) -> str:
     """
     if math.isnan(interval.value):
         return "-"
-    value, low, high = ("none" if math.isinf(x) else f"{x:.3f}" for x in (interval.value, interval.low, interval.high))
+    value, low, high = (_number(x, digits) for x in (interval.value, interval.low, interval.high))
     return value if math.isnan(interval.low) else f"{value} [{low}, {high}]"
 
 
-def table(first: str, rows: Mapping[str, Scores], columns: Sequence[str]) -> list[str]:
-    """Lines of a Markdown table, a row per name; columns that hold nothing are left out."""
-    columns = [column for column in columns if any(not math.isnan(row[column].value) for row in rows.values())]
-    lines = [f"| {first} | {' | '.join(HEADINGS[column] for column in columns)} |", "|---" * (len(columns) + 1) + "|"]
-    return lines + [f"| {name} | {' | '.join(cell(row[column]) for column in columns)} |" for name, row in rows.items()]
+def _number(value: float, digits: int = 3) -> str:
+    if math.isnan(value):
+        return "-"
+    return "none" if math.isinf(value) else f"{value:.{digits}f}"
 
 
-def json_rows(results: Mapping[str, Mapping[str, Mapping[str, Scores]]]) -> list[dict[str, Any]]:
+def markdown(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Lines of a Markdown table of rows with equal keys; none for no rows."""
+    if not rows:
+        return []
+    lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
+    return lines + [f"| {' | '.join(str(value) for value in row.values())} |" for row in rows]
+
+
+def table(heading: str, rows: Mapping[str, Scores], columns: Sequence[str]) -> list[str]:
+    """A row per name; columns that hold nothing are left out."""
+    used = [c for c in columns if any(c in row and not math.isnan(row[c].value) for row in rows.values())]
+    return markdown(
+        [
+            {heading: name} | {HEADINGS[c]: cell(row[c], FINE if c == "threshold" else 3) for c in used}
+            for name, row in rows.items()
+        ]
+    )
+
+
+def costs(judged: Mapping[str, Judged]) -> list[str]:
+    """Seconds and memory of each system."""
+    return markdown(
+        [
+            {"system": name, "seconds": f"{one.seconds:.0f}", "peak memory (GB)": _number(one.peak_gb)}
+            for name, one in judged.items()
+        ]
+    )
+
+
+def transfers(judged: Mapping[str, Judged]) -> list[str]:
+    """What thresholds of half of the sources do on the other half."""
+    return markdown(
+        [
+            {
+                "system": name,
+                "chosen on": f"half {row.chosen_on}",
+                "threshold": _number(row.threshold, FINE),
+                "precision on the other": cell(row.precision),
+                "recall on the other": _number(row.recall),
+            }
+            for name, one in judged.items()
+            for row in one.transfer
+        ]
+    )
+
+
+def negatives(judged: Mapping[str, Judged]) -> list[str]:
+    """False-positive rates by kind of negative, a column per system."""
+    kinds = next(iter(judged.values())).negatives
+    return markdown(
+        [
+            {"kind": kind, "number": count} | {name: cell(one.negatives[kind][1]) for name, one in judged.items()}
+            for kind, (count, _) in kinds.items()
+        ]
+    )
+
+
+def suspect_rows(one: Judged) -> list[str]:
+    """The negatives of highest score of a system; of spans the first three."""
+    placed = any(row["query_s"] for row in one.suspects)
+    return markdown(
+        [
+            {name: row[name] for name in ("query_id", "source", "kind", "reference")}
+            | {"score": _number(row["score"], FINE)}
+            | (
+                {"in the query (s)": _spans(row["query_s"]), "in the reference (s)": _spans(row["reference_s"])}
+                if placed
+                else {}
+            )
+            for row in one.suspects
+        ]
+    )
+
+
+def _spans(spans: Sequence[tuple[float, float]]) -> str:
+    listed = ", ".join(f"{start:.2f}-{end:.2f}" for start, end in spans[:3])
+    return listed + (", ..." if len(spans) > 3 else "")
+
+
+def json_rows(judged: Mapping[str, Judged], stage: Mapping[str, Mapping[str, Interval]]) -> list[dict[str, Any]]:
     """One row per system, part and score; what is not finite is null."""
-    return [
-        {"system": system, "by": by, "part": part, "score": score}
-        | {end: _finite(getattr(interval, end)) for end in ("value", "low", "high")}
-        for system, parts in results.items()
-        for by, rows in parts.items()
+    scored = [
+        (system, by, part, score, interval)
+        for system, one in judged.items()
+        for by, rows in one.parts.items()
         for part, scores in rows.items()
         for score, interval in scores.items()
     ]
+    scored += [
+        (system, "kind of negative", kind, "false_positive_rate", rate)
+        for system, one in judged.items()
+        for kind, (_, rate) in one.negatives.items()
+    ]
+    scored += [
+        ("auscult", by, part, "among_candidates", interval) for by, rows in stage.items() for part, interval in rows.items()
+    ]
+    return [
+        {"system": system, "by": by, "part": part, "score": score}
+        | {end: _finite(getattr(interval, end)) for end in ("value", "low", "high")}
+        for system, by, part, score, interval in scored
+    ]
+
+
+def json_details(judged: Mapping[str, Judged]) -> dict[str, Any]:
+    """What is no score: transfer of thresholds, negatives of highest score, seconds, memory, notes."""
+    return {
+        name: {
+            "seconds": round(one.seconds, 1),
+            "peak_gb": _finite(round(one.peak_gb, 2)),
+            "notes": one.notes,
+            "transfer": [
+                dataclasses.asdict(row)
+                | {"threshold": _finite(row.threshold), "recall": _finite(row.recall)}
+                | {"precision": [_finite(getattr(row.precision, end)) for end in ("value", "low", "high")]}
+                for row in one.transfer
+            ],
+            "negatives of highest score": one.suspects,
+        }
+        for name, one in judged.items()
+    }
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def suspects(benchmark: Benchmark, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """The wrong predictions of highest score: each is an error of the system, or a copy that the benchmark overlooked."""
-    truths = {truth.query_id: truth for truth in benchmark.truths}
-    wrong = [p for p in predictions if truths[p.query_id].reference_id != p.reference_id]
-    wrong.sort(key=lambda p: (-p.score, p.query_id))
-    return [
-        {
-            "query_id": p.query_id,
-            "query_source": truths[p.query_id].source,
-            "kind": truths[p.query_id].kind,
-            "true": truths[p.query_id].reference_id,
-            "claimed": p.reference_id,
-            "score": p.score,
-        }
-        for p in wrong[:SUSPECTS]
-    ]
 
 
 def facts(benchmark: Benchmark) -> dict[str, int]:
@@ -97,76 +191,13 @@ def facts(benchmark: Benchmark) -> dict[str, int]:
     positives = [truth for truth in benchmark.truths if truth.reference_id is not None]
     return {
         "references": len(benchmark.references),
+        "of them distractors": benchmark.distractors,
         "background clips": len(benchmark.background),
+        "null clips": len(benchmark.null),
         "positives": len(positives),
         "negatives": len(benchmark.queries) - len(positives),
+        "reversed copies": len(benchmark.apart),
         "kinds of transformation": len({truth.kind for truth in positives}),
-        "sources of queries": len({truth.source for truth in benchmark.truths}),
+        "sources of positives": len({truth.source for truth in positives}),
+        "sources of negatives": len({truth.source for truth in benchmark.truths if truth.reference_id is None}),
     }
-
-
-def page(
-    benchmark: Benchmark,
-    results: Mapping[str, Mapping[str, Mapping[str, Scores]]],
-    *,
-    command: str,
-    sounds: str,
-    options: Mapping[str, Any],
-    notes: Sequence[str],
-) -> str:
-    """The Markdown page: what was measured, on what, the tables, and what they do not show."""
-    counts = ", ".join(f"{count} {name}" for name, count in facts(benchmark).items())
-    overall = {system: parts["all"]["all"] for system, parts in results.items()}
-    lines = [
-        "# Copy detection",
-        "",
-        "Written by the command below; nothing on this page is typed by hand.",
-        "",
-        "```",
-        command,
-        "```",
-        "",
-        f"{sounds}: {counts}. Predictions per query: {options['top']}. Roles are dealt by source (uploader): no negative, "
-        "background clip or bed shares one with a reference. One ranking of all queries, one threshold.",
-        "",
-        "Intervals: 95 %, bootstrap by source. *Located*: the best prediction is right and has spans; over these, the "
-        "medians of the onset error (where the copied sound begins in the query) and of the lag error (which moment of the "
-        "reference plays), and the mean temporal IoU in the query. *False-positive rate*: of the negatives, at the "
-        "threshold; *recall at 1 % false positives* is at another, stricter one, whatever the share of copies. *none*: no "
-        "threshold reaches the precision.",
-        "",
-        *(f"- {note}" for note in notes),
-        *([""] if notes else []),
-        "## All queries",
-        "",
-        *table("system", overall, OVERALL),
-        "",
-        *_places(overall),
-        "## By group",
-        "",
-        "A group's positives against all negatives; *recall at the threshold*: at the one threshold of the whole benchmark.",
-        "",
-    ]
-    for by, title in (("group", ""), ("kind", "## By kind")):
-        lines += [title, ""] if title else []
-        for system, parts in results.items():
-            lines += [f"### {system}", "", *table(by, parts[by], BY_PART), ""]
-    lines += [
-        "## What this does not show",
-        "",
-        f"Copies are {facts(benchmark)['positives']} of {len(benchmark.queries)} queries here, and few among the outputs of a "
-        "model: the precision there is lower at the same threshold. There are few hundred references; more references bring "
-        "more chance matches. 15 of the kinds are verbatim copies under another surface, which are the easiest.",
-        "",
-        "## Made with",
-        "",
-        f"Commit {commit()}; seed {options['seed']}; {machine()['processor']}, {machine()['cores']} cores, "
-        f"{machine()['memory_gb']} GB; {', '.join(f'{name} {version}' for name, version in package_versions().items())}.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _places(overall: Mapping[str, Scores]) -> list[str]:
-    """The table of those systems that say where."""
-    placed = {system: scores for system, scores in overall.items() if scores["located"].value > 0}
-    return [*table("system", placed, PLACES), ""] if placed else []

@@ -85,12 +85,12 @@ def _excerpt(audio: Audio, studio: Studio, level: int) -> Result:
     return audio[start : start + n], (Span(0.0, n / r, start / r, (start + n) / r),)
 
 
-def _splice(audio: Audio, studio: Studio, level: int, pieces: int) -> Result:
-    """Set 1-3 excerpts into unrelated sound of the same length, with 5 ms fades."""
+def _splice(audio: Audio, studio: Studio, share: float, pieces: int) -> Result:
+    """Set 1-3 excerpts, together `share` of the clip, into unrelated sound of the same length, with 5 ms fades."""
     r, total = studio.rate, max(len(audio), int(3.0 * studio.rate))
     out = studio.bed(total)
     out *= np.float32(max(signals.rms(audio), 1e-4) / max(signals.rms(out), 1e-4))
-    n = max(int((0.75, 0.5, 0.3)[level] * len(audio)) // pieces, int(0.3 * r))
+    n = max(int(share * len(audio)) // pieces, int(0.2 * r))  # less than 0.2 s nobody would recognize
     n = min(n, len(audio), total // pieces)
     slots = np.sort(studio.rng.integers(0, total - pieces * n + 1, pieces)) + np.arange(pieces) * n
     fade = np.ones(n, np.float32)
@@ -107,7 +107,8 @@ def _splice(audio: Audio, studio: Studio, level: int, pieces: int) -> Result:
 
 PARTIAL = (
     ("excerpt", _excerpt),
-    ("splice_1", lambda a, s, level: _splice(a, s, level, 1)),
-    ("splice_2", lambda a, s, level: _splice(a, s, level, 2)),
-    ("splice_3", lambda a, s, level: _splice(a, s, min(level, 1), 3)),
+    ("splice_1", lambda a, s, level: _splice(a, s, (0.75, 0.5, 0.3)[level], 1)),
+    ("splice_2", lambda a, s, level: _splice(a, s, (0.75, 0.5, 0.3)[level], 2)),
+    ("splice_3", lambda a, s, level: _splice(a, s, (0.75, 0.6, 0.5)[level], 3)),
+    ("splice_short", lambda a, s, level: _splice(a, s, (0.25, 0.1, 0.05)[level], 1)),
 )

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .surface import MIX, RESYNTHESIS, VERBATIM, WARP
+from .space import CHANNEL
+from .surface import MIX, RESYNTHESIS, VERBATIM, WARP, reverse
 from .timeline import Copy, Kind, Studio, apply
 from .timing import PARTIAL, SHIFT
 
-__all__ = ["KINDS", "LEVELS", "Copy", "Kind", "Studio", "apply", "draw_chain"]
+__all__ = ["FIXED", "KINDS", "LEVELS", "REVERSE", "Copy", "Kind", "Studio", "apply", "draw_chain"]
 
 LEVELS = ("light", "medium", "heavy")
 
@@ -24,12 +25,17 @@ KINDS: tuple[Kind, ...] = tuple(
         ("mix", MIX),
         ("warp", WARP),
         ("resynthesis", RESYNTHESIS),
+        ("channel", CHANNEL),
     )
     for name, step in steps
 )
 
+REVERSE = Kind("reversed", "reverse", reverse)  # outside KINDS: reported apart
+
+FIXED = ("identity", "polarity", "mix_+12db", "mix_+6db", "mix_+0db", "mix_-6db", "reverse")  # one setting only
+
 # A chain ends with what happens last to a real copy: timing first, then sound, then the file.
-_CHAIN_ORDER = {"warp": 0, "resynthesis": 1, "partial": 2, "shift": 2, "mix": 3, "verbatim": 4}
+_CHAIN_ORDER = {"warp": 0, "resynthesis": 1, "partial": 2, "shift": 2, "mix": 3, "verbatim": 4, "channel": 5}
 
 
 def draw_chain(rng: np.random.Generator, length: int) -> list[Kind]:
@@ -38,7 +44,7 @@ def draw_chain(rng: np.random.Generator, length: int) -> list[Kind]:
     At most one timing step and one mix, so that a chain stays a copy that a listener
     can still recognize; identity never counts as a step.
     """
-    pool = [k for k in KINDS if k.name not in ("identity", "mix_-6db", "loop", "splice_3")]
+    pool = [k for k in KINDS if k.name not in ("identity", "mix_-6db", "loop", "splice_3", "splice_short")]
     chosen: list[Kind] = []
     while len(chosen) < length:
         kind = pool[int(rng.integers(len(pool)))]
