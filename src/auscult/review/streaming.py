@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.signal
 import soundfile as sf
+import soxr
 
 from ..audio import FULL_SCALE
 from ..corpus.archive import container, open_audio_bytes
@@ -40,6 +41,8 @@ BLOCK_FRAMES = 1 << 18  # decoded at once
 LEAD_FRAMES = 16_384  # two of the longest Vorbis blocks: what precedes a seek's target until its overlaps are right
 LOSSY = frozenset({"OGG", "MPEG"})
 AV_BLOCK_S, AV_LEAD_S, AV_BLOCKS = 10.0, 0.25, 6
+READ_S = 20.0  # resampled at once
+SETTLING_S = 0.05  # decoded before and after a stretch, where a resampler's filter begins and ends
 UNKNOWN_FRAMES = 1 << 62  # libsndfile says 2^63 - 1 of a stream that does not know its length
 
 
@@ -484,6 +487,32 @@ def open_clip(path: str, offset_s: float = 0.0, duration_s: float | None = None)
 def close_files() -> None:
     """Close the files that are kept open for the next request."""
     DECODERS.close()
+
+
+def read_mono(clip: ClipAudio, start_s: float, end_s: float, rate_hz: int) -> FloatArray:
+    """A stretch of a clip as mono at a rate, ``(round((end_s - start_s) * rate_hz),)`` float32, silence outside the clip.
+
+    Raises
+    ------
+    AudioDecodeError
+        The file is gone, has changed or is damaged.
+    """
+    source = clip.source_rate_hz
+    length = max(0, round((end_s - start_s) * rate_hz))
+    first = round((start_s - SETTLING_S) * source)
+    last = round((end_s + SETTLING_S) * source)
+    step = int(READ_S * source)
+    resampler = soxr.ResampleStream(source, rate_hz, 1, dtype="float32", quality="HQ")
+    pieces = []
+    for begin in range(first, last, step):
+        piece = clip.mono(begin, min(step, last - begin))
+        pieces.append(piece if source == rate_hz else resampler.resample_chunk(piece))
+    if source != rate_hz:
+        pieces.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    joined = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+    skip = round((start_s - first / source) * rate_hz)
+    joined = joined[skip : skip + length]
+    return np.pad(joined, (0, length - len(joined)))
 
 
 def resampled(read: Callable[[int, int], FloatArray], first: int, count: int, ratio: Fraction) -> npt.NDArray[np.float64]:
