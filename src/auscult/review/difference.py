@@ -49,7 +49,7 @@ class Difference:
     gain
         Factor of the reference, negative if its polarity is reversed.
     lag_s
-        Query time minus reference time at the start of the span, to the fraction of a sample.
+        Query time minus reference time at the start of the span, to a sample.
     speed
         Reference seconds per query second.
     query_start_s, query_end_s

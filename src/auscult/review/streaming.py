@@ -349,7 +349,7 @@ class ClipAudio:
     path
         As in ``Clip.path``.
     sample_rate_hz, channels, frames
-        Of the WAV: the file's rate up to 48 kHz, one or two channels (more are mixed to one, as descriptors hear them).
+        Of the WAV: the file's rate, if that is higher 48 kHz; one or two channels (more are mixed to one, as descriptors hear them).
     source_rate_hz, source_channels
         Of the file.
     """
@@ -473,14 +473,14 @@ def open_clip(path: str, offset_s: float = 0.0, duration_s: float | None = None)
     if duration_s is not None:
         count = min(count, max(1, round(duration_s * rate)))
     ratio = Fraction(1)
-    if rate > MAX_RATE_HZ:  # a short fraction, off by less than a part in a million for the oddest of rates
+    if rate > MAX_RATE_HZ:  # by a short fraction, for a short filter: an odd rate ends near 48 kHz (96,024 Hz at 48,012)
         ratio = Fraction(MAX_RATE_HZ, rate).limit_denominator(1000)
         if ratio == 0:
             raise AudioDecodeError(f"its rate of {rate:,} Hz is no rate of audio")
     shown = channels if channels <= 2 else 1
     length = max(1, int(count * ratio))
     length = min(length, (MAX_SIZE - HEADER_BYTES) // (shown * SAMPLE_BYTES))
-    out_rate = rate if ratio == 1 else MAX_RATE_HZ
+    out_rate = round(rate * ratio)
     return ClipAudio(path, out_rate, shown, length, rate, channels, first, count, ratio, signature)
 
 
@@ -533,7 +533,7 @@ def resampled(read: Callable[[int, int], FloatArray], first: int, count: int, ra
 
 @lru_cache(maxsize=8)
 def _lowpass(up: int, down: int) -> tuple[npt.NDArray[np.float64], int]:
-    """Taps and the place of the filter's center, a multiple of ``down``; 80 dB, flat to 90 % of the lower rate's half."""
+    """Taps and the place of the filter's center, a multiple of ``down``: flat to 90 % of the lower rate's half, -73 dB at it."""
     widest = max(up, down)
     half = -(-50 * widest // down) * down
     return up * scipy.signal.firwin(2 * half + 1, 0.95 / widest, window=("kaiser", 8.0)), half
