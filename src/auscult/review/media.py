@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
-import soxr
+import soundfile as sf
 
-from ..figures import SPECTROGRAM_RATE_HZ, FloatArray, Scale, spectrogram_png
-from .streaming import ClipAudio, close_files, open_clip
+from ..figures import SPECTROGRAM_RATE_HZ, Scale, spectrogram_png
+from .difference import FLOOR_DB, Difference, Place, strongest_place, subtract
+from .streaming import ClipAudio, close_files, open_clip, read_mono
 
-__all__ = ["ClipAudio", "close_files", "open_clip", "read_mono", "spectrogram"]
+__all__ = [
+    "ClipAudio",
+    "Difference",
+    "Levels",
+    "clip_of",
+    "close_files",
+    "difference",
+    "difference_wav",
+    "levels",
+    "open_clip",
+    "read_mono",
+    "spectrogram",
+]
 
 MAX_PICTURE_S = 600.0
 MIN_PICTURE_S = 0.005
 MAX_WIDTH = 4096
 PICTURES = 256  # kept, 50 kB each
-READ_S = 20.0  # decoded at once
-SETTLING_S = 0.05  # decoded before and after a stretch, where a resampler's filter begins and ends
 
+LEVEL_S = 10.0
+DIFFERENCES = 8  # kept, up to 12 MB each
+
+_differences: OrderedDict[tuple[ClipAudio, ClipAudio, Place], Difference] = OrderedDict()
 _pictures: OrderedDict[tuple[object, ...], bytes] = OrderedDict()
-_pictures_lock = threading.Lock()
-
-
-def read_mono(clip: ClipAudio, start_s: float, end_s: float, rate_hz: int) -> FloatArray:
-    """A stretch of a clip as mono at a rate, ``(round((end_s - start_s) * rate_hz),)`` float32, silence outside the clip.
-
-    Raises
-    ------
-    AudioDecodeError
-        The file is gone, has changed or is damaged.
-    """
-    source = clip.source_rate_hz
-    length = max(0, round((end_s - start_s) * rate_hz))
-    first = round((start_s - SETTLING_S) * source)
-    last = round((end_s + SETTLING_S) * source)
-    step = int(READ_S * source)
-    resampler = soxr.ResampleStream(source, rate_hz, 1, dtype="float32", quality="HQ")
-    pieces = []
-    for begin in range(first, last, step):
-        piece = clip.mono(begin, min(step, last - begin))
-        pieces.append(piece if source == rate_hz else resampler.resample_chunk(piece))
-    if source != rate_hz:
-        pieces.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-    joined = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-    skip = round((start_s - first / source) * rate_hz)
-    joined = joined[skip : skip + length]
-    return np.pad(joined, (0, length - len(joined)))
+_cache_lock = threading.Lock()
 
 
 def spectrogram(
@@ -85,7 +78,7 @@ def spectrogram(
         raise ValueError(f"expected a width of 1 to {MAX_WIDTH} pixels, got {width}")
     clip = open_clip(path, offset_s, clip_duration)
     key = (clip, start_s, end_s, scale, width)
-    with _pictures_lock:
+    with _cache_lock:
         if key in _pictures:
             _pictures.move_to_end(key)
             return _pictures[key]
@@ -94,8 +87,97 @@ def spectrogram(
     total = max(round((end_s - start_s) * SPECTROGRAM_RATE_HZ), len(samples))
     before = min(max(0, round(-start_s * SPECTROGRAM_RATE_HZ)), total - len(samples))
     picture = spectrogram_png(samples, scale=scale, width=width, outside=(before, total - before - len(samples)))
-    with _pictures_lock:
+    with _cache_lock:
         _pictures[key] = picture
         while len(_pictures) > PICTURES:
             _pictures.popitem(last=False)
     return picture
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """RMS of both sides over their matching stretch, dB of full scale; `FLOOR_DB` for silence."""
+
+    query_db: float
+    reference_db: float
+
+
+def clip_of(row: Mapping[str, Any], role: Literal["query", "reference"]) -> ClipAudio:
+    """One side of a row of ``matches.parquet``.
+
+    The row may hold ``query_duration_s`` and ``reference_duration_s`` beside the columns of the table; without them, a clip
+    lasts up to the end of its file.
+
+    Raises
+    ------
+    AudioDecodeError
+        The file is missing, is no audio, or ends before the clip begins.
+    """
+    return open_clip(str(row[f"{role}_path"]), float(row.get(f"{role}_offset_s") or 0.0), row.get(f"{role}_duration_s"))
+
+
+def difference(row: Mapping[str, Any]) -> Difference:
+    """The query minus the aligned reference over the strongest span of a pair.
+
+    Parameters
+    ----------
+    row
+        Of ``matches.parquet``, as :func:`clip_of` takes it.
+
+    Raises
+    ------
+    AudioDecodeError
+        One of the files is missing, is no audio, has changed or is damaged.
+    """
+    query, reference = clip_of(row, "query"), clip_of(row, "reference")
+    place = strongest_place(row)
+    if place is None:
+        return Difference(None, query.sample_rate_hz, float("nan"), reason="the pair has no matching stretch to align by")
+    key = (query, reference, place)
+    with _cache_lock:
+        if key in _differences:
+            _differences.move_to_end(key)
+            return _differences[key]
+    found = subtract(query, reference, place)
+    with _cache_lock:
+        _differences[key] = found
+        while len(_differences) > DIFFERENCES:
+            _differences.popitem(last=False)
+    return found
+
+
+def difference_wav(found: Difference) -> bytes:
+    """A difference as a 16-bit WAV, clipped at full scale.
+
+    Raises
+    ------
+    ValueError
+        There is none; the message is the reason.
+    """
+    if found.samples is None:
+        raise ValueError(found.reason)
+    buffer = io.BytesIO()
+    sf.write(buffer, np.clip(found.samples, -1.0, 1.0), found.sample_rate_hz, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def levels(row: Mapping[str, Any]) -> Levels:
+    """Levels of both sides over the strongest span, or over the beginnings of both clips if the row tells no stretch.
+
+    Raises
+    ------
+    AudioDecodeError
+        One of the files is missing, is no audio, has changed or is damaged.
+    """
+    query, reference = clip_of(row, "query"), clip_of(row, "reference")
+    place = strongest_place(row) or Place(0.0, 0.0, min(query.duration_s, reference.duration_s, LEVEL_S), (1.0,))
+    return Levels(
+        _level_db(query, place.query_start_s, place.length_s), _level_db(reference, place.reference_start_s, place.length_s)
+    )
+
+
+def _level_db(clip: ClipAudio, start_s: float, length_s: float) -> float:
+    start_s = max(0.0, start_s)
+    samples = read_mono(clip, start_s, min(start_s + length_s, clip.duration_s), clip.sample_rate_hz)
+    power = float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0
+    return float(10 * np.log10(max(power, 10 ** (FLOOR_DB / 10))))

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.signal
 import soundfile as sf
+import soxr
 
 from ..audio import FULL_SCALE
 from ..corpus.archive import container, open_audio_bytes
@@ -40,6 +41,8 @@ BLOCK_FRAMES = 1 << 18  # decoded at once
 LEAD_FRAMES = 16_384  # two of the longest Vorbis blocks: what precedes a seek's target until its overlaps are right
 LOSSY = frozenset({"OGG", "MPEG"})
 AV_BLOCK_S, AV_LEAD_S, AV_BLOCKS = 10.0, 0.25, 6
+READ_S = 20.0  # resampled at once
+SETTLING_S = 0.05  # decoded before and after a stretch, where a resampler's filter begins and ends
 UNKNOWN_FRAMES = 1 << 62  # libsndfile says 2^63 - 1 of a stream that does not know its length
 
 
@@ -346,7 +349,7 @@ class ClipAudio:
     path
         As in ``Clip.path``.
     sample_rate_hz, channels, frames
-        Of the WAV: the file's rate up to 48 kHz, one or two channels (more are mixed to one, as descriptors hear them).
+        Of the WAV: the file's rate, if that is higher 48 kHz; one or two channels (more are mixed to one, as descriptors hear them).
     source_rate_hz, source_channels
         Of the file.
     """
@@ -470,20 +473,46 @@ def open_clip(path: str, offset_s: float = 0.0, duration_s: float | None = None)
     if duration_s is not None:
         count = min(count, max(1, round(duration_s * rate)))
     ratio = Fraction(1)
-    if rate > MAX_RATE_HZ:  # a short fraction, off by less than a part in a million for the oddest of rates
+    if rate > MAX_RATE_HZ:  # by a short fraction, for a short filter: an odd rate ends near 48 kHz (96,024 Hz at 48,012)
         ratio = Fraction(MAX_RATE_HZ, rate).limit_denominator(1000)
         if ratio == 0:
             raise AudioDecodeError(f"its rate of {rate:,} Hz is no rate of audio")
     shown = channels if channels <= 2 else 1
     length = max(1, int(count * ratio))
     length = min(length, (MAX_SIZE - HEADER_BYTES) // (shown * SAMPLE_BYTES))
-    out_rate = rate if ratio == 1 else MAX_RATE_HZ
+    out_rate = round(rate * ratio)
     return ClipAudio(path, out_rate, shown, length, rate, channels, first, count, ratio, signature)
 
 
 def close_files() -> None:
     """Close the files that are kept open for the next request."""
     DECODERS.close()
+
+
+def read_mono(clip: ClipAudio, start_s: float, end_s: float, rate_hz: int) -> FloatArray:
+    """A stretch of a clip as mono at a rate, ``(round((end_s - start_s) * rate_hz),)`` float32, silence outside the clip.
+
+    Raises
+    ------
+    AudioDecodeError
+        The file is gone, has changed or is damaged.
+    """
+    source = clip.source_rate_hz
+    length = max(0, round((end_s - start_s) * rate_hz))
+    first = round((start_s - SETTLING_S) * source)
+    last = round((end_s + SETTLING_S) * source)
+    step = int(READ_S * source)
+    resampler = soxr.ResampleStream(source, rate_hz, 1, dtype="float32", quality="HQ")
+    pieces = []
+    for begin in range(first, last, step):
+        piece = clip.mono(begin, min(step, last - begin))
+        pieces.append(piece if source == rate_hz else resampler.resample_chunk(piece))
+    if source != rate_hz:
+        pieces.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    joined = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+    skip = round((start_s - first / source) * rate_hz)
+    joined = joined[skip : skip + length]
+    return np.pad(joined, (0, length - len(joined)))
 
 
 def resampled(read: Callable[[int, int], FloatArray], first: int, count: int, ratio: Fraction) -> npt.NDArray[np.float64]:
@@ -504,7 +533,7 @@ def resampled(read: Callable[[int, int], FloatArray], first: int, count: int, ra
 
 @lru_cache(maxsize=8)
 def _lowpass(up: int, down: int) -> tuple[npt.NDArray[np.float64], int]:
-    """Taps and the place of the filter's center, a multiple of ``down``; 80 dB, flat to 90 % of the lower rate's half."""
+    """Taps and the place of the filter's center, a multiple of ``down``: flat to 90 % of the lower rate's half, -73 dB at it."""
     widest = max(up, down)
     half = -(-50 * widest // down) * down
     return up * scipy.signal.firwin(2 * half + 1, 0.95 / widest, window=("kaiser", 8.0)), half
