@@ -48,8 +48,12 @@ def one_of(what: str, value: str, choices: tuple[str, ...]) -> str:
 def text_of(what: str, value: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{what} should be text, got {value!r}")  # noqa: TRY004
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{what} should be text without NUL and lone surrogates, got {value[:80]!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} should be text that UTF-8 can hold, got {value[:80]!r}") from None
+    if "\0" in value:
+        raise ValueError(f"{what} should be text without NUL, got {value[:80]!r}")
     return value
 
 

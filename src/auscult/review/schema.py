@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..errors import StoreError
 
-REVIEW_DB = "review.db"
 VERDICTS = ("replication", "similar", "different", "unsure")
 WITHDRAWN = "withdrawn"
 DECISIONS = ("all_one", "split", "not_duplicates")

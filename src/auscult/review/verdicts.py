@@ -20,9 +20,10 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import StoreError
+from ..folders import REVIEW_DB
 from .exchange import read_rows, write_rows
 from .fields import check_groups, cluster_key, event_name, note_text, now, one_of, pair_id, reviewer_name
-from .schema import DECISIONS, REVIEW_DB, TRUTHS, VERDICTS, WITHDRAWN, prepare
+from .schema import DECISIONS, TRUTHS, VERDICTS, WITHDRAWN, prepare
 
 __all__ = [
     "DECISIONS",
