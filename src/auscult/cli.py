@@ -343,7 +343,6 @@ def review(
     as_json: AsJson = False,
 ) -> None:
     """Look, listen and decide: a local page for the pairs of an audit or the clusters of a dedup."""
-    from .review.app import serve
     from .review.queue import load_pairs
     from .review.verdicts import VerdictStore
 
@@ -352,6 +351,8 @@ def review(
         with VerdictStore.open(folder) as store:
             _exchange(folder, store, stats=stats, export=export, import_=import_, as_json=as_json)
         return
+
+    from .review.app import serve
 
     def ready(url: str) -> None:
         if as_json:
