@@ -24,7 +24,7 @@ OPEN_DECODERS = 16
 HELD_BYTES = 256 << 20  # of tar members and data set rows, which are held in memory while they are open
 BLOCK_FRAMES = 1 << 18  # decoded at once
 LEAD_FRAMES = 16_384  # two of the longest Vorbis blocks: what precedes a seek's target until its overlaps are right
-LOSSY = frozenset({"OGG", "MPEG"})
+LOSSY = frozenset({"OGG", "MP3"})
 AV_BLOCK_S, AV_LEAD_S, AV_BLOCKS = 10.0, 0.25, 6
 UNKNOWN_FRAMES = 1 << 62  # libsndfile says 2^63 - 1 of a stream that does not know its length
 
@@ -57,13 +57,13 @@ class SoundfileDecoder:
             self.frames = self._measured()
 
     def read(self, first: int, count: int) -> FloatArray:
-        # the first samples that libsndfile hands out after a seek in Vorbis are wrong, so begin a little earlier
-        start = max(0, first - self._lead)
+        # the first samples that libsndfile hands out after a seek in Vorbis, or a short step back in an MP3, are wrong: each
+        # depends on those before it, so begin earlier
+        skip = 0  # if playing on from where the last range ended
         if self._handle.tell() != first:
+            start = max(0, first - self._lead)
             self._handle.seek(start)
             skip = first - start
-        else:  # playing on from where the last range ended
-            skip = 0
         block = self._handle.read(skip + count, dtype="float32", always_2d=True)
         return block[skip:]
 
