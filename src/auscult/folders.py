@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -31,9 +32,24 @@ Progress = Callable[[int, int | None, str], None]
 
 CARD = "card.json"
 TASK = "task.json"
+REVIEW_DB = "review.db"
 # What the corridors and the demo write into their folders; anything else there is the user's.
 _OUR_NAMES = frozenset(
-    {CARD, "report.html", "keep.txt", "drop.txt", "stores", "audit", "dedup", "training", "generated", "background", "null"}
+    {
+        CARD,
+        "report.html",
+        "keep.txt",
+        "drop.txt",
+        "stores",
+        "controls",
+        "audit",
+        "dedup",
+        "training",
+        "generated",
+        "background",
+        "null",
+    }
+    | {f"{REVIEW_DB}{suffix}" for suffix in ("", "-wal", "-shm")}
     | {f"{name}.parquet" for name in ("matches", "queries", "training", "skipped", "clusters", "pairs", "top1")}
 )
 _REPORTED_PACKAGES = ("numpy", "scipy", "soundfile", "soxr", "pyarrow", "faiss-cpu", "av", "datasets")
@@ -201,6 +217,7 @@ def building(folder: Path, kind: str, *, task: Mapping[str, Any], overwrite: boo
         remove_stale_temporaries(partial)
         _claim(partial, task)
         yield partial
+        refuse_to_lose_verdicts(folder)  # again: hours may have passed, and somebody may have reviewed
         (partial / TASK).unlink()
         if folder.exists():
             shutil.rmtree(folder)
@@ -240,3 +257,36 @@ def check_output(folder: Path, kind: str, *, overwrite: bool) -> None:
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in _OUR_NAMES)
     if foreign:
         raise OutputFolderError(f"{folder}: holds {', '.join(foreign[:3])}, which --overwrite would delete; move that first")
+    refuse_to_lose_verdicts(folder)
+
+
+def refuse_to_lose_verdicts(folder: Path) -> None:
+    """Refuse to replace a folder in which somebody has decided something: hours of work that no run can make again.
+
+    Raises
+    ------
+    OutputFolderError
+        Its ``review.db`` holds verdicts, or cannot be read, so that it may.
+    """
+    path = folder / REVIEW_DB
+    if not path.exists():
+        return
+    try:
+        connection = sqlite3.connect(path, timeout=10.0)
+        try:
+            # the tables of review/schema.py; a database in which nobody has decided anything is no loss
+            verdicts, clusters = (
+                connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0] for table in ("verdicts", "cluster_verdicts")
+            )
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise OutputFolderError(
+            f"{path}: may hold verdicts, but cannot be read ({error}); move it away before this folder is replaced"
+        ) from error
+    if verdicts or clusters:
+        decided = f"{verdicts:,} verdicts on pairs and {clusters:,} on clusters, which would be lost"
+        raise OutputFolderError(
+            f"{folder}: holds {decided}; choose another -o, or export them first "
+            f"(auscult review {folder} --export verdicts.csv) and then move {REVIEW_DB} away"
+        )

@@ -1,0 +1,465 @@
+"""Verdicts on disk: ``review.db`` of an audit or a deduplication, SQLite, append-only, for several reviewers at once.
+
+Nothing that a reviewer decided is ever changed or deleted: a change of mind is a new row, an undo a row ``withdrawn``. Each row
+has an ``event_id`` that its sender chose, so a request that is repeated after a crash is stored once.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from ..errors import StoreError
+from ..folders import REVIEW_DB
+from .exchange import read_rows, write_rows
+from .fields import check_groups, cluster_key, event_name, note_text, now, one_of, pair_id, reviewer_name
+from .schema import DECISIONS, TRUTHS, VERDICTS, WITHDRAWN, prepare
+
+__all__ = [
+    "DECISIONS",
+    "REVIEW_DB",
+    "VERDICTS",
+    "WITHDRAWN",
+    "Control",
+    "Sample",
+    "Stratum",
+    "VerdictStore",
+    "cluster_key",
+    "pair_id",
+]
+
+BUSY_S = 30.0  # a commit takes milliseconds, so whoever waits this long waits for something that hangs
+_VERDICT_COLUMNS = ("event_id", "pair_id", "query_id", "reference_id", "reviewer", "verdict", "note", "decided_at")
+_CLUSTER_COLUMNS = ("event_id", "cluster_key", "reviewer", "decision", "groups", "kept", "note", "decided_at")
+_COLUMNS = {"verdicts": _VERDICT_COLUMNS, "cluster_verdicts": _CLUSTER_COLUMNS}
+LATEST_SCHEMA = pa.schema([(name, pa.string()) for name in _VERDICT_COLUMNS[1:]])
+HISTORY_SCHEMA = pa.schema([(name, pa.string()) for name in _VERDICT_COLUMNS])
+CLUSTER_SCHEMA = pa.schema(
+    [
+        ("cluster_key", pa.string()),
+        ("reviewer", pa.string()),
+        ("decision", pa.string()),
+        ("groups", pa.list_(pa.list_(pa.string()))),
+        ("kept", pa.list_(pa.string())),
+        ("note", pa.string()),
+        ("decided_at", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A pair whose truth is known: ``truth`` is ``replication`` or ``different``, ``row`` a row as of ``matches.parquet``."""
+
+    pair_id: str
+    truth: str
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Clips with scores from ``lowest`` to ``highest``; ``size`` of them."""
+
+    lowest: float
+    highest: float
+    size: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A random sample of pairs, drawn stratum by stratum.
+
+    Attributes
+    ----------
+    sample_id
+        Same population, strata and seed: same id.
+    seed
+        Of the draw.
+    strata
+        The highest scores first.
+    rows
+        (stratum, place, pair id) in the order of drawing; in each stratum the places count 0, 1, 2 ...
+    created
+        When it was first drawn, ISO 8601, UTC.
+    """
+
+    sample_id: str
+    seed: int
+    strata: tuple[Stratum, ...]
+    rows: tuple[tuple[int, int, str], ...]
+    created: str = ""
+
+    @property
+    def pair_ids(self) -> list[str]:
+        """The pairs in the order in which they should be reviewed."""
+        return [pair for _, _, pair in self.rows]
+
+
+class VerdictStore:
+    """The verdicts of one audit or deduplication; threads and processes may use it at the same time.
+
+    Each call uses a connection of its own from a small pool. An object must not be carried across a fork.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._idle: list[sqlite3.Connection] = []
+        self._lock = Lock()
+        self._closed = False
+
+    @classmethod
+    def open(cls, folder: str | Path) -> VerdictStore:
+        """Open ``folder/review.db``, and make it if there is none.
+
+        Raises
+        ------
+        StoreError
+            There is no such folder, or its ``review.db`` is no database of auscult's, or a newer version wrote it.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise StoreError(f"{folder}: is no folder; verdicts belong to the folder of an audit or a deduplication")
+        store = cls(folder / REVIEW_DB)
+        with store._connection() as connection:  # so that a bad file is said now, not at the first verdict
+            connection.execute("SELECT 1")
+        return store
+
+    def close(self) -> None:
+        """Close the connections; one that is in use closes when its call ends."""
+        with self._lock:
+            idle, self._idle, self._closed = self._idle, [], True
+        for connection in idle:
+            connection.close()
+
+    def __enter__(self) -> VerdictStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"{self.path}: this VerdictStore was closed; open it again")
+            connection = self._idle.pop() if self._idle else None
+        try:
+            connection = connection or self._fresh()
+            yield connection
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {_explained(error)}") from error
+        finally:
+            if connection is not None:
+                self._give_back(connection)
+
+    def _fresh(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            prepare(connection, self.path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with suppress(sqlite3.Error):
+            if connection.in_transaction:
+                connection.rollback()
+        with self._lock:
+            if not self._closed:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; it is on the disk when the block has ended."""
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+
+    def _read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._connection() as connection:
+            return connection.execute(query, values).fetchall()
+
+    # --- pairs ---
+
+    def add(
+        self,
+        query_id: str,
+        reference_id: str,
+        *,
+        reviewer: str,
+        verdict: str,
+        note: str = "",
+        event_id: str | None = None,
+    ) -> bool:
+        """Store a verdict; when this returns, it is on the disk.
+
+        Parameters
+        ----------
+        query_id, reference_id
+            The clips of the pair.
+        reviewer
+            Name, 1 to 64 visible characters.
+        verdict
+            One of ``VERDICTS``, or ``WITHDRAWN``: then the reviewer has no verdict on the pair any more.
+        note
+            Up to 2,000 characters.
+        event_id
+            Chosen by the sender (a UUID), so that a repeated request is stored once; made here by default.
+
+        Returns
+        -------
+        bool
+            False if this event was stored before.
+
+        Raises
+        ------
+        ValueError
+            An argument is none of these, or ``event_id`` names another verdict.
+        StoreError
+            The database cannot be written.
+        """
+        row = (
+            event_name(event_id),
+            pair_id(query_id, reference_id),
+            query_id,
+            reference_id,
+            reviewer_name(reviewer),
+            one_of("verdict", verdict, (*VERDICTS, WITHDRAWN)),
+            note_text(note),
+        )
+        with self._writing() as connection:
+            return _insert(connection, "verdicts", row)
+
+    def latest(self, reviewer: str | None = None) -> pa.Table:
+        """The verdicts in force: for each pair and reviewer the latest, unless it was withdrawn.
+
+        The latest is that of the latest ``decided_at``, then that stored last; so verdicts that are imported find their place
+        in time. Verdicts on control pairs are among them (:meth:`controls` names those pairs).
+        """
+        where, values = ("WHERE reviewer = ?", (reviewer_name(reviewer),)) if reviewer is not None else ("", ())
+        names = ", ".join(LATEST_SCHEMA.names)
+        rows = self._read(
+            f"SELECT {names} FROM (SELECT *, ROW_NUMBER() OVER "
+            f"(PARTITION BY pair_id, reviewer ORDER BY decided_at DESC, id DESC) AS place FROM verdicts {where}) "
+            "WHERE place = 1 AND verdict != ? ORDER BY id",
+            (*values, WITHDRAWN),
+        )
+        return _table(rows, LATEST_SCHEMA)
+
+    def decided(self, reviewer: str) -> dict[str, str]:
+        """Verdict of one reviewer on each pair that they decided."""
+        table = self.latest(reviewer)
+        return dict(zip(table["pair_id"].to_pylist(), table["verdict"].to_pylist(), strict=True))
+
+    def history(self) -> pa.Table:
+        """Every row ever stored, in the order of storing."""
+        return _table(self._read(f"SELECT {', '.join(_VERDICT_COLUMNS)} FROM verdicts ORDER BY id"), HISTORY_SCHEMA)
+
+    def consensus(self) -> dict[str, str]:
+        """Verdict of more than half of the reviewers of each pair, else ``unsure``; control pairs are left out."""
+        table, known = self.latest(), self.controls()
+        votes: dict[str, Counter[str]] = defaultdict(Counter)
+        for pair, verdict in zip(table["pair_id"].to_pylist(), table["verdict"].to_pylist(), strict=True):
+            if pair not in known:
+                votes[pair][verdict] += 1
+        return {pair: _majority(count) for pair, count in votes.items()}
+
+    def export_verdicts(self, path: str | Path) -> int:
+        """Write every row of :meth:`history` to ``path``, CSV or Parquet by its ending; returns how many.
+
+        Two columns are added for readers: ``counts``, whether the row is the reviewer's verdict in force, and ``control``, the
+        truth of a control pair (null, in CSV empty, for all others).
+        """
+        history, latest, controls = self.history(), self.latest(), self.controls()
+        subjects = [history["pair_id"].to_pylist(), history["reviewer"].to_pylist(), history["decided_at"].to_pylist()]
+        last = {
+            (pair, name): row
+            for row, (pair, name, when) in sorted(
+                enumerate(zip(*subjects, strict=True)), key=lambda item: (item[1][2], item[0])
+            )
+        }
+        alive = set(zip(latest["pair_id"].to_pylist(), latest["reviewer"].to_pylist(), strict=True))
+        rows = {row for subject, row in last.items() if subject in alive}
+        counts = pa.array([row in rows for row in range(history.num_rows)], pa.bool_())
+        truth = pa.array([controls[pair].truth if pair in controls else None for pair in subjects[0]], pa.string())
+        write_rows(history.append_column("counts", counts).append_column("control", truth), Path(path))
+        return history.num_rows
+
+    def import_verdicts(self, path: str | Path) -> int:
+        """Add the verdicts of a CSV or Parquet file, all of them or none; returns how many were new.
+
+        Needed columns: ``query_id, reference_id, reviewer, verdict``; ``event_id, pair_id, note, decided_at`` are taken where
+        they are. A file that was imported before adds nothing.
+
+        Raises
+        ------
+        ValueError
+            A column is missing or unknown, or a row cannot be meant; the message names it.
+        StoreError
+            The file cannot be read.
+        """
+        added = 0
+        rows = read_rows(Path(path))
+        with self._writing() as connection:
+            for number, row in enumerate(rows, 1):
+                columns = _VERDICT_COLUMNS if row["decided_at"] is not None else _VERDICT_COLUMNS[:-1]
+                try:
+                    added += _insert(connection, "verdicts", [row[name] for name in columns])
+                except ValueError as error:
+                    raise ValueError(f"{path}, row {number}: {error}") from None
+        return added
+
+    # --- clusters ---
+
+    def add_cluster(
+        self,
+        key: str,
+        *,
+        reviewer: str,
+        decision: str,
+        groups: Sequence[Sequence[str]] = (),
+        kept: Sequence[str] = (),
+        note: str = "",
+        event_id: str | None = None,
+    ) -> bool:
+        """Store a decision on a cluster of a deduplication, as :meth:`add` does a verdict.
+
+        Parameters
+        ----------
+        key
+            :func:`cluster_key` of the cluster's clips.
+        decision
+            ``all_one`` (one group), ``split`` (several), ``not_duplicates`` (each clip a group), or ``withdrawn``.
+        groups
+            The cluster's clips, each in one group of duplicates; empty for ``withdrawn``.
+        kept
+            The clip to keep of each group.
+        reviewer, note, event_id
+            As in :meth:`add`.
+        """
+        check_groups(key, one_of("decision", decision, (*DECISIONS, WITHDRAWN)), groups, kept)
+        text = [json.dumps(value, ensure_ascii=False) for value in ([list(group) for group in groups], list(kept))]
+        row = (event_name(event_id), key, reviewer_name(reviewer), decision, *text, note_text(note))
+        with self._writing() as connection:
+            return _insert(connection, "cluster_verdicts", row)
+
+    def latest_clusters(self, reviewer: str | None = None) -> pa.Table:
+        """The decisions on clusters that are in force, as :meth:`latest` for verdicts."""
+        where, values = ("WHERE reviewer = ?", (reviewer_name(reviewer),)) if reviewer is not None else ("", ())
+        rows = self._read(
+            f"SELECT {_quoted(CLUSTER_SCHEMA.names)} FROM "
+            "(SELECT *, ROW_NUMBER() OVER (PARTITION BY cluster_key, reviewer ORDER BY decided_at DESC, id DESC) AS place "
+            f"FROM cluster_verdicts {where}) WHERE place = 1 AND decision != ? ORDER BY id",
+            (*values, WITHDRAWN),
+        )
+        return _table([(*row[:3], json.loads(row[3]), json.loads(row[4]), *row[5:]) for row in rows], CLUSTER_SCHEMA)
+
+    # --- controls and samples ---
+
+    def add_controls(self, controls: Iterable[Control]) -> int:
+        """Store pairs whose truth is known; returns how many were new."""
+        rows = [
+            (control.pair_id, one_of("truth", control.truth, TRUTHS), json.dumps(control.row, ensure_ascii=False))
+            for control in controls
+        ]
+        with self._writing() as connection:
+            before = connection.total_changes
+            connection.executemany("INSERT OR IGNORE INTO controls (pair_id, truth, row) VALUES (?, ?, ?)", rows)
+            return connection.total_changes - before
+
+    def controls(self) -> dict[str, Control]:
+        """The control pairs by their pair id."""
+        rows = self._read("SELECT pair_id, truth, row FROM controls ORDER BY pair_id")
+        return {pair: Control(pair, truth, json.loads(row)) for pair, truth, row in rows}
+
+    def add_sample(self, sample: Sample) -> Sample:
+        """Store a drawn sample, or what it adds to one that was drawn before; returns the whole as stored."""
+        strata = json.dumps([vars(stratum) for stratum in sample.strata])
+        rows = [(sample.sample_id, *row) for row in sample.rows]
+        with self._writing() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO samples (sample_id, seed, created, strata) VALUES (?, ?, ?, ?)",
+                (sample.sample_id, sample.seed, now(), strata),
+            )
+            connection.executemany(
+                "INSERT OR IGNORE INTO sample_rows (sample_id, stratum, place, pair_id) VALUES (?, ?, ?, ?)", rows
+            )
+        return next(stored for stored in self.samples() if stored.sample_id == sample.sample_id)
+
+    def samples(self) -> list[Sample]:
+        """The samples drawn so far, the first first."""
+        rows: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        for sample_id, *row in self._read("SELECT sample_id, stratum, place, pair_id FROM sample_rows ORDER BY id"):
+            rows[sample_id].append((row[0], row[1], row[2]))
+        return [
+            Sample(name, seed, tuple(Stratum(**stratum) for stratum in json.loads(strata)), tuple(rows[name]), created)
+            for name, seed, created, strata in self._read("SELECT sample_id, seed, created, strata FROM samples ORDER BY id")
+        ]
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def _insert(connection: sqlite3.Connection, table: str, row: Sequence[str]) -> bool:
+    """Insert a row; where its last column, ``decided_at``, is not given, that is now.
+
+    False if the event is there already; then it must be the same. Time never runs back for a reviewer and a pair, whatever the
+    clock does: or an undo could come to lie before what it undoes.
+    """
+    columns = _COLUMNS[table]
+    names, n = _quoted(columns), len(columns) - 1
+    known = connection.execute(f"SELECT {names} FROM {table} WHERE event_id = ?", row[:1]).fetchone()
+    if known is not None:
+        if tuple(known[:n]) != tuple(row[:n]):
+            raise ValueError(f"event_id {row[0]!r} was used for another verdict; make a new UUID for each")
+        return False
+    if len(row) == n:
+        subject = (columns[1], "reviewer")
+        values = [row[columns.index(name)] for name in subject]
+        where = " AND ".join(f"{name} = ?" for name in subject)
+        last = connection.execute(f"SELECT MAX(decided_at) FROM {table} WHERE {where}", values).fetchone()[0]
+        row = (*row, max(now(), last or ""))
+    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})", row)
+    return True
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
+
+
+def _majority(votes: Counter[str]) -> str:
+    (verdict, count), *_ = votes.most_common(1)
+    return verdict if 2 * count > votes.total() else "unsure"
+
+
+def _explained(error: sqlite3.Error) -> str:
+    """What SQLite says, in words that help."""
+    text = str(error)
+    if "not a database" in text:
+        return "is no database (SQLite); move it away, or restore it from a copy"
+    if "malformed" in text:
+        return "the database is damaged; restore it from a copy, or recover it with `sqlite3 review.db .recover`"
+    if "locked" in text:
+        return f"another process has kept it locked for {BUSY_S:.0f} s; end that process"
+    if "readonly" in text or "unable to open" in text:
+        return f"cannot be written ({text}); check the permissions of the file and its folder"
+    return f"the database refused: {text}"
