@@ -60,8 +60,8 @@ export class PairScreen {
     if (this.wanted !== id) return;
     this.alignment = alignmentOf(pair);
     this.#describe(pair);
-    this.player.load(this.alignment);
     const pictures = this.view.load(this.alignment);
+    this.player.load(this.alignment);
     this.#movePlayhead();
     await pictures;
     if (this.wanted !== id) return;

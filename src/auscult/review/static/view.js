@@ -5,6 +5,7 @@ import { firstView, fromAxis, toAxis, within } from "./alignment.js";
 import { FREQUENCY_TICKS, element, seconds, timeTicks } from "./words.js";
 
 const SHORTEST_S = 0.1;
+const LONGEST_S = 600; // the server draws no longer picture
 const SETTLE_MS = 160; // a picture is asked for when the zoom has come to rest
 const DRAG_PX = 6;
 const WIDEST_PX = 1600;
@@ -77,7 +78,7 @@ export class View {
   zoom(factor, anchor) {
     const [start, end] = this.shown;
     const full = this.alignment.full;
-    const length = Math.min(Math.max((end - start) * factor, SHORTEST_S), full[1] - full[0]);
+    const length = Math.min(Math.max((end - start) * factor, SHORTEST_S), full[1] - full[0], LONGEST_S);
     const held = anchor ?? (start + end) / 2;
     const share = (held - start) / (end - start);
     this.#turn([held - share * length, held + (1 - share) * length]);
