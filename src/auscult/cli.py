@@ -284,13 +284,16 @@ def compare(
     """What audits of the same clips with several descriptors find together and apart."""
     from .ensembles import combine, open_scores, overlap
     from .folders import write_table
+    from .review.findings import joint_consensus, verified_table
 
     scores = open_scores(audits)
     rows = overlap(scores).to_pylist()
+    verdicts = joint_consensus(audits)
+    verified = verified_table(scores, verdicts).to_pylist() if verdicts else []
     if output is not None:
         write_table(output, combine(scores))
     if as_json:
-        _print_json({"overlap": rows, "paths": [] if output is None else [str(output)]})
+        _print_json({"overlap": rows, "verified": verified, "paths": [] if output is None else [str(output)]})
         return
     table = Table(title="Flagged clips, the second's threshold set to flag as many as the first", title_justify="left")
     for column in ("first", "second", "first flags", "second flags", "at tau", "both", "same match"):
@@ -300,8 +303,21 @@ def compare(
         shared = [f"{row[key]:,}" for key in ("both", "same_reference")]
         table.add_row(Text(row["first"]), Text(row["second"]), *counts, f"{row['tau_second']:.4f}", *shared)
     out.print(table)
+    if verified:
+        out.print(_verified_table(verified))
     if output is not None:
         _print_paths(output)
+
+
+def _verified_table(rows: list[dict[str, Any]]) -> Table:
+    """What people found among the clips that each audit flags by itself."""
+    table = Table(title="Flagged clips that people verified, each audit at its own threshold", title_justify="left")
+    names = ("flagged", "verified", "unsure", "replications", "shared", "same_reference")
+    for column in ("descriptor", *names[:-1], "same match"):
+        table.add_column(column, justify="left" if column == "descriptor" else "right")
+    for row in rows:
+        table.add_row(Text(row["descriptor"]), *(f"{row[name]:,}" for name in names))
+    return table
 
 
 @app.command()

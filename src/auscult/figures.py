@@ -213,3 +213,58 @@ def histogram_svg(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, t
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
+
+
+def reliability_svg(
+    edges: npt.NDArray[np.float64],
+    share: npt.NDArray[np.float64],
+    low: npt.NDArray[np.float64],
+    high: npt.NDArray[np.float64],
+    verified: npt.NDArray[np.int64],
+    *,
+    label: str,
+    even: bool = False,
+) -> str:
+    """Share of replications among verified pairs, bin by bin of their score or p-value, with intervals, as an SVG element.
+
+    Parameters
+    ----------
+    edges
+        (bins + 1,) of the bins.
+    share, low, high
+        (bins,) share of replications and its interval, 0 to 1; a bin without pairs is left out.
+    verified
+        (bins,) pairs in each bin, written above it.
+    label
+        Of the axis of values.
+    even
+        Draw all bins equally wide, with their edges for ticks: for p-values, which crowd near 0.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    filled = np.flatnonzero(verified)
+    place = np.arange(len(edges), dtype=np.float64) if even else edges
+    middle, half = (place[1:] + place[:-1])[filled] / 2, np.diff(place)[filled] / 2
+    share, low, high = share[filled], low[filled], high[filled]
+    with mpl.rc_context({"svg.hashsalt": "auscult", "font.size": 11, "font.family": "sans-serif", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.hlines(share, middle - half, middle + half, color=QUERY_COLOR, linewidth=2)
+        bars = np.clip([share - low, high - share], 0, None)  # rounding can put a bound a hair beyond the share
+        axes.errorbar(middle, share, bars, fmt="o", color=QUERY_COLOR, markersize=5, capsize=3, linewidth=1.5)
+        for x, top, count in zip(middle, high, verified[filled], strict=True):
+            axes.annotate(f"{count:,}", (x, top), (0, 4), textcoords="offset points", ha="center", fontsize=9, color="#4b5563")
+        axes.set_ylim(-0.03, 1.12)
+        axes.set_yticks(np.linspace(0, 1, 6), [f"{percent} %" for percent in range(0, 101, 20)])
+        if even:
+            axes.set_xticks(place, [f"{edge:.3g}" for edge in edges])
+        axes.set_xlabel(label)
+        axes.set_ylabel("replications among verified")
+        axes.spines[["top", "right"]].set_visible(False)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]

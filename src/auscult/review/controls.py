@@ -62,9 +62,9 @@ class _Clip:
 def make_controls(folder: str | Path, n: int, *, seed: int = 0) -> list[Control]:
     """Make ``n`` control pairs, half of them known copies, and write their sounds to ``folder/controls/`` as FLAC.
 
-    The same seed gives the same controls, and a larger ``n`` those of the smaller and more. ``VerdictStore.add_controls`` stores
-    what is returned. The other clip of a known non-copy is drawn from the training clips that are neither its source's listed
-    nearest, nor listed in a pair with it, nor equal to it in samples; it may still be of the same kind of sound.
+    The same seed gives the same controls, and a larger ``n`` those of the smaller and more. What is returned is stored by
+    ``VerdictStore.add_controls``. The other clip of a known non-copy is drawn from the training clips that are neither its
+    source's listed nearest, nor listed in a pair with it, nor equal to it in samples; it may be of the same kind of sound.
 
     Raises
     ------
@@ -79,8 +79,8 @@ def make_controls(folder: str | Path, n: int, *, seed: int = 0) -> list[Control]
     clips, near = _training_clips(review_set), _near(review_set)
     if len({clip.sample_digest or clip.clip_id for clip in clips}) < 2:
         raise StoreError(
-            f"{folder}: controls need at least 2 different training clips of {MIN_S} s or more, this folder knows {len(clips)}; "
-            "audit corpora rather than stores kept elsewhere, or review without controls"
+            f"{folder}: controls need at least 2 different training clips of {MIN_S} s or more, this folder knows "
+            f"{len(clips)}; audit corpora rather than stores kept elsewhere, or review without controls"
         )
     taken = {*review_set.query_ids, *(clip.clip_id for clip in clips)}
     controls: list[Control] = []
@@ -102,28 +102,27 @@ def _control(
     lent = _lent_row(review_set, rng)
     for source in [clips[at] for at in rng.permutation(len(clips))[:TRIES].tolist()]:
         others = [clip for clip in clips if clip is not source and _unrelated(source, clip, near)]
-        reference = source if copy or not others else others[int(rng.integers(len(others)))]
-        if not copy and reference is source:
+        if not copy and not others:
             continue
+        reference = source if copy else others[int(rng.integers(len(others)))]
         try:
             rate = _rate_of(lent, source)
-            audio = read_audio(
-                source.path, sample_rate_hz=rate, start_s=source.start_s, duration_s=min(source.duration_s, MAX_S)
-            )
+            length_s = min(source.duration_s, max(lent["query_duration_s"] or MAX_S, MIN_S), MAX_S)  # as long as real ones
+            audio = read_audio(source.path, sample_rate_hz=rate, start_s=source.start_s, duration_s=length_s)
             target = read_audio(
                 reference.path, sample_rate_hz=rate, start_s=reference.start_s, duration_s=min(reference.duration_s, MAX_S)
             )
         except AudioDecodeError as error:
             log.warning("%s: no control is made of it (%s)", source.path, error)
             continue
-        same = audio.facts.sample_digest == target.facts.sample_digest
+        same = np.array_equal(audio.samples, target.samples[: len(audio.samples)])
         if {"silent", "near_silent"} & {*audio.facts.flags, *target.facts.flags} or same != copy:
             continue
         samples, lag_s = transformed(audio.samples, rate, rng)
         query_id = _invented_id(lent["query_id"], taken, rng)
         taken.add(query_id)
-        path = review_set.path / CONTROLS / f"{hashlib.sha256(query_id.encode()).hexdigest()[:16]}.flac"
-        with atomic_file(path) as handle:
+        path = f"{CONTROLS}/{hashlib.sha256(query_id.encode()).hexdigest()[:16]}.flac"
+        with atomic_file(review_set.path / path) as handle:
             sf.write(handle, samples, rate, format="FLAC", subtype="PCM_16")
         lengths = len(samples) / rate, len(target.samples) / rate
         row = _row(review_set, lent, query_id, path, source, reference, lag_s, lengths)
@@ -255,7 +254,7 @@ def _row(
     review_set: ReviewSet,
     lent: dict[str, Any],
     query_id: str,
-    path: Path,
+    path: str,
     source: _Clip,
     reference: _Clip,
     lag_s: float,
@@ -275,7 +274,7 @@ def _row(
     numbers = ("similarity", "bias", "score", "p_value", "flagged", "rank", "descriptor")
     return {
         "query_id": query_id,
-        "query_path": str(path.absolute()),
+        "query_path": path,  # below the folder, which may be moved
         "query_display_path": str(PurePosixPath(lent["query_path"]).parent / PurePosixPath(query_id).name),
         "query_caption": None if lent["query_caption"] is None else source.caption or lent["query_caption"],
         "query_offset_s": 0.0,

@@ -107,7 +107,7 @@ class ReviewSet:
         if self.kind == AUDIT_KIND:
             for row in _columns(self.path / QUERIES, ("query_id", "duration_s", "caption")):
                 facts["query", row[0]] = (None, row[1], row[2])
-        stores = {"generated": ("query",), "references": ("reference",)}
+        stores: dict[str, tuple[str, ...]] = {"generated": ("query",), "references": ("reference",)}
         if self.kind == DEDUP_KIND:
             stores = {"corpus": ("query", "reference"), "against": ("query", "reference")}
         for store, roles in stores.items():
@@ -208,6 +208,7 @@ def pair_row(review_set: ReviewSet, pair: str) -> dict[str, Any]:
     """
     if pair in review_set.controls:
         row = dict(review_set.controls[pair].row)
+        row["query_path"] = str(review_set.path.absolute() / row["query_path"])
     else:
         place = review_set.place.get(pair)
         at = review_set.every_row.get(pair) if place is None else int(review_set.rows[place])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-import logging
+import json
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
@@ -46,8 +46,6 @@ SAFE_HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "x-frame-options": "DENY",
 }
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,18 +100,18 @@ class Guard:
                 await _respond(safe_send, 303, "", {"location": "/", "set-cookie": self._cookie(headers)})
                 return
             if not _same(_cookie_of(headers, cookie_name(headers)), self._token):
-                refusal = Refusal(401, "this server wants a token: open the address that `auscult review` printed, with ?token=")
+                refusal = Refusal(401, "a token is wanted: open the address that `auscult review` printed, with its ?token=")
         if refusal is None and scope["method"] not in {"GET", "HEAD"}:
             body, refusal = await _small_body(headers, receive)
             receive = _replay(body, receive)
         if refusal is not None:
-            await _respond(safe_send, refusal.status, refusal.reason + "\n")
+            await _respond(safe_send, refusal.status, refusal.reason)
             return
         try:
             await self._app(scope, receive, safe_send)
         except Exception:
             if not begun:  # or the server above us would answer, without the headers
-                await _respond(safe_send, 500, "the review server failed; its log says why\n")
+                await _respond(safe_send, 500, "the review server failed; what it printed says why")
             raise
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> Refusal | None:
@@ -167,7 +165,7 @@ def split_host(host: str) -> tuple[str, str]:
 
 
 def header_map(scope: Scope) -> dict[str, str]:
-    """Headers by lower-case name. A name that comes twice (two ``Host`` lines, say) joins its values, so that neither passes."""
+    """Headers by lower-case name; one that comes twice (``Host``, say) joins its values, so that neither passes."""
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
@@ -242,8 +240,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _respond(send: Any, status: int, text: str, headers: dict[str, str] | None = None) -> None:
-    content = text.encode()
-    own = {"content-type": "text/plain; charset=utf-8", "content-length": str(len(content)), "cache-control": "no-store"}
+    content = json.dumps({"error": text}).encode() if text else b""
+    own = {"content-type": "application/json", "content-length": str(len(content)), "cache-control": "no-store"}
     pairs = [(name.encode(), value.encode("latin-1")) for name, value in {**own, **(headers or {})}.items()]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
     await send({"type": "http.response.body", "body": content})

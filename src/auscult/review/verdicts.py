@@ -114,7 +114,7 @@ class VerdictStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._idle: list[sqlite3.Connection] = []
-        self._lock = Lock()
+        self._lock, self._turn = Lock(), Lock()
         self._closed = False
 
     @classmethod
@@ -184,7 +184,8 @@ class VerdictStore:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction; it is on the disk when the block has ended."""
-        with self._connection() as connection:
+        # SQLite lets waiting writers sleep and try again, ever longer; threads of one process may as well queue
+        with self._turn, self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
