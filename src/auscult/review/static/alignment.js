@@ -12,6 +12,10 @@ export function strongestSpan(pair) {
 
 /** What the axis needs to know of a pair; all times in seconds. */
 export function alignmentOf(pair) {
+  for (const role of ["query", "reference"]) {
+    // Of a file that is gone nothing may be known but its spans; the picture's place stays empty.
+    pair[role].duration_s ??= Math.max(1, ...(pair.spans ?? []).map((span) => span[`${role}_end_s`]));
+  }
   const strongest = strongestSpan(pair);
   const tempo = pair.tempo > 0 ? pair.tempo : 1;
   // The pictures have one scale, so at another tempo they can meet at one moment only: where the strongest span begins.

@@ -35,6 +35,7 @@ export const getQueue = (reviewer, order, set) => request(`/api/queue?${asked({ 
 export const getPair = (id, reviewer) => request(`/api/pairs/${encodeURIComponent(id)}?${asked({ reviewer })}`);
 export const getClusters = (reviewer) => request(`/api/clusters?${asked({ reviewer })}`);
 export const getCluster = (key, reviewer) => request(`/api/clusters/${encodeURIComponent(key)}?${asked({ reviewer })}`);
+export const getDifference = (pair) => request(pair.difference_url ?? `/api/pairs/${encodeURIComponent(pair.pair_id)}/difference`);
 export const postVerdict = (event) => post("/api/verdicts", event);
 export const postCluster = (event) => post("/api/clusters", event);
 

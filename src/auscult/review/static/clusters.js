@@ -3,7 +3,7 @@
 import { eventId, getCluster, postCluster, spectrogramUrl } from "./api.js";
 import { banner, hideBanner, say } from "./saving.js";
 import { picture } from "./view.js";
-import { byId, element, kilohertz, onClick, seconds } from "./words.js";
+import { byId, element, kilohertz, onClick, seconds, showPath } from "./words.js";
 
 const CHUNK = 48; // cards made at once; more when one scrolls towards the end
 const PICTURE_PX = 400;
@@ -46,6 +46,7 @@ export class ClusterScreen {
     this.focus = 0;
     this.made = 0;
     this.list.replaceChildren();
+    this.list.classList.toggle("few", cluster.members.length <= 6);
     this.pictures.disconnect();
     this.#more();
     this.list.scrollTop = 0;
@@ -154,15 +155,17 @@ export class ClusterScreen {
     const play = element("button", { type: "button", className: "play", tabindex: "-1", text: "▶ Play", "aria-label": `Play ${name}` });
     const keep = element("input", { type: "radio", tabindex: "-1", value: place });
     const plot = element("div", { className: "plot" }, element("div", { className: "playhead", hidden: true }));
-    const similarity = Number.isFinite(member.similarity) && place ? `${member.similarity.toFixed(3)} to the kept` : "";
+    const path = element("p", { className: "path" });
+    showPath(path, member.path);
+    const similarity = Number.isFinite(member.similarity) && place ? member.similarity.toFixed(3) : "";
     const card = element(
       "li",
       { tabindex: "-1", "data-place": place, "aria-label": `Clip ${place + 1}: ${name}. ${member.caption ?? ""}` },
-      ...(place ? [cut] : []),
+      place ? cut : element("span", { className: "cut quiet", text: "group 1" }),
       element("div", { className: "card" },
         plot,
-        element("p", { className: "row" }, play, element("label", { className: "tickbox" }, keep, " keep"), element("span", { className: "number", text: similarity })),
-        element("p", { className: "path", text: member.path ?? member.clip_id, title: member.path ?? member.clip_id }),
+        element("p", { className: "row" }, play, element("label", { className: "tickbox" }, keep, " keep"), element("span", { className: "number", text: similarity, title: "Similarity to the kept clip" })),
+        path,
         ...(member.caption ? [element("q", { className: "caption", text: member.caption, title: member.caption })] : []),
         element("p", { className: "quiet", text: [seconds(member.duration_s), member.sample_rate_hz ? kilohertz(member.sample_rate_hz) : null].filter(Boolean).join(" · ") }),
       ),
@@ -242,7 +245,7 @@ export class ClusterScreen {
         const radio = card.querySelector("input");
         radio.name = `kept-${number}`;
         radio.checked = place === kept;
-        const cut = card.querySelector(".cut");
+        const cut = card.querySelector("button.cut");
         if (!cut) continue;
         cut.textContent = this.cuts.has(place) ? `group ${number + 1} · join` : "split here";
         cut.setAttribute("aria-pressed", String(this.cuts.has(place)));

@@ -114,8 +114,10 @@ function fillPicker() {
   byId("set").replaceChildren(...sets.map((set) => element("option", { value: set, text: SET_NAMES[set] })));
   const kept = sessionStorage.getItem("auscult.set");
   byId("set").value = sets.includes(kept) ? kept : sets[0];
+  for (const option of [...byId("order").options]) if (session.orders && !session.orders.includes(option.value)) option.remove();
   byId("order").value = sessionStorage.getItem("auscult.order") ?? session.order ?? "score";
-  byId("undecided").checked = sessionStorage.getItem("auscult.undecided") !== "false";
+  if (byId("order").selectedIndex < 0) byId("order").selectedIndex = 0;
+  byId("undecided").checked = (sessionStorage.getItem("auscult.undecided") ?? String(session.unreviewed ?? true)) === "true";
 }
 
 /** Ask for the reviewer's name; resolves when there is one. */

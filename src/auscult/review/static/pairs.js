@@ -1,11 +1,11 @@
 // The pair screen: shows a pair, listens to keys and buttons, saves verdicts, goes on.
 
-import { eventId, getPair, postVerdict } from "./api.js";
+import { eventId, getDifference, getPair, postVerdict } from "./api.js";
 import { alignmentOf } from "./alignment.js";
 import { Player } from "./player.js";
 import { banner, hideBanner, say } from "./saving.js";
 import { View, picture } from "./view.js";
-import { byId, kilohertz, onClick, probability, residualInWords, seconds, signed } from "./words.js";
+import { byId, kilohertz, onClick, probability, residualInWords, seconds, showPath, signed } from "./words.js";
 
 const AHEAD = 3;
 const ZOOM = 2;
@@ -205,19 +205,17 @@ export class PairScreen {
       byId(`${role}-caption`).textContent = side.caption ?? "";
       byId(`${role}-caption`).title = side.caption ?? "";
       byId(`${role}-caption`).hidden = !side.caption;
-      byId(`${role}-path`).textContent = side.path ?? "";
-      byId(`${role}-path`).title = side.path ?? "";
-      byId(`${role}-path`).hidden = !side.path;
+      showPath(byId(`${role}-path`), side.path);
       byId(`${role}-meta`).textContent = [seconds(side.duration_s), side.sample_rate_hz ? kilohertz(side.sample_rate_hz) : null].filter(Boolean).join(" · ");
     }
     byId("place").textContent = this.detour ? "aside" : `${queue.place + 1} / ${queue.list.length}`;
     byId("facts").replaceChildren(...this.#facts(pair));
     this.#others(pair);
     byId("note").value = this.notes.get(pair.pair_id) ?? pair.note ?? "";
-    byId("hint").textContent = HINT;
+    this.#hint(HINT);
     byId("previous").disabled = !this.detour && queue.place <= 0;
     byId("next").disabled = !this.detour && queue.place >= queue.list.length - 1;
-    byId("play-difference").disabled = !Number.isFinite(pair.difference_db);
+    byId("play-difference").disabled = Boolean(pair.query.missing || pair.reference.missing) || (pair.difference && !Number.isFinite(pair.difference_db));
     byId("loop").disabled = !(pair.spans ?? []).length;
     byId("match").disabled = !Number.isFinite(pair.level_db?.query) || !Number.isFinite(pair.level_db?.reference);
     this.#press(queue.decided.get(pair.pair_id) ?? null);
@@ -281,12 +279,29 @@ export class PairScreen {
     }
   }
 
-  #difference() {
-    const decibel = this.alignment.pair.difference_db;
-    if (!Number.isFinite(decibel)) return;
+  /** The difference takes a moment to compute, so it is made when asked for. */
+  async #difference() {
+    const { pair } = this.alignment;
+    if (pair.query.missing || pair.reference.missing) return;
+    if (!pair.difference) {
+      this.#hint("Computing the difference…");
+      try {
+        Object.assign(pair, await getDifference(pair));
+      } catch (error) {
+        this.#hint(`The difference could not be fetched. ${error.message}`);
+        return;
+      }
+    }
+    if (this.alignment.pair !== pair) return; // another pair is shown by now
+    const decibel = pair.difference_db;
+    byId("play-difference").disabled = !Number.isFinite(decibel);
+    if (!Number.isFinite(decibel)) {
+      this.#hint(`There is no difference to hear: ${pair.difference.reason ?? "the two cannot be subtracted"}.`);
+      return;
+    }
     if (this.player.side === "difference" && this.player.playing) this.player.pause();
     else this.player.play("difference");
-    byId("hint").textContent = `Difference ${signed(decibel, 1)} dB: ${residualInWords(decibel)}`;
+    this.#hint(`Difference ${signed(decibel, 1)} dB: ${residualInWords(decibel)}`);
   }
 
   #zoom(factor) {
@@ -300,6 +315,11 @@ export class PairScreen {
     this.view.setScale(this.view.scale === "mel" ? "linear" : "mel");
     byId("scale-word").textContent = this.view.scale === "mel" ? "Mel" : "Linear";
     say(`Frequencies are ${this.view.scale} now.`);
+  }
+
+  #hint(text) {
+    byId("hint").textContent = text;
+    byId("hint").classList.toggle("keys-only", text === HINT); // of no use on a phone
   }
 
   #movePlayhead() {
@@ -316,7 +336,7 @@ export class PairScreen {
   #heard(kind, role) {
     if (kind === "time") return this.#movePlayhead();
     if (kind === "error") {
-      byId("hint").textContent = `The ${role} could not be played. Is the server still running? Press ${{ query: 1, reference: 2, difference: 3 }[role]} to try again.`;
+      this.#hint(`The ${role} could not be played. Is the server still running? Press ${{ query: 1, reference: 2, difference: 3 }[role]} to try again.`);
       return;
     }
     const { player } = this;

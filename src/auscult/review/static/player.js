@@ -127,7 +127,7 @@ export class Player {
   #has(role) {
     if (!this.alignment) return false;
     const { pair } = this.alignment;
-    if (role === "difference") return pair.difference_db !== null && pair.difference_db !== undefined;
+    if (role === "difference") return Number.isFinite(pair.difference_db); // known once it was computed
     return !pair[role].missing;
   }
 

@@ -22,6 +22,14 @@ export function onClick(button, act) {
   });
 }
 
+/** A path of which the folders are cut off first, where there is no room: names tell more than folders. */
+export function showPath(shown, path) {
+  const cut = (path ?? "").lastIndexOf("/") + 1;
+  shown.replaceChildren(element("span", { className: "folders", text: (path ?? "").slice(0, cut) }), element("span", { text: (path ?? "").slice(cut) }));
+  shown.title = path ?? "";
+  shown.hidden = !path;
+}
+
 export function seconds(value, digits = 2) {
   if (value < 60) return `${value.toFixed(digits)} s`;
   const whole = Math.floor(value);
