@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,52 +19,108 @@ FloatArray = npt.NDArray[np.float32]
 COLOR_MAP = "magma"  # even in lightness, readable without color vision; the same map everywhere in the project
 QUERY_COLOR, REFERENCE_COLOR, NULL_COLOR = "#c2410c", "#0369a1", "#4b5563"  # orange-brown, blue, gray; all AA on white
 SPECTROGRAM_RATE_HZ = 16_000
-BANDS, RANGE_DB = 96, 70.0
+Scale = Literal["mel", "linear"]
+SCALES: tuple[Scale, ...] = ("mel", "linear")
+BANDS, LINEAR_BANDS, RANGE_DB = 96, 128, 70.0
 N_FFT, HOP = 1024, 200  # 64 ms, 12.5 ms
+MIN_HOP = 32  # 2 ms: closer frames of 64 ms look alike
 MAX_COLUMNS = 640
+MAX_FRAMES = 5000  # with a hop of HOP, a minute; longer sounds are looked at less often
+BLOCK = 1024  # frames transformed at once
+OUTSIDE_COLOR = (38, 38, 42)  # where a picture reaches beyond its clip
 EXCERPT_RATE_HZ = 24_000
 
 
-def spectrogram_db(samples: FloatArray) -> FloatArray:
-    """Mel spectrogram for the eye: ``BANDS`` x frames, dB below the maximum, floor ``-RANGE_DB``.
+def spectrogram_png(
+    samples: FloatArray, *, scale: Scale = "mel", width: int | None = None, outside: tuple[int, int] = (0, 0)
+) -> bytes:
+    """A spectrogram as a palette PNG, low frequencies at the bottom, without axes (the page draws those).
+
+    Levels are relative to the loudest point that is shown, over a range of ``RANGE_DB``.
+
+    Parameters
+    ----------
+    samples
+        (time,) at 16 kHz. Memory grows with the picture, not with the samples.
+    scale
+        ``mel``, as descriptors hear, or ``linear``, up to 8 kHz both.
+    width
+        Columns of the picture; by default one for each 12.5 ms, up to ``MAX_COLUMNS``.
+    outside
+        Number of samples before and after that belong to no clip: they are drawn in a neutral gray, silence is black.
+    """
+    import matplotlib
+    from PIL import Image
+
+    if scale not in SCALES:
+        raise ValueError(f"expected a scale of {' or '.join(SCALES)}, got {scale!r}")
+    before, after = outside
+    total = before + len(samples) + after
+    if width is None:
+        width = min(1 + total // HOP, MAX_COLUMNS)
+    level = np.zeros((BANDS if scale == "mel" else LINEAR_BANDS, width), np.uint8)  # 0 is outside of the clip
+    first = round(width * before / max(total, 1))
+    last = max(first + 1, width - round(width * after / max(total, 1)))
+    if len(samples) and first < width:
+        decibel = spectrogram_db(samples, scale=scale, columns=last - first)
+        level[:, first:last] = np.round((decibel[::-1] / RANGE_DB + 1) * 254).astype(np.uint8)[:, : width - first] + 1
+    palette = np.empty((256, 3), np.uint8)
+    palette[1:] = matplotlib.colormaps[COLOR_MAP](np.linspace(0, 1, 255))[:, :3] * 255
+    palette[0] = OUTSIDE_COLOR
+    image = Image.fromarray(level, mode="L")
+    image.putpalette(palette.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def spectrogram_db(samples: FloatArray, *, scale: Scale = "mel", columns: int | None = None) -> FloatArray:
+    """Spectrogram for the eye: bands x columns, dB below the maximum, floor ``-RANGE_DB``.
 
     Parameters
     ----------
     samples
         (time,) at 16 kHz.
+    scale
+        ``mel`` (``BANDS`` bands) or ``linear`` (``LINEAR_BANDS``).
+    columns
+        Number of columns; by default one for each frame of 12.5 ms. A column shows the loudest of its frames, so that
+        onsets stay sharp.
     """
+    hop = HOP if columns is None else int(np.clip(len(samples) / max(columns, 1), MIN_HOP, HOP))
+    while len(samples) > hop * MAX_FRAMES and hop < N_FFT // 2:  # of minutes, every frame would take seconds
+        hop = min(2 * hop, N_FFT // 2)
     padded = np.pad(samples, N_FFT // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::hop]
     window = scipy.signal.get_window("hann", N_FFT).astype(np.float32)
-    power = np.abs(scipy.fft.rfft(frames * window, axis=-1)) ** 2
-    mel = mel_filterbank(SPECTROGRAM_RATE_HZ, N_FFT, BANDS, SPECTROGRAM_RATE_HZ / 2) @ power.T
-    top = max(float(mel.max()), 1e-12)
-    return np.asarray(10 * np.log10(np.maximum(mel / top, 10 ** (-RANGE_DB / 10))), np.float32)
+    bands = BANDS if scale == "mel" else LINEAR_BANDS
+    columns = len(frames) if columns is None else columns
+    power = np.zeros((bands, columns), np.float32)
+    starts = (np.arange(columns) * len(frames)) // columns  # the first frame of each column; some share one
+    per_block = max(1, columns * BLOCK // max(len(frames), 1))
+    for column in range(0, columns, per_block):
+        own = starts[column : column + per_block]
+        begin = int(own[0])
+        end = int(starts[column + per_block]) if column + per_block < columns else len(frames)
+        end = max(end, int(own[-1]) + 1)
+        spectrum = scipy.fft.rfft(frames[begin:end] * window, axis=-1)
+        bins = np.square(spectrum.real) + np.square(spectrum.imag)
+        if scale == "mel":
+            rows = bins @ mel_filterbank(SPECTROGRAM_RATE_HZ, N_FFT, BANDS, SPECTROGRAM_RATE_HZ / 2).T
+        else:  # without the last bin, half the sampling rate
+            rows = bins[:, :-1].reshape(len(bins), LINEAR_BANDS, -1).mean(axis=2)
+        power[:, column : column + len(own)] = np.maximum.reduceat(rows, own - begin, axis=0).T
+    top = max(float(power.max(initial=0.0)), 1e-12)
+    return np.asarray(10 * np.log10(np.maximum(power / top, 10 ** (-RANGE_DB / 10))), np.float32)
 
 
-def spectrogram_png(samples: FloatArray) -> bytes:
-    """The spectrogram as a palette PNG, low frequencies at the bottom, without axes (the page draws those)."""
-    import matplotlib
-    from PIL import Image
-
-    decibel = spectrogram_db(samples)
-    if decibel.shape[1] > MAX_COLUMNS:  # keep the loudest of neighbouring frames, so that onsets stay sharp
-        edges = np.linspace(0, decibel.shape[1], MAX_COLUMNS + 1).astype(int)[:-1]
-        decibel = np.maximum.reduceat(decibel, edges, axis=1)
-    level = np.round((decibel[::-1] / RANGE_DB + 1) * 255).astype(np.uint8)
-    palette = (matplotlib.colormaps[COLOR_MAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
-    image = Image.fromarray(level, mode="L")
-    image.putpalette(palette.tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def frequency_ticks() -> list[tuple[str, float]]:
-    """Labels of the frequency axis and their height as a share of the picture, on the mel scale of the spectrogram."""
+def frequency_ticks(scale: Scale = "mel") -> list[tuple[str, float]]:
+    """Labels of the frequency axis and their height as a share of the picture, on a scale of the spectrogram."""
     top = hz_to_mel(SPECTROGRAM_RATE_HZ / 2)
     centers = mel_to_hz(np.linspace(0, top, BANDS + 2)[1:-1])
     ticks = []
+    if scale == "linear":
+        return [(f"{kilohertz} kHz", kilohertz * 2000 / SPECTROGRAM_RATE_HZ) for kilohertz in (1, 2, 4, 6)]
     for hertz, label in ((250, "250 Hz"), (1000, "1 kHz"), (2000, "2 kHz"), (4000, "4 kHz")):
         row = float(np.interp(hertz, centers, np.arange(BANDS)))
         ticks.append((label, (row + 0.5) / BANDS))

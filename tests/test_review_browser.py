@@ -1,0 +1,610 @@
+"""The review in a real browser: headless Chromium goes through pairs and clusters by keyboard and mouse.
+
+With AUSCULT_SCREENSHOTS=FOLDER, the screens are saved there for the documentation.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile as sf
+from auscult.audit import AuditConfig, audit
+from auscult.corpus import open_corpus
+from auscult.duplicates import deduplicate
+from auscult.review.verdicts import VerdictStore
+from conftest import sound
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMEDRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and CHROMEDRIVER), reason="no browser here: install chromium and chromedriver (Debian: chromium-driver)"
+)
+
+PAIRS = 22
+LAG_S, LENGTH_S, RATE_HZ = 0.5, 3.0, 16_000
+HOSTILE = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
+WIDE, PHONE = (1280, 720), (390, 844)
+SAME_MOMENT_S = 0.05  # what a switch between the two may be off
+SERVER = """
+import sys
+from auscult.review.app import serve
+options = eval(sys.argv[3])
+serve(sys.argv[1], port=int(sys.argv[2]), reviewer="ada", ready=lambda url: print(url, flush=True), **options)
+"""
+
+
+# --- folders under review, a server, a browser ------------------------------------------------------------------------
+
+
+def _write(folder: Path, clips: dict[str, tuple[np.ndarray, str]]) -> Path:
+    folder.mkdir()
+    with open(folder / "manifest.csv", "w", newline="", encoding="utf-8") as text:
+        rows = csv.writer(text)
+        rows.writerow(["path", "caption"])
+        for name, (samples, caption) in clips.items():
+            sf.write(folder / name, samples, RATE_HZ)
+            rows.writerow([name, caption])
+    return folder / "manifest.csv"
+
+
+def _later(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The sound half a second later and at half its level, after a little noise."""
+    ahead = 1e-3 * rng.standard_normal(round(LAG_S * RATE_HZ)).astype(np.float32)
+    return np.concatenate([ahead, 0.5 * samples])[: len(samples)]
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An audit in which every query is a training clip that starts later."""
+    root = tmp_path_factory.mktemp("audited")
+    rng = np.random.default_rng(0)
+    training = {f"training-{n:02d}.wav": (sound(n, LENGTH_S), f"Recording {n} from the garden") for n in range(PAIRS)}
+    copies = [_later(samples, rng) for samples, _ in training.values()]
+    generated = {f"generated-{n:02d}.wav": (copy, HOSTILE if n % 7 == 3 else f"A sound, {n}") for n, copy in enumerate(copies)}
+    corpora = [open_corpus(_write(root / name, clips)) for name, clips in (("generated", generated), ("training", training))]
+    audit(*corpora, output=root / "audit", config=AuditConfig(tau=5.0))
+    return root / "audit"
+
+
+@pytest.fixture(scope="module")
+def deduplicated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A deduplication with a cluster of four, one of two, and clips of their own."""
+    root = tmp_path_factory.mktemp("deduplicated")
+    clips = {f"clip-{n:02d}.wav": (sound(n, LENGTH_S), f"Clip {n}") for n in range(14)}
+    clips |= {f"again-{n}.wav": (clips["clip-00.wav"][0] * level, HOSTILE) for n, level in enumerate((0.8, 0.6, 0.4))}
+    clips["twin.wav"] = (clips["clip-01.wav"][0] * 0.7, "A twin")
+    deduplicate(open_corpus(_write(root / "clips", clips)), output=root / "dedup")
+    return root / "dedup"
+
+
+class Server:
+    """``auscult review`` in a process of its own, so that it can be killed."""
+
+    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
+        self.folder, self.options, self.port = folder, options, 0
+        self.start()
+
+    def start(self) -> None:
+        arguments = [sys.executable, "-c", SERVER, str(self.folder), str(self.port), repr(self.options)]
+        self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+        assert self.url.startswith("http"), "the server did not start"
+        self.port = int(self.url.rstrip("/").rsplit(":", 1)[1])
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def verdicts(self, reviewer: str = "ada") -> dict[str, dict[str, Any]]:
+        """The latest verdicts on the disk, by pair."""
+        store = VerdictStore.open(self.folder)
+        try:
+            return {row["pair_id"]: row for row in store.latest(reviewer).to_pylist() if row["verdict"] != "withdrawn"}
+        finally:
+            store.close()
+
+    def clusters(self) -> list[dict[str, Any]]:
+        store = VerdictStore.open(self.folder)
+        try:
+            latest = store.latest_clusters()
+            return latest.to_pylist() if isinstance(latest, pa.Table) else list(latest)
+        finally:
+            store.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Serve a copy of a folder, so that each test begins without verdicts."""
+    servers: list[Server] = []
+
+    def start(folder: Path, **options: Any) -> Server:
+        shutil.copytree(folder, tmp_path / folder.name)
+        servers.append(Server(tmp_path / folder.name, options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+class Page:
+    """What a reviewer does: opens, presses, clicks, looks."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+
+    def size(self, width: int, height: int, *, touch: bool = False) -> None:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 2 if touch else 1, "mobile": touch}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    def open(self, url: str) -> None:
+        self.driver.get(url)
+        self.ready()
+
+    def ready(self) -> None:
+        """Wait until a pair, a cluster or the summary stands."""
+        self.until("const s = document.querySelector('main section:not([hidden])'); return s && (s.id === 'summary' || s.dataset.shown)")
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def until(self, script: str, *arguments: Any, timeout_s: float = 10.0) -> Any:
+        return WebDriverWait(self.driver, timeout_s, poll_frequency=0.01).until(lambda _: self.run(script, *arguments), script)
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            ActionChains(self.driver, duration=0).send_keys(key).perform()
+
+    def click(self, selector: str) -> None:
+        self.driver.find_element(By.CSS_SELECTOR, selector).click()
+
+    def text(self, selector: str) -> str:
+        return str(self.run("return document.querySelector(arguments[0]).textContent", selector)).strip()
+
+    @property
+    def shown(self) -> str:
+        return str(self.run("return document.querySelector('main section:not([hidden])').dataset.shown ?? ''"))
+
+    def decide(self, key: str) -> str:
+        """Press a verdict's key, wait for what comes next; returns the pair decided."""
+        before = self.shown
+        self.press(key)
+        self.until(
+            "const s = document.querySelector('main section:not([hidden])');"
+            "return s.id === 'summary' || (s.dataset.shown !== arguments[0] && s.getAttribute('aria-busy') !== 'true')",
+            before,
+        )
+        return before
+
+    def sound(self, role: str) -> dict[str, Any]:
+        script = "const a = document.getElementById(arguments[0] + '-audio'); return {time: a.currentTime, paused: a.paused, volume: a.volume}"
+        return dict(self.run(script, role))
+
+    def screenshot(self, name: str) -> None:
+        if folder := os.environ.get("AUSCULT_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.until("return ![...document.images].some(i => i.offsetParent && !i.complete)")
+            self.driver.save_screenshot(str(Path(folder) / f"review-{name}.png"))
+
+    def errors(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+    def overflow(self) -> int:
+        return int(self.run("return document.scrollingElement.scrollWidth - document.documentElement.clientWidth"))
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    flags = ("headless=new", "no-sandbox", "disable-gpu", "autoplay-policy=no-user-gesture-required", "disable-dev-shm-usage")
+    for flag in (*flags, "window-size=1280,860"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(driver: Any) -> Iterator[Page]:
+    page = Page(driver)
+    page.size(*WIDE)
+    page.errors()
+    yield page
+    for handle in driver.window_handles[1:]:
+        driver.switch_to.window(handle)
+        driver.close()
+    driver.switch_to.window(driver.window_handles[0])
+    driver.get("about:blank")
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_review_by_keyboard_is_saved_fast_and_ends_in_a_summary(audited: Path, serve: Any, page: Page) -> None:
+    server = serve(audited)
+    page.open(server.url)
+    assert page.text("#progress") == f"0 of {PAIRS} decided"
+    names = {"a": "replication", "s": "similar", "d": "different", "f": "unsure"}
+    wanted = {}
+    for number in range(20):
+        key = "asdf"[number % 4]
+        wanted[page.decide(key)] = names[key]
+        assert page.text("#progress") == f"{number + 1} of {PAIRS} decided"
+        assert len(server.verdicts()) == number + 1  # saved before the next pair shows
+    assert {pair: row["verdict"] for pair, row in server.verdicts().items()} == wanted
+    assert "per minute" in page.text("#pace") and "left" in page.text("#pace")
+    times = page.run("return performance.getEntriesByName('next-pair').map(entry => entry.duration)")
+    assert len(times) == 20
+    assert np.quantile(times, 0.9) < 150 and np.median(times) < 100, times  # from the key to both pictures of the next pair
+    for _ in range(2):
+        page.decide("a")
+    assert page.text("#summary-title") == f"All {PAIRS} pairs are decided"
+    assert "7 replication" in " ".join(page.text("#summary-counts").split()).replace("replication", " replication ").replace("  ", " ")
+    assert f"auscult report {server.folder}" in page.text("#summary-next")
+    page.screenshot("summary")
+    assert page.errors() == []
+
+
+def test_a_review_by_mouse(audited: Path, serve: Any, page: Page) -> None:
+    server = serve(audited)
+    page.open(server.url)
+    first = page.shown
+    page.click("#play-reference")
+    page.until("return document.getElementById('reference-audio').currentTime > 0.05")
+    page.click("#toggle")
+    assert page.sound("reference")["paused"]
+    plot = page.driver.find_element(By.ID, "query-plot")
+    ActionChains(page.driver, duration=0).move_to_element_with_offset(plot, 0, 0).click().perform()
+    middle = page.run("return parseFloat(document.querySelector('#query-plot .playhead').style.left)")
+    assert middle == pytest.approx(50, abs=0.5)  # a click in the middle of the picture puts the playhead there
+    page.click("#zoom-in")
+    page.until("return document.querySelector('#query-plot img').src.includes('start=') && !document.querySelector('.waiting')")
+    page.click("[data-verdict=similar]")
+    page.until("return document.getElementById('pair').dataset.shown !== arguments[0]", first)
+    assert {row["verdict"] for row in server.verdicts().values()} == {"similar"}
+    page.click("#previous")
+    page.until("return document.getElementById('pair').dataset.shown === arguments[0]", first)
+    assert page.run("return document.querySelector('[data-verdict=similar]').getAttribute('aria-pressed')") == "true"
+    page.click("#undo")
+    page.until("return document.getElementById('progress').textContent.startsWith('0 of')")
+    assert server.verdicts() == {}
+    assert page.errors() == []
+
+
+def test_both_pictures_share_one_axis_shifted_by_the_lag(audited: Path, serve: Any, page: Page) -> None:
+    page.open(serve(audited).url)
+    place = page.run(
+        """const spans = role => { const box = document.querySelector(`#${role}-plot .span.strongest`).getBoundingClientRect(); return [box.left, box.right]; };
+        const image = role => { const box = document.querySelector(`#${role}-plot img`).getBoundingClientRect(); return [box.left, box.width]; };
+        return {spans: [spans('query'), spans('reference')], images: [image('query'), image('reference')], width: document.querySelector('#query-plot').clientWidth};"""
+    )
+    assert place["spans"][0] == pytest.approx(place["spans"][1], abs=12)  # px; boxes above each other (a frame is 32 ms)
+    (query_left, query_width), (reference_left, reference_width) = place["images"]
+    assert query_width == pytest.approx(reference_width, rel=0.01)  # the same seconds per pixel, both 3 s long
+    shift_s = (reference_left - query_left) / query_width * LENGTH_S
+    assert shift_s == pytest.approx(LAG_S, abs=0.07)
+    assert place["width"] == pytest.approx(query_width * (LENGTH_S + shift_s) / LENGTH_S, rel=0.01)  # all of both is shown
+
+
+def test_sound_plays_and_switches_at_the_same_moment(audited: Path, serve: Any, page: Page) -> None:
+    page.open(serve(audited).url)
+    lag_s = page.run("return fetch('/api/pairs/' + document.getElementById('pair').dataset.shown).then(r => r.json()).then(p => p.spans[p.strongest].query_start_s - p.spans[p.strongest].reference_start_s)")
+    page.press("1")
+    page.until("return document.getElementById('query-audio').currentTime > 0.8")
+    switched = """
+        const [from, to] = [...arguments].map(role => document.getElementById(role + '-audio'));
+        const before = from.currentTime;
+        document.dispatchEvent(new KeyboardEvent('keydown', {key: 'Tab', bubbles: true}));
+        return [before, to.currentTime, from.paused, to.paused];"""
+    page.run("document.body.focus()")
+    page.press(Keys.TAB)  # a real key; then the same by script, so that no time passes between the two readings
+    page.until("return !document.getElementById('reference-audio').paused")
+    sounds = page.sound("query"), page.sound("reference")
+    assert sounds[0]["paused"] and not sounds[1]["paused"]
+    start = sounds[1]["time"]
+    page.until("return document.getElementById('reference-audio').currentTime > arguments[0] + 0.2", start)
+    before, after, left, entered = page.run(switched.replace("document.dispatch", "document.body.dispatch"), "reference", "query")
+    assert left and not entered
+    assert after - lag_s == pytest.approx(before, abs=SAME_MOMENT_S)
+    heads = page.run("return ['query', 'reference'].map(role => document.querySelector(`#${role}-plot .playhead`).getBoundingClientRect().left)")
+    assert heads[0] == pytest.approx(heads[1], abs=2)  # px: one playhead over both
+    assert page.sound("reference")["volume"] < 0.6 and page.sound("query")["volume"] == 1  # copies are 6 dB below originals
+    page.click("#match")
+    assert page.sound("reference")["volume"] == 1
+    page.press(" ")
+    assert page.sound("query")["paused"]
+    assert page.errors() == []
+
+
+def test_a_loop_stays_inside_its_span(audited: Path, serve: Any, page: Page) -> None:
+    page.open(serve(audited).url)
+    page.run("document.getElementById('query-audio').playbackRate = 4")  # several rounds in little time
+    start, end = page.run("return fetch('/api/pairs/' + document.getElementById('pair').dataset.shown).then(r => r.json()).then(p => [p.spans[p.strongest].query_start_s, p.spans[p.strongest].query_end_s])")
+    page.press("l")
+    page.until("return document.getElementById('loop').getAttribute('aria-pressed') === 'true' && !document.getElementById('query-audio').paused")
+    page.run("window.heard = []; window.reader = setInterval(() => heard.push(document.getElementById('query-audio').currentTime), 5)")
+    page.until("return heard.filter((time, at) => at && time < heard[at - 1] - 0.5).length >= 2")  # twice around
+    heard = np.array(page.run("clearInterval(reader); return heard"))
+    assert heard.min() > start - 0.05 and heard.max() < end + 4 * 0.03  # a frame of the screen at four times the speed
+    assert heard.max() > end - 0.4  # and it goes up to the end
+    assert page.errors() == []
+
+
+def test_the_difference_is_explained_and_plays(audited: Path, serve: Any, page: Page) -> None:
+    page.open(serve(audited).url)
+    page.press("3")
+    page.until("return document.getElementById('difference-audio').currentTime > 0.05")
+    assert "the same waveform" in page.text("#hint") and "dB" in page.text("#hint")  # the copies are exact, at half the level
+    assert page.errors() == []
+
+
+def test_a_reload_resumes_and_notes_are_kept(audited: Path, serve: Any, page: Page) -> None:
+    server = serve(audited)
+    page.open(server.url)
+    page.press("n")
+    page.press(*"a d, too")  # keys in a note decide nothing
+    assert server.verdicts() == {}
+    page.press(Keys.ESCAPE)
+    first = page.decide("f")
+    second = page.decide("a")
+    assert server.verdicts()[first]["note"] == "a d, too"
+    third = page.shown
+    page.driver.refresh()
+    page.ready()
+    assert page.shown == third
+    assert page.text("#progress").startswith("2 of")
+    page.click("#queue summary")
+    page.click("#undecided")  # all pairs, decided ones too
+    page.until("return document.getElementById('pair').dataset.shown && !document.getElementById('previous').disabled")
+    assert page.shown == third
+    page.press(Keys.ARROW_LEFT)
+    page.until("return document.getElementById('pair').dataset.shown === arguments[0]", second)
+    page.press(Keys.ARROW_LEFT)
+    page.until("return document.getElementById('pair').dataset.shown === arguments[0]", first)
+    assert page.run("return document.getElementById('note').value") == "a d, too"
+    page.press("n", "!", Keys.ESCAPE)  # changed after the verdict
+    page.until("return document.getElementById('said').textContent === 'Saved: note.'")
+    assert server.verdicts()[first] == server.verdicts()[first] | {"note": "a d, too!", "verdict": "unsure"}
+    page.press("u")
+    page.until("return document.getElementById('progress').textContent.startsWith('1 of')")
+    assert set(server.verdicts()) == {second}
+    assert page.errors() == []
+
+
+def test_two_tabs_lose_no_verdict(audited: Path, serve: Any, page: Page) -> None:
+    server = serve(audited)
+    page.open(server.url)
+    driver = page.driver
+    one = driver.current_window_handle
+    driver.switch_to.new_window("tab")
+    page.size(*WIDE)
+    page.open(server.url)
+    two = driver.current_window_handle
+    wanted = {}
+    for round_ in range(3):
+        for tab, key, verdict in ((one, "a", "replication"), (two, "d", "different")):
+            driver.switch_to.window(tab)
+            wanted[page.decide(key)] = verdict
+            assert {pair: row["verdict"] for pair, row in server.verdicts().items()} == wanted, round_
+    assert page.errors() == []
+
+
+def test_what_a_killed_server_missed_is_kept_and_saved_once(audited: Path, serve: Any, page: Page) -> None:
+    server = serve(audited)
+    page.open(server.url)
+    page.decide("a")
+    pair = page.shown
+    server.kill()
+    page.press("s")
+    page.until("return !document.getElementById('banner').hidden")
+    assert page.text("#banner-text").startswith("Not saved: “similar”")
+    page.screenshot("not-saved")
+    page.press("r")  # still away
+    page.until("return !document.getElementById('banner').hidden")
+    page.press("a", Keys.ARROW_RIGHT)  # and nothing else happens until that is settled
+    assert page.shown == pair
+    server.start()
+    page.press("r")
+    page.until("return document.getElementById('pair').dataset.shown !== arguments[0]", pair)
+    assert page.run("return document.getElementById('banner').hidden")
+    assert server.verdicts()[pair]["verdict"] == "similar"
+    store = VerdictStore.open(server.folder)
+    assert len(store.history()) == 2
+    store.close()
+    assert all("ERR_CONNECTION" in error or "ERR_EMPTY" in error for error in page.errors())
+
+
+def test_blind_shows_no_score_and_no_path(audited: Path, serve: Any, page: Page) -> None:
+    page.open(serve(audited, blind=True).url)
+    words = page.run("return document.getElementById('pair').innerText")
+    assert "withheld" in words
+    for telling in ("score 1", "flagged", "τ", ".wav", "similarity"):
+        assert telling not in words
+    page.decide("a")
+    assert page.errors() == []
+
+
+def test_a_hostile_caption_is_text(audited: Path, serve: Any, page: Page) -> None:
+    page.open(serve(audited).url)
+    for _ in range(PAIRS):
+        if page.text("#query-caption") == HOSTILE:
+            break
+        pair = page.shown
+        page.press(Keys.ARROW_RIGHT)
+        page.until("return document.getElementById('pair').dataset.shown !== arguments[0]", pair)
+    assert page.text("#query-caption") == HOSTILE
+    assert page.run("return document.querySelectorAll('q img, q script').length") == 0
+    assert "broken" not in page.driver.title
+    assert page.errors() == []
+
+
+def test_focus_moves_by_keys_and_help_tells_how(audited: Path, serve: Any, page: Page) -> None:
+    page.open(serve(audited).url)
+    active = "return document.activeElement.id || document.activeElement.tagName"
+    page.press(Keys.TAB)
+    assert page.run(active) == "BODY"  # it switched sounds
+    assert "reference" in page.text("#said")
+    page.press(Keys.ESCAPE)
+    assert page.run(active) == "play-query"
+    reached = set()
+    for _ in range(40):
+        page.press(Keys.TAB)
+        reached.add(page.run(active))
+        if page.run("return document.activeElement === document.body || document.getElementById('player') === document.activeElement"):
+            break
+    unnamed = page.run("return [...document.querySelectorAll('button, input, select, textarea')].filter(e => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML)")
+    assert {"swap", "loop", "zoom-in", "scale", "note", "next"} <= reached
+    assert unnamed == []
+    page.press(Keys.ESCAPE, "?")
+    page.until("return document.getElementById('help').open")
+    assert "Esc" in page.text("#help")
+    page.screenshot("help")
+    page.press("a")  # decides nothing behind the dialog
+    page.press(Keys.ESCAPE)
+    page.until("return !document.getElementById('help').open")
+    assert page.text("#progress").startswith("0 of")
+    assert page.errors() == []
+
+
+def test_another_reviewer_has_own_verdicts(audited: Path, serve: Any, page: Page) -> None:
+    server = serve(audited)
+    page.open(server.url)
+    first = page.decide("a")
+    page.click("#queue summary")
+    page.click("#reviewer")
+    page.until("return document.getElementById('naming').open")
+    page.press(*"bea", Keys.ENTER)
+    page.until("return document.getElementById('progress').textContent.startsWith('0 of')")
+    page.until("return document.getElementById('pair').dataset.shown === arguments[0]", first)
+    page.decide("d")
+    assert {row["verdict"] for row in server.verdicts("bea").values()} == {"different"}
+    assert {row["verdict"] for row in server.verdicts("ada").values()} == {"replication"}
+    page.driver.refresh()
+    page.ready()
+    assert page.text("#reviewer-name") == "bea"
+    assert page.errors() == []
+
+
+def test_zoom_asks_for_the_pictures_of_the_stretch(audited: Path, serve: Any, page: Page) -> None:
+    page.open(serve(audited).url)
+    span = "const u = new URL(document.querySelector('#query-plot img').src); return [+u.searchParams.get('start'), +u.searchParams.get('end'), u.searchParams.get('scale')]"
+    assert page.run(span) == [0, LENGTH_S, "mel"]
+    page.press("2", " ", "+", "+")
+    page.until("const u = new URL(document.querySelector('#query-plot img').src); return u.searchParams.get('end') - u.searchParams.get('start') < 1")
+    page.press("m")
+    page.until(f"{span.replace('return', 'const s =')}; return s[2] === 'linear' && s[1] - s[0] < 1")
+    page.press("0")
+    page.until(f"{span.replace('return', 'const s =')}; return s[1] - s[0] === {LENGTH_S}")
+    plot = page.driver.find_element(By.ID, "query-plot")
+    ActionChains(page.driver, duration=50).move_to_element_with_offset(plot, -200, 0).click_and_hold().move_by_offset(300, 0).release().perform()
+    page.until(f"{span.replace('return', 'const s =')}; return s[1] - s[0] < 1")  # the stretch dragged over
+    assert page.errors() == []
+
+
+@pytest.mark.parametrize(("size", "name"), [(WIDE, "pair"), (PHONE, "phone")])
+def test_a_pair_fits_the_screen(audited: Path, serve: Any, page: Page, size: tuple[int, int], name: str) -> None:
+    page.size(*size, touch=size == PHONE)
+    page.open(serve(audited).url)
+    page.press("1")
+    page.until("return document.getElementById('query-audio').currentTime > 1.2")
+    page.press(" ")
+    page.screenshot(name)
+    assert page.overflow() == 0
+    height = page.run("return document.scrollingElement.scrollHeight")
+    assert size != WIDE or height <= size[1]  # a whole pair without scrolling
+    bottom = page.run("return document.querySelector('[data-verdict=unsure]').getBoundingClientRect().bottom")
+    assert bottom <= size[1]  # verdicts are in reach
+    assert page.errors() == []
+
+
+# --- clusters ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_is_split_and_its_kept_clip_changed(deduplicated: Path, serve: Any, page: Page) -> None:
+    server = serve(deduplicated)
+    page.open(server.url)
+    keys = []
+    while page.run("return document.querySelectorAll('#members li').length") != 4:
+        keys.append(page.shown)
+        page.press("]")
+        page.until("return document.getElementById('cluster').dataset.shown !== arguments[0]", keys[-1])
+    key = page.shown
+    names = page.run("return [...document.querySelectorAll('#members .path')].map(path => path.title)")
+    page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, "s")  # the third clip begins a group of its own
+    page.press(Keys.ARROW_RIGHT, "k")  # of which the fourth is kept
+    page.press(" ")
+    page.until("return document.getElementById('member-audio').currentTime > 0.05")
+    assert page.text("#cluster-facts") == "4 clips in 2 groups; 2 kept, 2 dropped"
+    page.screenshot("cluster")
+    page.press(Keys.ENTER)
+    page.until("return document.getElementById('said').textContent === 'Saved: a split.'")
+    row = next(row for row in server.clusters() if row["cluster_key"] == key)
+    listed = [json.loads(row[name]) if isinstance(row[name], str) else row[name] for name in ("groups", "kept")]
+    paths = dict(zip(*[pq.read_table(server.folder / "clusters.parquet")[name].to_pylist() for name in ("clip_id", "path")], strict=True))
+    groups = [[paths[clip] for clip in group] for group in listed[0]]
+    assert row["decision"] == "split"
+    assert sorted(map(sorted, groups)) == sorted([sorted(names[:2]), sorted(names[2:])])
+    assert {paths[clip] for clip in listed[1]} == {names[0], names[3]}
+    page.press("u")
+    page.until("return document.getElementById('said').textContent.startsWith('Undone')")
+    assert page.shown == key
+    page.until("return document.getElementById('progress').textContent.startsWith('0 of')")
+    page.decide("a")
+    page.decide("d")
+    assert sorted(row["decision"] for row in server.clusters() if row["decision"] != "withdrawn") == ["all_one", "not_duplicates"]
+    assert page.text("#summary-title") == "All 2 clusters are decided"
+    assert page.errors() == []
+
+
+def test_clusters_fit_a_phone(deduplicated: Path, serve: Any, page: Page) -> None:
+    page.size(*PHONE, touch=True)
+    page.open(serve(deduplicated).url)
+    page.screenshot("cluster-phone")
+    assert page.overflow() == 0
+    assert page.run("return document.querySelector('[data-decision=not_duplicates]').getBoundingClientRect().bottom") <= PHONE[1]
+    assert page.run("return document.querySelectorAll('#members img[src=x], #members script').length") == 0
+    assert page.errors() == []
+
+
+def test_a_cluster_of_hundreds_is_drawn_as_one_scrolls(deduplicated: Path, serve: Any, page: Page, tmp_path: Path) -> None:
+    """Rows of a large cluster are planted in the table: making hundreds of copies would take longer than looking at them."""
+    large = tmp_path / "planted" / "large"
+    shutil.copytree(deduplicated, large)
+    rows = pq.read_table(large / "clusters.parquet")
+    first = rows.slice(0, 1).to_pylist()[0]
+    many = [first | {"clip_id": f"planted-{n}", "keep": n == 0, "similarity_to_kept": 1 - n / 1000} for n in range(300)]
+    pq.write_table(pa.Table.from_pylist(many, rows.schema), large / "clusters.parquet")
+    page.open(serve(large).url)
+    assert page.run("return document.querySelectorAll('#members li').length") < 120
+    assert page.run("return document.querySelectorAll('#members img').length") < 60
+    page.press(Keys.END)
+    page.until("return document.activeElement.dataset.place === '299'")
+    page.until("return document.activeElement.querySelector('img')?.complete")
+    assert page.run("return document.querySelectorAll('#members img').length") < 200
+    page.press("s", Keys.ENTER)
+    page.until("return document.getElementById('said').textContent === 'Saved: a split.'")
+    assert page.errors() == []
