@@ -37,6 +37,7 @@ __all__ = ["DedupConfig", "Duplicates", "deduplicate"]
 
 KIND = "dedup"
 DEFAULT_DESCRIPTOR = "mel"  # the symmetric rule is the audit paper's, for whole clips
+KEEP, DROP = "keep.txt", "drop.txt"
 CLUSTERS, PAIRS, TOP1, SKIPPED = "clusters.parquet", "pairs.parquet", "top1.parquet", "skipped.parquet"
 
 
@@ -154,7 +155,7 @@ def deduplicate(
                 },
                 "lists_hold": lists_hold,
                 "threshold": dataclasses.asdict(threshold),
-                "files": file_digests(folder, (PAIRS, CLUSTERS, TOP1, SKIPPED, "keep.txt", "drop.txt")),
+                "files": file_digests(folder, (PAIRS, CLUSTERS, TOP1, SKIPPED, KEEP, DROP)),
                 "warnings": warnings,
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "seconds": round(time.time() - started, 1),
@@ -207,7 +208,7 @@ def _write_lists(folder: Path, clips: pa.Table, dropped: set[str]) -> str:
     """Write ``keep.txt`` and ``drop.txt``: paths, one a line; clip ids where several clips share a file."""
     ids, paths = clips["clip_id"].to_pylist(), clips["path"].to_pylist()
     names, holds = (paths, "path") if len(set(paths)) == len(paths) else (ids, "clip_id")
-    for file, wanted in (("keep.txt", False), ("drop.txt", True)):
+    for file, wanted in ((KEEP, False), (DROP, True)):
         lines = [name.replace("\n", "\\n") for clip_id, name in zip(ids, names, strict=True) if (clip_id in dropped) == wanted]
         write_text(folder / file, "".join(f"{line}\n" for line in lines))
     return holds

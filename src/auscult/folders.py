@@ -40,6 +40,8 @@ _OUR_NAMES = frozenset(
         "report.html",
         "keep.txt",
         "drop.txt",
+        "keep.reviewed.txt",
+        "drop.reviewed.txt",
         "stores",
         "controls",
         "audit",

@@ -35,6 +35,9 @@ from ..figures import (
     time_ticks,
 )
 from ..folders import Progress, no_progress, read_card, write_text
+from ..review.fields import pair_id
+from ..review.verified import REPLICATION
+from .verification import reviewed_clusters, verdicts_by_pair, verification
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +104,12 @@ def _audit_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
         audit.matches().filter(pa.compute.field("rank") == 1).sort_by([("score", "descending"), ("query_id", "ascending")])
     )
     flagged = int(np.count_nonzero(matches["flagged"].to_numpy(zero_copy_only=False)))
-    shown = matches.slice(0, min(MAX_PAIRS, flagged) if flagged else CLOSEST_PAIRS).to_pylist()
+    verdicts = verdicts_by_pair(folder)
+    listed = matches.slice(0, flagged or CLOSEST_PAIRS).to_pylist()
+    for row in listed:
+        row["verdicts"] = verdicts.get(pair_id(row["query_id"], row["reference_id"]), [])
+    # verified replications first: they are the finding
+    shown = sorted(listed, key=lambda row: -sum(v["verdict"] == REPLICATION for v in row["verdicts"]))[:MAX_PAIRS]
     pairs = []
     for number, row in enumerate(shown, 1):
         pairs.append({"tempo": None, "pitch_semitones": None, **row, **_sides(row)})
@@ -112,7 +120,11 @@ def _audit_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
     if card["calibration"]["null"] == "given":
         sets.append(("null clips to training", NULL_COLOR, audit.null()["score"].to_numpy()))
     histogram = histogram_svg(sets, tau=None if undecided(card) else card["threshold"]["tau"], unit="clips")
-    context = {"pairs": pairs, "flagged": flagged, "histogram": Markup(histogram), "verdict": audit_verdict(card)}
+    verified = verification(audit)
+    machine = audit_verdict(card)
+    sentence = machine if verified is None else verified["statistics"]["rate"]["sentence"]
+    context = {"pairs": pairs, "flagged": flagged, "histogram": Markup(histogram), "verdict": sentence}
+    context |= {"verified": verified, "machine_verdict": machine}
     return {**context, "two_stage": "spans" in matches.column_names}
 
 
@@ -176,6 +188,9 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
         progress(number, min(len(largest), MAX_CLUSTERS), "clusters drawn")
     starts = _starts(folder)
     open_pairs = [row for row in dedup.pairs().to_pylist() if not row["duplicate"]]
+    verdicts, reviewed = verdicts_by_pair(folder), reviewed_clusters(dedup)
+    for row in open_pairs:
+        row["verdicts"] = verdicts.get(pair_id(row["first_id"], row["second_id"]), [])
     top1 = dedup.top1()["score"].drop_null().to_numpy()
     histogram = histogram_svg(
         [("clip to its nearest other clip", REFERENCE_COLOR, top1)], tau=card["threshold"]["tau"], unit="clips"
@@ -186,6 +201,7 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
         "open_pairs": [_open_pair(row, starts) for row in open_pairs[:CLOSEST_PAIRS]],
         "histogram": Markup(histogram),
         "verdict": dedup_verdict(card),
+        "reviewed": reviewed,
     }
 
 
