@@ -16,12 +16,15 @@ import os
 import re
 import secrets
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import anyio
+import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -38,9 +41,12 @@ from .security import ANY_ADDRESS, LOOPBACK, Guard
 STATIC = Path(__file__).parent / "static"
 PORT = 8765
 CHUNK = 1 << 18  # bytes decoded and sent at once
+DECODING_THREADS = max(4, os.cpu_count() or 1)  # of the 40 that Starlette has: sounds never keep a verdict waiting
 WILDCARDS = ("0.0.0.0", "::")
 ID = "{name:str}"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +108,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        threading.Thread(target=desk.warm, daemon=True).start()
         yield
         await run_in_threadpool(desk.close)
         close_files()
@@ -119,6 +126,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.desk = desk
+    app.state.decoding = anyio.CapacityLimiter(DECODING_THREADS)
     return app
 
 
@@ -160,28 +168,29 @@ def _routes(desk: Desk, files: dict[str, PageFile]) -> list[Route]:
         return await _answer(lambda: desk.pair(request.path_params["name"], reviewer=request.query_params.get("reviewer")))
 
     async def pair_difference(request: Request) -> Response:
-        return await _answer(lambda: desk.difference(request.path_params["name"])[0])
+        facts, _ = await _decoded(request, lambda: desk.difference(request.path_params["name"]))
+        return json_response(facts)
 
     async def pair_audio(request: Request) -> Response:
         role = _role(request)
-        return await _sound(request, desk, lambda: desk.audio(request.path_params["name"], role))
+        return await _sound(request, lambda: desk.audio(request.path_params["name"], role))
 
     async def pair_picture(request: Request) -> Response:
         role, view = _role(request), _view(request)
-        return await _picture(request, desk, lambda: desk.picture(request.path_params["name"], role, **view))
+        return await _picture(request, lambda: desk.picture(request.path_params["name"], role, **view))
 
     async def difference_sound(request: Request) -> Response:
-        facts, sound = await run_in_threadpool(desk.difference, request.path_params["name"])
+        facts, sound = await _decoded(request, lambda: desk.difference(request.path_params["name"]))
         if sound is None:
             raise HTTPException(404, facts["difference"]["reason"] or "there is no difference to hear")
         return ranged(request, len(sound), lambda first, last: iter([sound[first : last + 1]]))
 
     async def clip_audio(request: Request) -> Response:
-        return await _sound(request, desk, lambda: desk.clip_audio(request.path_params["name"]))
+        return await _sound(request, lambda: desk.clip_audio(request.path_params["name"]))
 
     async def clip_picture(request: Request) -> Response:
         view = _view(request)
-        return await _picture(request, desk, lambda: desk.clip_picture(request.path_params["name"], **view))
+        return await _picture(request, lambda: desk.clip_picture(request.path_params["name"], **view))
 
     async def clusters(request: Request) -> Response:
         return await _answer(lambda: desk.cluster_list(reviewer=request.query_params.get("reviewer")))
@@ -221,6 +230,11 @@ def _routes(desk: Desk, files: dict[str, PageFile]) -> list[Route]:
     ]
 
 
+async def _decoded(request: Request, work: Callable[[], T]) -> T:
+    """What ``work`` returns, which reads sound: only so many threads at a time do that."""
+    return await anyio.to_thread.run_sync(work, limiter=request.app.state.decoding)
+
+
 async def _answer(work: Callable[[], Any], *, status: int = 200) -> Response:
     """What ``work`` returns as JSON; an argument that it refuses is the asker's mistake."""
     try:
@@ -243,11 +257,9 @@ async def _failed(request: Request, error: Exception) -> Response:
     if isinstance(error, NotHereError):
         return json_response({"error": str(error)}, 404)
     if isinstance(error, AudioDecodeError):
-        blind = cast(Desk, request.app.state.desk).blind
-        return json_response({"error": "this sound cannot be read" if blind else str(error)}, 404)
+        return json_response({"error": cast(Desk, request.app.state.desk).explain(error)}, 404)
     logger.error("review: %s", error)
-    blind = cast(Desk, request.app.state.desk).blind
-    return json_response({"error": "the server's disk or database failed; its log says why" if blind else str(error)}, 503)
+    return json_response({"error": "the server's disk or database failed; what it printed says why"}, 503)
 
 
 async def _event(request: Request) -> dict[str, Any]:
@@ -328,9 +340,9 @@ def cached(request: Request, content: bytes, media_type: str, *, etag: str, keep
     return Response(content, headers={**headers, "Content-Type": media_type})
 
 
-async def _picture(request: Request, desk: Desk, drawn: Callable[[], bytes]) -> Response:
+async def _picture(request: Request, drawn: Callable[[], bytes]) -> Response:
     try:
-        content = await run_in_threadpool(drawn)
+        content = await _decoded(request, drawn)
     except ValueError as error:
         raise HTTPException(400, str(error)) from error
     except OSError as error:
@@ -338,12 +350,14 @@ async def _picture(request: Request, desk: Desk, drawn: Callable[[], bytes]) -> 
     return cached(request, content, "image/png", etag=digest(content), keep="private, max-age=3600")
 
 
-async def _sound(request: Request, desk: Desk, opened: Callable[[], ClipAudio]) -> Response:
+async def _sound(request: Request, opened: Callable[[], ClipAudio]) -> Response:
     try:
-        clip = await run_in_threadpool(opened)
+        clip = await _decoded(request, opened)
+        return await _decoded(
+            request, lambda: ranged(request, clip.size_bytes, lambda first, last: clip.chunks(first, last, CHUNK))
+        )
     except OSError as error:
         raise AudioDecodeError(str(error)) from error
-    return await run_in_threadpool(ranged, request, clip.size_bytes, lambda first, last: clip.chunks(first, last, CHUNK))
 
 
 def ranged(request: Request, size: int, chunks: Callable[[int, int], Iterator[bytes]]) -> Response:
