@@ -71,10 +71,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Place:
-    """Where both sides of a pair begin to match, for how long, and at which speeds the reference may have been played."""
+    """Where both sides of a pair begin to match, for how long, and at which speeds the reference may have been played.
+
+    The middle of the reference's stretch meets that of the query's at any speed: a span that was found at a wrong speed is
+    right there, and off at both ends.
+    """
 
     query_start_s: float
     reference_start_s: float
+    reference_middle_s: float
     length_s: float
     speeds: tuple[float, ...]
 
@@ -89,14 +94,17 @@ def strongest_place(row: Mapping[str, Any]) -> Place | None:
     if any(time is None or not np.isfinite(time) for time in times):
         return None
     query_start, query_end, reference_start, reference_end = map(float, (time for time in times if time is not None))
+    length = query_end - query_start
     if spans:
-        length = query_end - query_start
+        slope = (reference_end - reference_start) / length if length > 0 else 1.0
     else:
-        length = min(query_end - query_start, reference_end - reference_start)
+        length, slope = min(length, reference_end - reference_start), 1.0
+    length = min(length, LONGEST_S)
+    middle = reference_start + slope * length / 2
     # played faster by resampling, a sound lies higher; the detector tells the one, the other or both
     speeds = [1.0, tempo, 2 ** (pitch / 12)]
     speeds = [speed for number, speed in enumerate(speeds) if all(abs(speed - s) > SAME_SPEED for s in speeds[:number])]
-    return Place(query_start, reference_start, min(length, LONGEST_S), tuple(speeds))
+    return Place(query_start, reference_start, middle, length, tuple(speeds))
 
 
 def subtract(query: ClipAudio, reference: ClipAudio, place: Place) -> Difference:
@@ -118,20 +126,22 @@ def subtract(query: ClipAudio, reference: ClipAudio, place: Place) -> Difference
     changed = place.speeds != (1.0,)
     margin = SEARCH_S * 3 + place.length_s * SPEED_ERROR
     best: Difference | None = None
+    half_s = len(wanted) / rate / 2
     for speed in place.speeds:
-        begin = place.reference_start_s + (q_start - place.query_start_s) * speed
-        from_s = round((begin - margin * speed) * rate) / rate
-        other = read_mono(reference, from_s, begin + (q_end - q_start + margin) * speed, rate)
+        middle = place.reference_middle_s + (q_start + half_s - place.query_start_s - place.length_s / 2) * speed
+        from_s = round((middle - (half_s + margin) * speed) * rate) / rate
+        other = read_mono(reference, from_s, middle + (half_s + margin) * speed, rate)
         if not other.any():
             return Difference(None, rate, float("nan"), reason="the reference is silent here")
         for refined in (False, True):
             if refined and not changed and best is not None and best.residual_db < NO_COPY_DB:
                 break  # the usual case: a copy at its own speed
-            exact = _exact_speed(wanted, other, rate, begin - from_s, speed) if refined else speed
-            found = _subtracted(wanted, other, rate, begin - from_s, exact)
+            exact, at_s = (speed, middle - from_s)
+            if refined:
+                exact, at_s = _exact_speed(wanted, other, rate, at_s, speed)
+            found = _subtracted(wanted, other, rate, at_s, exact)
             if best is None or found.residual_db < best.residual_db:
-                lag_s = q_start - (from_s + found.lag_s)
-                best = replace(found, lag_s=lag_s, query_start_s=q_start, query_end_s=q_end)
+                best = replace(found, lag_s=q_start - (from_s + found.lag_s), query_start_s=q_start, query_end_s=q_end)
     assert best is not None  # a place has a speed
     if changed and best.residual_db > MEANINGFUL_DB:
         reason = "tempo or pitch were changed, and not together as by resampling: a difference means nothing"
@@ -139,11 +149,11 @@ def subtract(query: ClipAudio, reference: ClipAudio, place: Place) -> Difference
     return best
 
 
-def _subtracted(wanted: FloatArray, other: FloatArray, rate: int, origin_s: float, exact: float) -> Difference:
-    """The difference at one exact speed, near ``origin_s`` of the other; its ``lag_s`` is the place found there."""
+def _subtracted(wanted: FloatArray, other: FloatArray, rate: int, middle_s: float, exact: float) -> Difference:
+    """The difference at one exact speed, the middle near ``middle_s`` of the other; its ``lag_s`` is where it begins there."""
     ready = other if exact == 1.0 else soxr.resample(other, rate * exact, rate, quality="VHQ")
     search = SEARCH_S if exact == 1.0 else 2 * SEARCH_S
-    place, fitted = _fitted(wanted, ready, origin_s / exact * rate, search * rate)
+    place, fitted = _fitted(wanted, ready, middle_s / exact * rate - len(wanted) / 2, search * rate)
     gain = float(fitted @ wanted) / max(float(fitted @ fitted), 1e-20)
     rest = wanted - np.float32(gain) * fitted
     share = float(rest.astype(np.float64) @ rest) / float(wanted.astype(np.float64) @ wanted)
@@ -201,34 +211,45 @@ def _cut(samples: FloatArray, first: int, count: int) -> FloatArray:
     return np.pad(piece, (before, count - before - len(piece)))
 
 
-def _exact_speed(query: FloatArray, other: FloatArray, rate: int, origin_s: float, speed: float) -> float:
-    """The speed within `SPEED_ERROR` of a rough one, from how the lags of short pieces drift.
+def _exact_speed(query: FloatArray, other: FloatArray, rate: int, middle_s: float, speed: float) -> tuple[float, float]:
+    """The speed within `SPEED_ERROR` of a rough one, from how the lags of short pieces drift, and the middle in the other.
 
     Short pieces agree in spite of a wrong speed; the line through their lags, weighted by how well they agree, gives a
     better speed, with which they agree better.
     """
-    exact, error, centre = speed, SPEED_ERROR, 0.0
+    exact, error = speed, SPEED_ERROR
+    size = min(int(PIECE_S * rate), len(query))
+    starts = np.linspace(0, len(query) - size, min(PIECES, max(2, len(query) // size * 2))).astype(int)
+    places = starts + size / 2 - len(query) / 2  # of the pieces' middles, from the middle
     for _ in range(4):
         ready = soxr.resample(other, rate * exact, rate, quality="HQ")
-        origin = origin_s / exact
-        size = min(int(PIECE_S * rate), len(query))
-        starts = np.linspace(0, len(query) - size, min(PIECES, max(2, len(query) // size * 2))).astype(int)
         lags, weights = [], []
-        for start in starts:
-            reach = SEARCH_S * rate + error * start
-            stretch = _cut(ready, int(origin * rate + centre + start - reach), size + int(2 * reach) + 1)
-            products = _correlation(query[start : start + size], stretch)
+        for start, place in zip(starts, places, strict=True):
+            expected = middle_s / exact * rate + place - size / 2
+            reach = SEARCH_S * rate + error * abs(place)
+            first = int(expected - reach)
+            stretch = _cut(ready, first, size + int(2 * reach) + 1)
+            piece = query[start : start + size]
+            products = _correlation(piece, stretch)
             energy = np.concatenate([[0.0], np.cumsum(stretch.astype(np.float64) ** 2)])
             score = np.abs(products) / np.sqrt(np.maximum(energy[size:] - energy[:-size], 1e-12))
-            best = int(np.argmax(score))
-            own = float(np.linalg.norm(query[start : start + size]))
-            lags.append(int(origin * rate + centre + start - reach) + best - start - origin * rate)
+            best, own = int(np.argmax(score)), float(np.linalg.norm(piece))
+            lags.append(first + best + _vertex(np.abs(products), best) - expected)
             weights.append((float(score[best]) / own) ** 4 * own if own > 0 else 0.0)
-        slope, at_start = _line(starts.astype(float), np.array(lags, float), np.array(weights))
+        slope, at_middle = _line(places, np.array(lags, float), np.array(weights))
+        middle_s += at_middle / rate * exact
         exact *= 1 + float(np.clip(slope, -error, error))
-        # the start of `ready` moves by as much as its speed changes
-        centre, error = at_start * (1 - slope), max(error / 3, 2e-4)
-    return exact
+        error = max(error / 3, 2e-4)
+    return exact, middle_s
+
+
+def _vertex(values: DoubleArray, peak: int) -> float:
+    """How far from a peak's sample the parabola through it and its neighbors is highest, within half a sample."""
+    if not 0 < peak < len(values) - 1:
+        return 0.0
+    left, middle, right = values[peak - 1 : peak + 2]
+    bend = left - 2 * middle + right
+    return float(np.clip((left - right) / (2 * bend), -0.5, 0.5)) if bend < 0 else 0.0
 
 
 def _line(x: DoubleArray, y: DoubleArray, weights: DoubleArray) -> tuple[float, float]:

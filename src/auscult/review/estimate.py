@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from .intervals import Share, check_level, hypergeometric_bounds, share, stratified_bounds
+from .intervals import check_level, hypergeometric_bounds, stratified_bounds
 
 Interval = Literal["exact", "bonferroni", "pooled", "weighted", "bootstrap"]
 PER = 10_000
@@ -254,6 +254,11 @@ def _sentence(
     what = "per 10,000 generated clips replicate a training clip"
     found = counts["replications"]
     basis = f"{found:,} replication{'s' * (found != 1)} among the {counts['verified']:,} verified of {clips:,} clips"
+    if at_least and not low:
+        return (
+            f"No replication was found among the {counts['verified']:,} verified of {clips:,} generated clips; part of the "
+            "others was not sampled, so their rate is unknown."
+        )
     if at_least:
         return f"At least {_number(low)} {what}{f' ({level:.0%} confidence)' * inferred}: {basis}."
     if counts["verified"] == clips and not counts["unsure"]:
@@ -266,33 +271,6 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.1f}"
 
 
-def precision(flagged: Tally, *, level: float = 0.95) -> Share:
-    """Share of what a threshold flags that people find to be a replication.
-
-    The interval is for the threshold on clips such as these, so it stays open when all flagged clips are verified
-    (Clopper-Pearson). Where only part of them is, chosen otherwise than at random, it is what the rest could make of these
-    clips' own share at worst and at best.
-
-    Raises
-    ------
-    ValueError
-        None is verified.
-
-    Examples
-    --------
-    >>> precision(Tally("flagged", 178, 178, 31)).text
-    '17.4 % (95 % interval 12.2 % to 23.8 %; 31 of 178)'
-    """
-    if not flagged.verified:
-        raise ValueError(f"{flagged.name}: none of the {flagged.size:,} clips is verified; verify some first")
-    value = share(flagged.replications, flagged.verified, unsure=flagged.unsure, level=level)
-    if flagged.census or flagged.random:
-        return value
-    no = flagged.verified - flagged.replications - flagged.unsure
-    low, high = flagged.replications / flagged.size, 1 - no / flagged.size
-    return Share(value.value, min(low, value.low), max(high, value.high), value.successes, value.trials, value.unsure, level)
-
-
 def needed(half_width: float, expected: float, population: int, *, level: float = 0.95) -> int:
     """How many random clips to verify so that the exact interval of the rate is as narrow as wanted.
 
@@ -303,7 +281,8 @@ def needed(half_width: float, expected: float, population: int, *, level: float 
     expected
         Rate that is expected, per 10,000.
     population
-        Clips to draw from: those that are not flagged, say.
+        Clips to draw from: those that are not flagged, say. The sample is a simple random one; of a stratified one the
+        smallest share ``verified / size`` of a stratum counts, so where nothing is found it has to be that much larger.
     level
         Coverage.
 

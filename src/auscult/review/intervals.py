@@ -188,6 +188,8 @@ def stratified_bounds(
     Probability and its Applications 1982, for the hypergeometric distribution as that of a sum of independent indicators.
     """
     check_level(level)
+    if method != "exact" and method not in _BOUNDS:
+        raise ValueError(f"method should be exact, {', '.join(_BOUNDS)}, got {method!r}")
     for size, verified, certain, possible in strata:
         if not 0 <= certain <= possible <= verified <= size:
             raise ValueError(

@@ -170,7 +170,10 @@ def levels(row: Mapping[str, Any]) -> Levels:
         One of the files is missing, is no audio, has changed or is damaged.
     """
     query, reference = clip_of(row, "query"), clip_of(row, "reference")
-    place = strongest_place(row) or Place(0.0, 0.0, min(query.duration_s, reference.duration_s, LEVEL_S), (1.0,))
+    place = strongest_place(row)
+    if place is None:
+        length = min(query.duration_s, reference.duration_s, LEVEL_S)
+        place = Place(0.0, 0.0, length / 2, length, (1.0,))
     return Levels(
         _level_db(query, place.query_start_s, place.length_s), _level_db(reference, place.reference_start_s, place.length_s)
     )

@@ -152,7 +152,7 @@ def host_allowed(host: str, allowed: frozenset[str]) -> bool:
     """
     name, port = split_host(host)
     names = {name} | ({ANY_ADDRESS} if _is_address(name) else set())
-    return bool(name) and not allowed.isdisjoint(names | {f"{one}:{port or '80'}" for one in names})
+    return name not in {"", ANY_ADDRESS} and not allowed.isdisjoint(names | {f"{one}:{port or '80'}" for one in names})
 
 
 def split_host(host: str) -> tuple[str, str]:

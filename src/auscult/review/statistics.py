@@ -1,29 +1,74 @@
-"""What the verdicts so far say: counts for each reviewer, and what can be estimated from them."""
+"""What the verdicts so far say: counts for each reviewer, the rate, the threshold's precision, and how well reviewers agree."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..audit import KIND as AUDIT_KIND
+from ..audit import Audit
+from ..folders import read_card
+from .agreement import against_controls, agreement
+from .estimate import precision, stratified_rate
 from .verdicts import VERDICTS, VerdictStore
+from .verified import verified_clips
 
 
 def review_statistics(folder: Path, store: VerdictStore, *, counts_only: bool = False) -> dict[str, Any]:
-    """Verdicts and decisions in force for each reviewer; and the estimates, unless these would tell too much."""
+    """Statistics of one folder's verdicts, as JSON can hold them.
+
+    Parameters
+    ----------
+    folder
+        Of an audit or a deduplication.
+    store
+        Its verdicts.
+    counts_only
+        Leave out all that would tell a reviewer which pairs are flagged or controls, or what others decided: then the counts
+        are all there is.
+
+    Returns
+    -------
+    dict
+        ``verdicts``, ``pairs`` and, by name, ``reviewers``; of an audit ``rate`` and ``precision`` (None as long as no verdict
+        tells); ``agreement`` of every two reviewers, and ``controls`` by reviewer.
+    """
     latest = store.latest()
+    names, verdicts = latest["reviewer"].to_pylist(), latest["verdict"].to_pylist()
     counts: dict[str, Counter[str]] = {}
-    for reviewer, verdict in zip(latest["reviewer"].to_pylist(), latest["verdict"].to_pylist(), strict=True):
+    for reviewer, verdict in zip(names, verdicts, strict=True):
         counts.setdefault(reviewer, Counter())[verdict] += 1
     clusters = Counter(store.latest_clusters()["reviewer"].to_pylist())
-    return {
+    reviewers = sorted({*counts, *clusters})
+    answer: dict[str, Any] = {
         "verdicts": latest.num_rows,
         "pairs": len(set(latest["pair_id"].to_pylist())),
         "reviewers": {
-            name: {
-                **{verdict: counts.get(name, Counter())[verdict] for verdict in VERDICTS},
-                "clusters": clusters[name],
-            }
-            for name in sorted({*counts, *clusters})
+            name: {verdict: counts.get(name, Counter())[verdict] for verdict in VERDICTS} | {"clusters": clusters[name]}
+            for name in reviewers
         },
     }
+    if counts_only:
+        return answer
+    truth = {pair: control.truth for pair, control in store.controls().items()}
+    if read_card(folder)["kind"] == AUDIT_KIND:
+        answer |= _estimates(Audit.open(folder), store)
+    answer["agreement"] = [asdict(one) for one in agreement(latest, exclude=truth.keys())]
+    on_controls = {name: against_controls(store.decided(name), truth) for name in counts}
+    answer["controls"] = {
+        name: asdict(result) for name, result in on_controls.items() if result.sensitivity or result.specificity
+    }
+    return answer
+
+
+def _estimates(audit: Audit, store: VerdictStore) -> dict[str, Any]:
+    """The rate and the precision, each None where nothing is verified that could tell it."""
+    consensus = store.consensus()
+    found = verified_clips(audit.queries(), consensus, matches=audit.matches(), samples=store.samples())
+    if not any(tally.verified for tally in found.tallies):
+        return {"rate": None, "precision": None}
+    rate = stratified_rate(found.tallies, extra=found.extra, notes=found.notes)
+    flagged = found.tallies[0]
+    return {"rate": asdict(rate), "precision": asdict(precision(flagged)) if flagged.verified else None}

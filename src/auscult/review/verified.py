@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from .estimate import Interval, Rate, Tally, stratified_rate
+from .intervals import Share, share
 from .verdicts import Sample, pair_id
 
 REPLICATION, UNSURE = "replication", "unsure"
@@ -162,3 +163,30 @@ def audit_rate(
     """The verified replication rate of an audit: :func:`verified_clips`, then :func:`stratified_rate`."""
     verified = verified_clips(queries, verdicts, matches=matches, samples=samples)
     return stratified_rate(verified.tallies, extra=verified.extra, level=level, interval=interval, notes=verified.notes)
+
+
+def precision(flagged: Tally, *, level: float = 0.95) -> Share:
+    """Share of what a threshold flags that people find to be a replication.
+
+    The interval is for the threshold on clips such as these, so it stays open when all flagged clips are verified
+    (Clopper-Pearson). Where only part of them is, chosen otherwise than at random, it is what the rest could make of these
+    clips' own share at worst and at best.
+
+    Raises
+    ------
+    ValueError
+        None is verified.
+
+    Examples
+    --------
+    >>> precision(Tally("flagged", 178, 178, 31)).text
+    '17.4 % (95 % interval 12.2 % to 23.8 %; 31 of 178)'
+    """
+    if not flagged.verified:
+        raise ValueError(f"{flagged.name}: none of the {flagged.size:,} clips is verified; verify some first")
+    value = share(flagged.replications, flagged.verified, unsure=flagged.unsure, level=level)
+    if flagged.census or flagged.random:
+        return value
+    no = flagged.verified - flagged.replications - flagged.unsure
+    low, high = flagged.replications / flagged.size, 1 - no / flagged.size
+    return Share(value.value, min(low, value.low), max(high, value.high), value.successes, value.trials, value.unsure, level)
