@@ -204,6 +204,7 @@ class Page:
         if folder := os.environ.get("AUSCULT_SCREENSHOTS"):
             Path(folder).mkdir(parents=True, exist_ok=True)
             self.until("return ![...document.images].some(i => i.offsetParent && !i.complete)")
+            self.until("return [...document.querySelectorAll('#members li')].slice(0, 4).every(card => card.querySelector('img'))")
             self.driver.save_screenshot(str(Path(folder) / f"review-{name}.png"))
 
     def errors(self) -> list[str]:
