@@ -26,7 +26,9 @@ from auscult.audit import AuditConfig
 from auscult.audit import audit as run_audit
 from auscult.corpus import open_corpus
 from auscult.errors import AuscultError, StoreError
-from auscult.review.app import create_app, listen, parse_range
+from auscult.review.app import create_app
+from auscult.review.listening import listen
+from auscult.review.replies import parse_range
 from auscult.review.statistics import review_statistics
 from auscult.review.verdicts import VerdictStore, pair_id
 from conftest import sound

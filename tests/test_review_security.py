@@ -15,7 +15,9 @@ from starlette.testclient import TestClient
 
 from auscult.errors import AuscultError
 from auscult.review import app as review_app
-from auscult.review.app import create_app, listen, page_files
+from auscult.review.app import create_app
+from auscult.review.listening import listen
+from auscult.review.replies import page_files
 from auscult.review.security import MAX_BODY, SAFE_HEADERS, host_allowed
 from auscult.review.verdicts import VerdictStore, pair_id
 from review_folders import write_audit
