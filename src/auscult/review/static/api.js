@@ -14,7 +14,7 @@ async function request(url, options = {}) {
   try {
     response = await fetch(url, { ...options, signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
   } catch {
-    throw new ApiError("The server does not answer. Is `auscult review` still running?", 0);
+    throw new ApiError("The server does not answer. Is “auscult review” still running?", 0);
   }
   const body = await response.json().catch(() => null);
   if (!response.ok) {

@@ -157,7 +157,7 @@ export class ClusterScreen {
     const plot = element("div", { className: "plot" }, element("div", { className: "playhead", hidden: true }));
     const path = element("p", { className: "path" });
     showPath(path, member.path);
-    const similarity = Number.isFinite(member.similarity) && place ? member.similarity.toFixed(3) : "";
+    const similarity = Number.isFinite(member.similarity) && place ? `sim. ${member.similarity.toFixed(3)}` : "";
     const card = element(
       "li",
       { tabindex: "-1", "data-place": place, "aria-label": `Clip ${place + 1}: ${name}. ${member.caption ?? ""}` },

@@ -110,7 +110,7 @@ async function openQueue() {
 
 function fillPicker() {
   const { session } = app;
-  const sets = session.kind === "dedup" ? ["clusters", ...((session.counts?.pairs ?? 0) > 0 ? ["open"] : [])] : ["listed", ...(session.sample ? ["sample"] : [])];
+  const sets = session.kind === "dedup" ? [...(session.clusters || !session.counts?.pairs ? ["clusters"] : []), ...(session.counts?.pairs ? ["open"] : [])] : ["listed", ...(session.sample ? ["sample"] : [])];
   byId("set").replaceChildren(...sets.map((set) => element("option", { value: set, text: SET_NAMES[set] })));
   const kept = sessionStorage.getItem("auscult.set");
   byId("set").value = sets.includes(kept) ? kept : sets[0];
