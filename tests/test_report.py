@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import soundfile as sf
 
@@ -15,6 +16,10 @@ from auscult.duplicates import DedupConfig, deduplicate
 from auscult.errors import StoreError
 from auscult.figures import excerpt_mp3, histogram_svg, spectrogram_db, spectrogram_png, time_ticks
 from auscult.report import write_report
+from auscult.review.fields import pair_id
+from auscult.review.queue import load_pairs
+from auscult.review.sampling import draw_sample
+from auscult.review.verdicts import VerdictStore
 from conftest import sound
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}"
@@ -115,3 +120,32 @@ def test_histogram_is_the_same_each_time() -> None:
     one, two = (histogram_svg([("a", "#123456", scores)], tau=0.52, unit="clips") for _ in range(2))
     assert one == two
     assert one.startswith("<svg")
+
+
+def test_verdicts_turn_the_report_from_suspicions_into_a_rate(write_sounds, tmp_path: Path) -> None:
+    training, generated = write_sounds("training", 30, duration_s=2.0), write_sounds("generated", 12, first=100, duration_s=2.0)
+    for number in range(4):
+        sf.write(generated / f"copy-{number}.wav", 0.5 * sound(number, 2.0), 16_000)
+    result = audit(
+        open_corpus(generated), open_corpus(training), output=tmp_path / "audit", config=AuditConfig(duration_s=2.0, tau=0.505)
+    )
+    assert result.card["counts"]["flagged"] >= 4
+    before = write_report(result.path).read_text("utf-8")
+    assert "Nobody has verified this yet" in before
+    assert "<h2>Verification</h2>" not in before
+    flagged = result.matches().filter(pc.field("flagged") & (pc.field("rank") == 1)).to_pylist()
+    with VerdictStore.open(result.path) as store:
+        store.add_sample(draw_sample(load_pairs(result.path), 6))
+        sampled = set(store.samples()[0].pair_ids)
+        for row in result.matches().to_pylist():
+            if row in flagged or pair_id(row["query_id"], row["reference_id"]) in sampled:
+                verdict = "replication" if row["query_id"].startswith("copy") else "different"
+                store.add(row["query_id"], row["reference_id"], reviewer="ann", verdict=verdict, note="<b>heard</b>")
+    page = write_report(result.path).read_text("utf-8")
+    assert "Nobody has verified this yet" not in page
+    sentence = re.search(r'<p class="verdict">(.*?)</p>', page, re.DOTALL)[1]
+    assert "2,500 per 10,000" in sentence  # 4 of 16 clips
+    assert "4 replications" in sentence
+    assert page.count('class="verdict-badge replication"') == 4
+    assert "<b>heard</b>" not in page
+    assert "Share of replications among the verified pairs" in page  # the reliability figure
