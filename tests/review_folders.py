@@ -45,7 +45,7 @@ def write_audit(folder: Path, clips: int = 6, *, sounds: list[Path] | None = Non
         "similarity": scores[rows] + 0.125,
         "bias": np.full(n, 0.125),
         "score": scores[rows] - 0.001 * (rank - 1),
-        "p_value": np.linspace(0.001, 0.9, n),
+        "p_value": np.linspace(0.0012345, 0.9123457, n),
         "flagged": flagged[rows] & (rank == 1),
         "query_start_s": np.full(n, 0.1),
         "query_end_s": np.full(n, 0.6),

@@ -26,7 +26,9 @@ from auscult.audit import AuditConfig
 from auscult.audit import audit as run_audit
 from auscult.corpus import open_corpus
 from auscult.errors import AuscultError, StoreError
-from auscult.review.app import create_app, listen, parse_range
+from auscult.review.app import create_app
+from auscult.review.listening import listen
+from auscult.review.replies import parse_range
 from auscult.review.statistics import review_statistics
 from auscult.review.verdicts import VerdictStore, pair_id
 from conftest import sound
@@ -572,8 +574,8 @@ def test_export_import_and_statistics_without_serving(audit: Path, tmp_path: Pat
     assert "does not exist" in missing.stderr
 
 
-def test_many_readers_do_not_wait_for_one_that_decodes(web: TestClient, audit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a picture is being drawn, which may take seconds, a verdict is stored."""
+def test_a_verdict_does_not_wait_for_pictures(web: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While more pictures are being drawn than the server has threads, a verdict is stored."""
     desk = web.app.state.desk  # type: ignore[attr-defined]
     begun, stored = threading.Event(), threading.Event()
     drawn = desk.picture
@@ -585,10 +587,33 @@ def test_many_readers_do_not_wait_for_one_that_decodes(web: TestClient, audit: P
 
     monkeypatch.setattr(desk, "picture", slow)
     answers = []
-    thread = threading.Thread(target=lambda: answers.append(web.get(f"/media/{FLAGGED[0]}/query/spectrogram.png")))
-    thread.start()
+    address = f"/media/{FLAGGED[0]}/query/spectrogram.png"
+    threads = [threading.Thread(target=lambda: answers.append(web.get(address).status_code)) for _ in range(45)]
+    for thread in threads:
+        thread.start()
     assert begun.wait(20)
+    time.sleep(0.5)  # all have been sent
+    began = time.perf_counter()
     assert web.post("/api/verdicts", json=verdict(0, FLAGGED[0])).status_code == 201
+    assert time.perf_counter() - began < 5
     stored.set()
-    thread.join(20)
-    assert answers[0].status_code == 200
+    for thread in threads:
+        thread.join(20)
+    assert answers == [200] * 45
+
+
+def test_the_page_loads_only_what_the_policy_allows(web: TestClient) -> None:
+    page = web.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    named = re.findall(r'(?:src|href)="([^"#]+)"', page.text)
+    assert [name for name in named if name.endswith(".js")]
+    kinds = {"js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8", "svg": "image/svg+xml; charset=utf-8"}
+    waiting, seen = list(named), set[str]()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        answer = web.get(name)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, kinds[name.rpartition(".")[2]]), name
+        modules = re.findall(r'(?:from|import) "\./([^"]+)"', answer.text) if name.endswith(".js") else []
+        waiting += [f"/static/{module}" for module in modules if f"/static/{module}" not in seen]
+    assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son[a-z]+=", page.text)

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from auscult.errors import AuscultError
 from auscult.review import app as review_app
-from auscult.review.app import create_app, listen, page_files
+from auscult.review.app import create_app
+from auscult.review.listening import listen
+from auscult.review.replies import page_files
 from auscult.review.security import MAX_BODY, SAFE_HEADERS, host_allowed
 from auscult.review.verdicts import VerdictStore, pair_id
 from review_folders import write_audit
@@ -75,6 +78,11 @@ def test_a_host_brings_a_token(host: str) -> None:
             any_address = f"*:{place.socket.getsockname()[1]}" in place.allowed_hosts
             assert any_address == (host == "0.0.0.0")
     assert len(tokens) == 2
+
+
+def test_an_address_of_another_machine_is_said_to_be_one() -> None:
+    with pytest.raises(AuscultError, match="cannot listen on 192.0.2.7"):  # reserved for documentation
+        listen("192.0.2.7", 0)
 
 
 # --- which names it answers to (DNS rebinding) ----------------------------------------------------------------------

@@ -6,41 +6,40 @@ that were listed at the start. What decodes or waits for the disk runs in thread
 
 from __future__ import annotations
 
-import errno
 import getpass
-import hashlib
 import json
 import logging
-import mimetypes
 import os
-import re
-import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import anyio
+import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
-from ..errors import AudioDecodeError, AuscultError, StoreError
+from ..errors import AudioDecodeError, StoreError
 from .desk import ROLES, Desk, NotHereError, Role
+from .listening import PORT, listen
 from .media import ClipAudio, close_files
-from .security import ANY_ADDRESS, LOOPBACK, Guard
+from .replies import PageFile, cached, digest, json_response, page_file, page_files, ranged
+from .security import LOOPBACK, Guard
 
 STATIC = Path(__file__).parent / "static"
-PORT = 8765
 CHUNK = 1 << 18  # bytes decoded and sent at once
-WILDCARDS = ("0.0.0.0", "::")
+DECODING_THREADS = max(4, os.cpu_count() or 1)  # of the 40 that Starlette has: sounds never keep a verdict waiting
 ID = "{name:str}"
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +101,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        threading.Thread(target=desk.warm, daemon=True).start()
         yield
         await run_in_threadpool(desk.close)
         close_files()
@@ -119,6 +119,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.desk = desk
+    app.state.decoding = anyio.CapacityLimiter(DECODING_THREADS)
     return app
 
 
@@ -134,10 +135,10 @@ def login_name() -> str:
 
 def _routes(desk: Desk, files: dict[str, PageFile]) -> list[Route]:
     async def page(request: Request) -> Response:
-        return _file(request, files, "index.html")
+        return page_file(request, files, "index.html")
 
     async def static(request: Request) -> Response:
-        return _file(request, files, request.path_params["name"])
+        return page_file(request, files, request.path_params["name"])
 
     async def favicon(request: Request) -> Response:
         return Response(status_code=204)
@@ -160,28 +161,29 @@ def _routes(desk: Desk, files: dict[str, PageFile]) -> list[Route]:
         return await _answer(lambda: desk.pair(request.path_params["name"], reviewer=request.query_params.get("reviewer")))
 
     async def pair_difference(request: Request) -> Response:
-        return await _answer(lambda: desk.difference(request.path_params["name"])[0])
+        facts, _ = await _decoded(request, lambda: desk.difference(request.path_params["name"]))
+        return json_response(facts)
 
     async def pair_audio(request: Request) -> Response:
         role = _role(request)
-        return await _sound(request, desk, lambda: desk.audio(request.path_params["name"], role))
+        return await _sound(request, lambda: desk.audio(request.path_params["name"], role))
 
     async def pair_picture(request: Request) -> Response:
         role, view = _role(request), _view(request)
-        return await _picture(request, desk, lambda: desk.picture(request.path_params["name"], role, **view))
+        return await _picture(request, lambda: desk.picture(request.path_params["name"], role, **view))
 
     async def difference_sound(request: Request) -> Response:
-        facts, sound = await run_in_threadpool(desk.difference, request.path_params["name"])
+        facts, sound = await _decoded(request, lambda: desk.difference(request.path_params["name"]))
         if sound is None:
             raise HTTPException(404, facts["difference"]["reason"] or "there is no difference to hear")
         return ranged(request, len(sound), lambda first, last: iter([sound[first : last + 1]]))
 
     async def clip_audio(request: Request) -> Response:
-        return await _sound(request, desk, lambda: desk.clip_audio(request.path_params["name"]))
+        return await _sound(request, lambda: desk.clip_audio(request.path_params["name"]))
 
     async def clip_picture(request: Request) -> Response:
         view = _view(request)
-        return await _picture(request, desk, lambda: desk.clip_picture(request.path_params["name"], **view))
+        return await _picture(request, lambda: desk.clip_picture(request.path_params["name"], **view))
 
     async def clusters(request: Request) -> Response:
         return await _answer(lambda: desk.cluster_list(reviewer=request.query_params.get("reviewer")))
@@ -221,6 +223,11 @@ def _routes(desk: Desk, files: dict[str, PageFile]) -> list[Route]:
     ]
 
 
+async def _decoded(request: Request, work: Callable[[], T]) -> T:
+    """What ``work`` returns, which reads sound: only so many threads at a time do that."""
+    return await anyio.to_thread.run_sync(work, limiter=request.app.state.decoding)
+
+
 async def _answer(work: Callable[[], Any], *, status: int = 200) -> Response:
     """What ``work`` returns as JSON; an argument that it refuses is the asker's mistake."""
     try:
@@ -230,12 +237,6 @@ async def _answer(work: Callable[[], Any], *, status: int = 200) -> Response:
     return json_response(content, status)
 
 
-def json_response(content: Any, status: int = 200) -> Response:
-    """``content`` as JSON that no cache keeps; NaN, which is none, is an error here and not in the browser."""
-    encoded = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
-    return Response(encoded, status, headers={"Cache-Control": "no-store"}, media_type="application/json")
-
-
 async def _failed(request: Request, error: Exception) -> Response:
     """Errors as ``{"error": one line}``, with the words of decoders only for those who may see paths."""
     if isinstance(error, HTTPException):
@@ -243,11 +244,9 @@ async def _failed(request: Request, error: Exception) -> Response:
     if isinstance(error, NotHereError):
         return json_response({"error": str(error)}, 404)
     if isinstance(error, AudioDecodeError):
-        blind = cast(Desk, request.app.state.desk).blind
-        return json_response({"error": "this sound cannot be read" if blind else str(error)}, 404)
+        return json_response({"error": cast(Desk, request.app.state.desk).explain(error)}, 404)
     logger.error("review: %s", error)
-    blind = cast(Desk, request.app.state.desk).blind
-    return json_response({"error": "the server's disk or database failed; its log says why" if blind else str(error)}, 503)
+    return json_response({"error": "the server's disk or database failed; what it printed says why"}, 503)
 
 
 async def _event(request: Request) -> dict[str, Any]:
@@ -282,55 +281,9 @@ def _view(request: Request) -> dict[str, Any]:
         raise HTTPException(400, "start and end should be seconds, and width pixels") from None
 
 
-# --- files, sounds and pictures -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PageFile:
-    """A file of the page, in memory: its bytes, their type and their digest."""
-
-    content: bytes
-    media_type: str
-    etag: str
-
-
-def page_files(folder: Path) -> dict[str, PageFile]:
-    """The regular files of a folder by name, read once; links and folders are none of the page's."""
-    found = {}
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
-        if entry.is_file(follow_symlinks=False):
-            content = Path(entry.path).read_bytes()
-            kind = mimetypes.guess_type(entry.name)[0] or "application/octet-stream"
-            if kind in {"text/javascript", "application/javascript", "application/x-javascript"}:
-                kind = "text/javascript"
-            charset = "; charset=utf-8" if kind.startswith("text/") or kind.endswith(("xml", "json")) else ""
-            found[entry.name] = PageFile(content, kind + charset, digest(content))
-    return found
-
-
-def digest(content: bytes) -> str:
-    """An ``ETag`` of a content."""
-    return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-
-
-def _file(request: Request, files: dict[str, PageFile], name: str) -> Response:
-    file = files.get(name)
-    if file is None:
-        raise HTTPException(404, "no such file")
-    return cached(request, file.content, file.media_type, etag=file.etag, keep="no-cache")
-
-
-def cached(request: Request, content: bytes, media_type: str, *, etag: str, keep: str) -> Response:
-    """A content, or, to who has it already, only that it has not changed."""
-    headers = {"ETag": etag, "Cache-Control": keep}
-    if etag in [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]:
-        return Response(status_code=304, headers=headers)
-    return Response(content, headers={**headers, "Content-Type": media_type})
-
-
-async def _picture(request: Request, desk: Desk, drawn: Callable[[], bytes]) -> Response:
+async def _picture(request: Request, drawn: Callable[[], bytes]) -> Response:
     try:
-        content = await run_in_threadpool(drawn)
+        content = await _decoded(request, drawn)
     except ValueError as error:
         raise HTTPException(400, str(error)) from error
     except OSError as error:
@@ -338,123 +291,17 @@ async def _picture(request: Request, desk: Desk, drawn: Callable[[], bytes]) -> 
     return cached(request, content, "image/png", etag=digest(content), keep="private, max-age=3600")
 
 
-async def _sound(request: Request, desk: Desk, opened: Callable[[], ClipAudio]) -> Response:
+async def _sound(request: Request, opened: Callable[[], ClipAudio]) -> Response:
     try:
-        clip = await run_in_threadpool(opened)
+        clip = await _decoded(request, opened)
+        return await _decoded(
+            request, lambda: ranged(request, clip.size_bytes, lambda first, last: clip.chunks(first, last, CHUNK))
+        )
     except OSError as error:
         raise AudioDecodeError(str(error)) from error
-    return await run_in_threadpool(ranged, request, clip.size_bytes, lambda first, last: clip.chunks(first, last, CHUNK))
-
-
-def ranged(request: Request, size: int, chunks: Callable[[int, int], Iterator[bytes]]) -> Response:
-    """A WAV of ``size`` bytes, or the range of them that is asked for, in chunks that are made as they are sent.
-
-    The first chunk is made here, before the answer begins: a file that cannot be decoded is then an error and not half an
-    answer.
-    """
-    headers = {"Accept-Ranges": "bytes", "Cache-Control": "private, max-age=3600", "Content-Type": "audio/wav"}
-    try:
-        wanted = parse_range(request.headers.get("range"), size)
-    except ValueError:
-        headers["Content-Range"] = f"bytes */{size}"
-        return Response(status_code=416, headers=headers)
-    first, last = (0, size - 1) if wanted is None else wanted
-    if wanted is not None:
-        headers["Content-Range"] = f"bytes {first}-{last}/{size}"
-    headers["Content-Length"] = str(last - first + 1)
-    status = 200 if wanted is None else 206
-    if request.method == "HEAD":
-        return Response(status_code=status, headers=headers)
-    pieces = chunks(first, last)
-    begun = next(pieces, b"")
-
-    def rest() -> Iterator[bytes]:
-        yield begun
-        yield from pieces
-
-    return StreamingResponse(rest(), status, headers)
-
-
-def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """First and last byte of a ``Range`` header, both included; None if it asks for all.
-
-    What is no range of bytes, and several ranges at once, count as none, as RFC 9110 (section 14.2) allows.
-
-    Raises
-    ------
-    ValueError
-        No byte lies in the range.
-
-    >>> parse_range("bytes=0-99", 1000), parse_range("bytes=990-", 1000), parse_range("bytes=-10", 1000)
-    ((0, 99), (990, 999), (990, 999))
-    >>> parse_range("bytes=0-5000", 1000), parse_range("bytes=0-1,5-6", 1000), parse_range(None, 1000)
-    ((0, 999), None, None)
-    """
-    match = _RANGE.fullmatch(header.strip()) if header else None
-    if match is None or match[1] == match[2] == "":
-        return None
-    if match[1] == "":
-        first, last = max(0, size - int(match[2])), size - 1
-    else:
-        first, last = int(match[1]), min(int(match[2] or size - 1), size - 1)
-        if match[2] and int(match[2]) < first:
-            return None
-    if first > last:
-        raise ValueError(f"bytes {first} to {last} of {size}")
-    return first, last
 
 
 # --- serving --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Listening:
-    """A bound socket, and how it is reached: the ``url`` to open (with the token) and the hosts that mean it."""
-
-    socket: socket.socket
-    url: str
-    allowed_hosts: tuple[str, ...]
-    token: str | None
-
-
-def listen(host: str | None = None, port: int = PORT) -> Listening:
-    """Bind to this machine only; to ``host``, if one is given, and then with a token.
-
-    Raises
-    ------
-    AuscultError
-        The port is taken, or the host is none of this machine's.
-    """
-    name = host or "127.0.0.1"
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        bound = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise AuscultError(f"{name}: is no address of this machine ({error.strerror or error})") from error
-    try:
-        if os.name == "posix":  # elsewhere the option lets two servers share a port
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen(128)
-    except OSError as error:
-        bound.close()
-        if error.errno == errno.EADDRINUSE:
-            raise AuscultError(
-                f"port {port} is taken, perhaps by another `auscult review`; give --port 0 for any free one"
-            ) from error
-        raise AuscultError(f"cannot listen on {name}, port {port} ({error.strerror or error})") from error
-    port = bound.getsockname()[1]
-    wildcard = name in WILDCARDS
-    names = [*LOOPBACK, *([] if host is None else [socket.gethostname(), ANY_ADDRESS] if wildcard else [bracketed(host)])]
-    token = None if host is None else secrets.token_urlsafe(24)
-    shown = socket.gethostname() if wildcard else bracketed(name)
-    url = f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
-    return Listening(bound, url, tuple(f"{one.lower()}:{port}" for one in names), token)
-
-
-def bracketed(host: str) -> str:
-    """A host as it stands in an address: IPv6 in brackets."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def serve(

@@ -6,7 +6,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, Protocol
@@ -25,7 +25,8 @@ HELD_BYTES = 256 << 20  # of tar members and data set rows, which are held in me
 BLOCK_FRAMES = 1 << 18  # decoded at once
 LEAD_FRAMES = 16_384  # two of the longest Vorbis blocks: what precedes a seek's target until its overlaps are right
 LOSSY = frozenset({"OGG", "MP3"})
-AV_BLOCK_S, AV_LEAD_S, AV_BLOCKS = 10.0, 0.25, 6
+LOSSY_BLOCK, AV_BLOCK_S, AV_LEAD_S = 1 << 16, 10.0, 0.25
+KEPT_BLOCKS = 3  # of each file
 UNKNOWN_FRAMES = 1 << 62  # libsndfile says 2^63 - 1 of a stream that does not know its length
 
 
@@ -45,27 +46,62 @@ class Decoder(Protocol):
         ...
 
 
+class Blocks:
+    """A signal decoded in blocks at fixed places, of which the last few are kept.
+
+    What a lossy decoder hands out depends, in its last bits at least, on where it began; in fixed blocks, the same samples
+    come out in whatever order they are asked for. (Not to the last bit of float32 in MP3, whose decoder remembers more than a
+    seek resets: a sample in some thousands may be off by one of 16 bits.)
+    """
+
+    def __init__(self, size: int, decode: Callable[[int, int], FloatArray]) -> None:
+        self._size, self._decode = size, decode
+        self._kept: OrderedDict[int, FloatArray] = OrderedDict()
+
+    def read(self, first: int, last: int, channels: int) -> FloatArray:
+        """Frames ``first`` to ``last``, ``(frames, channels)``."""
+        pieces = [np.zeros((0, channels), np.float32)]
+        for number in range(first // self._size, -(-last // self._size)):
+            start = number * self._size
+            pieces.append(self._block(number)[max(first - start, 0) : max(last - start, 0)])
+        return np.concatenate(pieces)
+
+    def _block(self, number: int) -> FloatArray:
+        if number not in self._kept:
+            block = self._decode(number * self._size, self._size)
+            while len(self._kept) >= KEPT_BLOCKS:
+                self._kept.popitem(last=False)
+            self._kept[number] = block
+        self._kept.move_to_end(number)
+        return self._kept[number]
+
+
 class SoundfileDecoder:
     """What libsndfile reads: WAV, FLAC, AIFF, Ogg Vorbis and Opus, MP3 and others."""
 
     def __init__(self, source: str | io.BytesIO) -> None:
         self._handle = sf.SoundFile(source)
         self.rate, self.channels = int(self._handle.samplerate), int(self._handle.channels)
-        self._lead = LEAD_FRAMES if self._handle.format in LOSSY else 0
+        self._blocks = Blocks(LOSSY_BLOCK, self._decoded) if self._handle.format in LOSSY else None
         self.frames = int(self._handle.frames)
         if self.frames >= UNKNOWN_FRAMES or not self._handle.seekable():
             self.frames = self._measured()
 
     def read(self, first: int, count: int) -> FloatArray:
-        # the first samples that libsndfile hands out after a seek in Vorbis, or a short step back in an MP3, are wrong: each
-        # depends on those before it, so begin earlier
-        skip = 0  # if playing on from where the last range ended
+        if self._blocks is not None:
+            return self._blocks.read(first, min(first + count, self.frames), self.channels)
         if self._handle.tell() != first:
-            start = max(0, first - self._lead)
-            self._handle.seek(start)
-            skip = first - start
-        block = self._handle.read(skip + count, dtype="float32", always_2d=True)
-        return block[skip:]
+            self._handle.seek(first)
+        return self._handle.read(count, dtype="float32", always_2d=True)
+
+    def _decoded(self, first: int, count: int) -> FloatArray:
+        # the first samples that libsndfile hands out after a seek in a lossy format may be wrong, since each depends on those
+        # before it: so begin earlier. A seek to near the last place may end a block off, one from the start does not
+        # (https://github.com/libsndfile/libsndfile/issues/885)
+        start = max(0, first - LEAD_FRAMES)
+        self._handle.seek(0)
+        self._handle.seek(start)
+        return self._handle.read(first - start + count, dtype="float32", always_2d=True)[first - start :]
 
     def _measured(self) -> int:
         frames = 0
@@ -81,15 +117,13 @@ class SoundfileDecoder:
 class AvDecoder:
     """What FFmpeg reads: AAC, M4A, the sound of videos.
 
-    Decoded in blocks of `AV_BLOCK_S` at fixed places, each by a decoder of its own that begins a little before the block:
-    the same bytes come out in whatever order they are asked for, although AAC fills in noise from a running generator.
-    Frames are placed by their time stamps, which in M4A are exact to the sample and in Matroska to the millisecond; there
-    the stamps only tell where a block begins.
+    Each block is decoded by a decoder of its own that begins a little before it, since AAC fills in noise from a running
+    generator. Frames are placed by their time stamps, which in M4A are exact to the sample and in Matroska to the millisecond;
+    there the stamps only tell where a block begins.
     """
 
     def __init__(self, source: str | io.BytesIO) -> None:
         self._source = source
-        self._blocks: OrderedDict[int, FloatArray] = OrderedDict()
         with self._opened() as (opened, stream):
             self.rate, self.channels = stream.codec_context.sample_rate, stream.codec_context.channels
             if not self.rate or not self.channels:
@@ -107,6 +141,7 @@ class AvDecoder:
         # packets know their ends but not what a decoder cuts off them, so the last second is decoded
         tail = max(0, about - self.rate)
         self.frames = max(1, about)  # until it is known
+        self._blocks = Blocks(int(AV_BLOCK_S * self.rate), self._joined)
         self.frames = tail + sum(len(piece) for piece in self._decoded(tail, 2 * self.rate + BLOCK_FRAMES))
 
     @contextmanager
@@ -124,23 +159,10 @@ class AvDecoder:
             raise AudioDecodeError(f"FFmpeg cannot read it ({error})") from error
 
     def read(self, first: int, count: int) -> FloatArray:
-        size = int(AV_BLOCK_S * self.rate)
-        last = min(first + count, self.frames)
-        pieces = [np.zeros((0, self.channels), np.float32)]
-        for number in range(first // size, -(-last // size)):
-            block = self._block(number, size)
-            begin, end = first - number * size, last - number * size
-            pieces.append(block[max(begin, 0) : max(end, 0)])
-        return np.concatenate(pieces)
+        return self._blocks.read(first, min(first + count, self.frames), self.channels)
 
-    def _block(self, number: int, size: int) -> FloatArray:
-        if number not in self._blocks:
-            while len(self._blocks) >= AV_BLOCKS:
-                self._blocks.popitem(last=False)
-            empty = np.zeros((0, self.channels), np.float32)
-            self._blocks[number] = np.concatenate([empty, *self._decoded(number * size, size)])
-        self._blocks.move_to_end(number)
-        return self._blocks[number]
+    def _joined(self, first: int, count: int) -> FloatArray:
+        return np.concatenate([np.zeros((0, self.channels), np.float32), *self._decoded(first, count)])
 
     def _decoded(self, first: int, count: int) -> Iterator[FloatArray]:
         """The frames ``first`` to ``first + count``, or to the end."""
@@ -172,7 +194,7 @@ class AvDecoder:
                         return
 
     def close(self) -> None:
-        self._blocks.clear()
+        """Nothing is open between two blocks."""
 
 
 def open_decoder(path: str) -> tuple[Decoder, int]:

@@ -6,6 +6,7 @@ see them, so that a field that is new stays here unless someone puts it among th
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,10 @@ BLIND_ORDER = "random"  # the other orders tell which pairs the audit takes for 
 SPAN_FIELDS = ("query_start_s", "query_end_s", "reference_start_s", "reference_end_s")
 TELLING_FIELDS = ("score", "similarity", "bias", "p_value", "flagged", "rank")
 KEPT_SOUNDS = 64  # differences of pairs, up to a minute each: 6 MB at the most
-UNREADABLE = "its sound cannot be read"  # all that a blind reviewer learns: a decoder's words may hold the path
+UNREADABLE = "this sound cannot be read; what the server printed says why"
+
+
+logger = logging.getLogger(__name__)
 
 
 class NotHereError(AuscultError):
@@ -114,6 +118,19 @@ class Desk:
             return self.store.add_sample(draw_sample(self.pairs, wanted, seed=self.seed))
         drawn = self.store.samples()
         return drawn[-1] if drawn else None
+
+    def warm(self) -> None:
+        """Read what the first pair needs beyond the columns of the queue, before it is asked for."""
+        for pair in self.pairs.pair_ids[:1]:
+            other_pairs(self.pairs, pair)
+        self.pairs.every_row  # noqa: B018 - reads it
+
+    def explain(self, error: Exception) -> str:
+        """Why a sound cannot be read; a decoder's own words may hold a path, which not everyone may see."""
+        if self.blind or self.controls:
+            logger.error("review: %s", error)
+            return UNREADABLE
+        return str(error)
 
     # --- session and queue ---
 
@@ -236,7 +253,7 @@ class Desk:
         try:
             clip: ClipAudio = opened()
         except (AuscultError, OSError) as error:
-            return {"missing": UNREADABLE if self.blind else str(error)}
+            return {"missing": self.explain(error)}
         return {"duration_s": clip.duration_s, "sample_rate_hz": clip.sample_rate_hz}
 
     def audio(self, pair: str, role: Role) -> ClipAudio:
@@ -258,8 +275,7 @@ class Desk:
         try:
             found = difference(row)
         except (AudioDecodeError, OSError) as error:
-            reason = UNREADABLE if self.blind else str(error)
-            return {"difference_db": None, "difference": {"start_s": None, "reason": reason}}, None
+            return {"difference_db": None, "difference": {"start_s": None, "reason": self.explain(error)}}, None
         sound = None if found.samples is None else difference_wav(found)
         facts = {"start_s": finite(found.query_start_s), "reason": found.reason}
         facts |= {"gain": finite(found.gain), "lag_s": finite(found.lag_s), "speed": finite(found.speed)}

@@ -11,9 +11,9 @@ from ..audit import KIND as AUDIT_KIND
 from ..audit import Audit
 from ..folders import read_card
 from .agreement import against_controls, agreement
-from .estimate import precision, stratified_rate
+from .estimate import stratified_rate
 from .verdicts import VERDICTS, VerdictStore
-from .verified import verified_clips
+from .verified import precision, verified_clips
 
 
 def review_statistics(folder: Path, store: VerdictStore, *, counts_only: bool = False) -> dict[str, Any]:
