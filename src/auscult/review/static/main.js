@@ -83,8 +83,8 @@ async function openQueue() {
   for (const [key, value] of [["set", set], ["order", order], ["undecided", undecided]]) sessionStorage.setItem(`auscult.${key}`, value);
   app.set = set;
   byId("order-label").hidden = set === "sample" || set === "clusters";
-  const ordered = byId("order").selectedOptions[0]?.textContent;
-  byId("queue-name").textContent = byId("order-label").hidden ? SET_NAMES[set] : `${SET_NAMES[set]}, ${ordered}`;
+  const ordered = byId("order-label").hidden ? "" : `, ${byId("order").selectedOptions[0]?.textContent}`;
+  byId("queue-name").textContent = `${app.reviewer} · ${SET_NAMES[set]}${ordered}`;
   byId("reviewer-name").textContent = app.reviewer;
   hideBanner();
   pairs.reset();

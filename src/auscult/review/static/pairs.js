@@ -218,7 +218,7 @@ export class PairScreen {
     byId("play-difference").disabled = Boolean(pair.query.missing || pair.reference.missing) || (pair.difference && !Number.isFinite(pair.difference_db));
     byId("loop").disabled = !(pair.spans ?? []).length;
     byId("match").disabled = !Number.isFinite(pair.level_db?.query) || !Number.isFinite(pair.level_db?.reference);
-    this.#press(queue.decided.get(pair.pair_id) ?? null);
+    this.#press(queue.decided.get(pair.pair_id) ?? (this.detour ? pair.verdict : null));
   }
 
   #facts(pair) {
