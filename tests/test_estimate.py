@@ -434,3 +434,10 @@ def test_from_a_real_audit_and_its_database(write_sounds, tmp_path: Path) -> Non
     assert (rate.clips, rate.replications, rate.at_least) == (12, 3, False)
     assert rate.per_10_000 == rate.low == 2500
     assert rate.verified == 6 + rate.tallies[0].size
+
+
+def test_the_page_on_verification_prints_what_needed_says() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "verification.md").read_text("utf-8")
+    for population in (1_000, 10_000, 45_000):
+        counts = [needed(width, rate, population) for rate, width in ((10, 10), (100, 50), (100, 25), (1000, 200), (1000, 100))]
+        assert f"| {population:,} | " + " | ".join(f"{count:,}" for count in counts) + " |" in page
