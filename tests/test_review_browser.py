@@ -677,6 +677,24 @@ def test_the_clocks_of_both_sounds_map_onto_each_other(audited: Path, serve: Any
     assert found["view"] == pytest.approx([0, 6.6])  # of an hour, what surrounds the query is shown first
 
 
+def test_times_are_readable_at_every_zoom(audited: Path, serve: Any, page: Page) -> None:
+    page.open(serve(audited).url)
+    words = page.run(
+        """return import('/static/words.js').then(({seconds, timeTicks}) => [
+            seconds(4.254), seconds(1200), seconds(3599.999, 2, 2), seconds(900.83, 2, 2),
+            ...arguments[0].map(([start, end]) => timeTicks(start, end, 3).map(tick => tick[0]).join(' | '))])""",
+        [[0, 3], [899.9, 902], [900, 901], [0, 0.03], [-2, 3603]],
+    )
+    assert words[:4] == ["4.25 s", "20:00", "1:00:00.00", "15:00.83"]
+    assert words[4:] == [
+        "0 s | 1 s | 2 s",
+        "15:00 | 15:01",
+        "15:00.0 | 15:00.5",
+        "0 s | 0.01 s | 0.02 s",
+        "0 s | 30:00 | 1:00:00",
+    ]
+
+
 # --- clusters ---------------------------------------------------------------------------------------------------------
 
 
