@@ -89,7 +89,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copies = [_later(samples, rng) for samples, _ in training.values()]
     generated = {f"generated-{n:02d}.wav": (copy, HOSTILE if n % 7 == 3 else f"A sound, {n}") for n, copy in enumerate(copies)}
     corpora = [open_corpus(_write(root / name, clips)) for name, clips in (("generated", generated), ("training", training))]
-    audit(*corpora, output=root / "audit", config=AuditConfig(tau=5.0))
+    audit(*corpora, output=root / "audit", config=AuditConfig(tau=35.0))
     return root / "audit"
 
 
@@ -491,7 +491,7 @@ def test_what_a_killed_server_missed_is_kept_and_saved_once(audited: Path, serve
     store = VerdictStore.open(server.folder)
     assert len(store.history()) == 2
     store.close()
-    assert all("ERR_CONNECTION" in error or "ERR_EMPTY" in error for error in page.errors())
+    assert [error for error in page.errors() if "net::ERR_" not in error] == []  # what the network said of the absence is right
 
 
 def test_blind_shows_no_score_and_no_path(audited: Path, serve: Any, page: Page) -> None:
@@ -637,6 +637,24 @@ def test_the_queue_in_another_order(audited: Path, serve: Any, page: Page) -> No
     assert page.errors() == []
 
 
+def test_the_drawn_sample_is_a_queue_of_its_own(audited: Path, serve: Any, page: Page) -> None:
+    server = serve(audited, sample=4)
+    page.open(server.url)
+    page.click("#queue summary")
+    page.run(
+        "const set = document.getElementById('set'); set.value = 'sample';"
+        "set.dispatchEvent(new Event('change', {bubbles: true}))"
+    )
+    page.until("return document.getElementById('progress').textContent === '0 of 4 decided'")
+    page.ready()
+    wanted = page.run("return fetch('/api/queue?reviewer=ada&set=sample').then(r => r.json()).then(q => q.pairs)")
+    page.until("return document.getElementById('pair').dataset.shown === arguments[0]", wanted[0])
+    assert [page.decide("d") for _ in range(4)] == wanted
+    assert page.text("#summary-title") == "All 4 pairs are decided"
+    assert set(server.verdicts()) == set(wanted)
+    assert page.errors() == []
+
+
 def test_a_file_that_is_gone_is_said_to_be_gone(audited: Path, serve: Any, page: Page) -> None:
     server = serve(audited)
     paths = pq.read_table(server.folder / "matches.parquet", filters=[("rank", "=", 1)])["query_path"].to_pylist()
@@ -675,6 +693,24 @@ def test_the_clocks_of_both_sounds_map_onto_each_other(audited: Path, serve: Any
     assert found["axis"] == 4.0  # where the strongest span begins, the pictures meet
     assert found["full"] == [0, 3603.5]
     assert found["view"] == pytest.approx([0, 6.6])  # of an hour, what surrounds the query is shown first
+
+
+def test_times_are_readable_at_every_zoom(audited: Path, serve: Any, page: Page) -> None:
+    page.open(serve(audited).url)
+    words = page.run(
+        """return import('/static/words.js').then(({seconds, timeTicks}) => [
+            seconds(4.254), seconds(1200), seconds(3599.999, 2, 2), seconds(900.83, 2, 2),
+            ...arguments[0].map(([start, end]) => timeTicks(start, end, 3).map(tick => tick[0]).join(' | '))])""",
+        [[0, 3], [899.9, 902], [900, 901], [0, 0.03], [-2, 3603]],
+    )
+    assert words[:4] == ["4.25 s", "20:00", "1:00:00.00", "15:00.83"]
+    assert words[4:] == [
+        "0 s | 1 s | 2 s",
+        "15:00 | 15:01",
+        "15:00.0 | 15:00.5",
+        "0 s | 0.01 s | 0.02 s",
+        "0 s | 30:00 | 1:00:00",
+    ]
 
 
 # --- clusters ---------------------------------------------------------------------------------------------------------

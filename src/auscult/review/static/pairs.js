@@ -328,7 +328,7 @@ export class PairScreen {
     this.view.playhead(moment, side);
     const shown = (role) => {
       const time = moment[role];
-      return time < 0 || time > this.alignment.pair[role].duration_s + 0.01 ? "–" : seconds(time);
+      return time < 0 || time > this.alignment.pair[role].duration_s + 0.01 ? "–" : seconds(time, 2, 2);
     };
     byId("clock").textContent = `${shown("query")} | ${shown("reference")}`;
   }

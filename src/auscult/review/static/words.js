@@ -30,12 +30,15 @@ export function showPath(shown, path) {
   shown.hidden = !path;
 }
 
-export function seconds(value, digits = 2) {
+/** "4.25 s"; from a minute on "15:00", with `fine` digits after it. */
+export function seconds(value, digits = 2, fine = 0) {
   if (value < 60) return `${value.toFixed(digits)} s`;
-  const whole = Math.floor(value);
-  const clock = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  const parts = 10 ** fine; // counted in whole ones, so that 59.996 does not become ":60"
+  const count = Math.round(value * parts);
+  const clock = [Math.floor(count / parts / 3600), Math.floor(count / parts / 60) % 60, Math.floor(count / parts) % 60];
   if (!clock[0]) clock.shift();
-  return clock.map((part, place) => (place ? String(part).padStart(2, "0") : part)).join(":");
+  const shown = clock.map((part, place) => (place ? String(part).padStart(2, "0") : part)).join(":");
+  return fine ? `${shown}.${String(count % parts).padStart(fine, "0")}` : shown;
 }
 
 export const kilohertz = (hertz) => `${+(hertz / 1000).toFixed(3)} kHz`;
@@ -61,10 +64,11 @@ const STEPS_S = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60
 /** Round times within a stretch: [label, share of the width]; at most `most` of them. */
 export function timeTicks(start, end, most = 8) {
   const step = STEPS_S.find((candidate) => (end - start) / candidate <= most) ?? 7200;
+  const fine = step >= 1 ? 0 : step >= 0.1 ? 1 : step >= 0.01 ? 2 : 3;
   const ticks = [];
   for (let place = Math.ceil(start / step - 1e-9); place * step < end; place += 1) {
     const time = place * step;
-    const label = Math.abs(time) >= 60 ? `${time < 0 ? "−" : ""}${seconds(Math.abs(time))}` : `${+time.toFixed(3)} s`;
+    const label = Math.abs(time) >= 60 ? `${time < 0 ? "−" : ""}${seconds(Math.abs(time), 2, fine)}` : `${+time.toFixed(3)} s`;
     ticks.push([label, (time - start) / (end - start)]);
   }
   return ticks;
