@@ -202,13 +202,15 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Does generated audio replicate training audio? Writes ranked matches and a report."""
-    from .audit import AuditConfig
+    from .audit import Audit, AuditConfig
     from .audit import audit as run
     from .inputs import source_of
     from .report import write_report
     from .report.page import audit_verdict
 
     settings = _config(AuditConfig, config, descriptor=descriptor, duration_s=duration, fdr=fdr, tau=_tau(tau), k=top)
+    if isinstance(settings.tau, str) and settings.tau.startswith("match:"):
+        Audit.open(settings.tau.removeprefix("match:"))  # before hours of describing, not after
     with _progress() as progress:
         result = run(
             source_of(generated, audio_root=_text(audio_root), encoding=encoding),

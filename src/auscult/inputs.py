@@ -10,6 +10,7 @@ import pyarrow as pa
 from .corpus import Corpus, open_corpus
 from .corpus.folder import printable
 from .descriptors import Descriptor, load_descriptor
+from .descriptors.base import check_request
 from .errors import CorpusError, DescriptorMismatchError
 from .folders import Progress, is_folder_of
 from .indexing import index
@@ -25,9 +26,12 @@ def choose_descriptor(sources: dict[str, Source], name: str | None, duration_s: 
 
     Raises
     ------
+    ValueError
+        There is no such descriptor, or it has no such settings.
     DescriptorMismatchError
         The stores are unequal, or not what was asked for.
     """
+    check_request(name, duration_s)
     stores = {role: source for role, source in sources.items() if isinstance(source, DescriptorStore)}
     parameters = {} if duration_s is None else {"duration_s": duration_s}
     if not stores:
@@ -36,7 +40,8 @@ def choose_descriptor(sources: dict[str, Source], name: str | None, duration_s: 
     asked = {"descriptor": name, **parameters}
     for key, value in asked.items():
         if value not in {None, {"descriptor": spec.name, **dict(spec.parameters)}.get(key)}:
-            raise DescriptorMismatchError(f"{key}={value} was asked for, but the given stores hold {spec}")
+            implied = " (the only one with a duration)" if key == "descriptor" and parameters else ""
+            raise DescriptorMismatchError(f"{key}={value}{implied} was asked for, but the given stores hold {spec}")
     return load_descriptor(spec)
 
 
