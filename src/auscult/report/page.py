@@ -152,8 +152,12 @@ def audit_verdict(card: dict[str, Any]) -> str:
     missing = f", {training['skipped']:,} training files could not be read" if training["skipped"] else ""
     return (
         f"{counts['flagged']:,} of {counts['compared']:,} generated clips{share} are flagged as possible replicas "
-        f"of one of {training['clips']:,} training clips" + (f" ({aside}{missing})." if aside else f"{missing}.")
+        f"of {_one_of(training['clips'])}" + (f" ({aside}{missing})." if aside else f"{missing}.")
     )
+
+
+def _one_of(training: int) -> str:
+    return "the only training clip" if training == 1 else f"one of {training:,} training clips"
 
 
 def dedup_verdict(card: dict[str, Any]) -> str:
@@ -175,7 +179,7 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
     clusters: dict[int, list[dict[str, Any]]] = {}
     for row in dedup.clusters().to_pylist():
         clusters.setdefault(row["cluster_id"], []).append(row)
-    largest = sorted(clusters.values(), key=lambda rows: (-len(rows), rows[0]["cluster_id"]))
+    largest = sorted(clusters.values(), key=lambda rows: (-len(rows), -_closeness(rows), rows[0]["cluster_id"]))
     gallery = []
     for number, rows in enumerate(largest[:MAX_CLUSTERS], 1):
         members = []
@@ -203,6 +207,11 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
         "verdict": dedup_verdict(card),
         "reviewed": reviewed,
     }
+
+
+def _closeness(rows: list[dict[str, Any]]) -> float:
+    """Largest similarity of a cluster's clips to those that they are dropped for; identical ones have 1."""
+    return max((row["similarity_to_kept"] for row in rows if row["similarity_to_kept"] is not None), default=0.0)
 
 
 def _starts(folder: Path) -> dict[str, float]:
