@@ -123,6 +123,37 @@ def test_demo_finds_what_it_planted(tmp_path: Path) -> None:
     assert all(Path(path).is_file() for path in summary["reports"])
 
 
+def test_what_a_failed_run_keeps_is_announced(write_sounds, tmp_path: Path) -> None:
+    training, few = write_sounds("training", 20), write_sounds("few", 2, first=100)
+    command = ["audit", few, "--reference", training, "--background", few, "-o", tmp_path / "a", "--duration", 1]
+    result = auscult(*command)
+    assert result.returncode == 2
+    assert "a.partial: keeps what was described" in " ".join(result.stderr.split())
+    result = auscult(*command[:-2], "--duration", 0)
+    assert "keeps" not in result.stderr
+
+
+def test_a_second_index_run_says_what_has_changed(write_sounds, tmp_path: Path) -> None:
+    folder = write_sounds("in", 3)
+    assert "unchanged" not in auscult("index", folder, "-o", tmp_path / "store").stdout
+    write_sounds("in", 2, first=3)
+    assert "2 new, 0 changed, 3 unchanged, 0 vanished" in auscult("index", folder, "-o", tmp_path / "store").stdout
+    summary = json.loads(auscult("index", folder, "-o", tmp_path / "store", "--json").stdout)
+    assert summary["changes"] == {"new": 0, "changed": 0, "retried": 0, "unchanged": 5, "vanished": 0}
+
+
+def test_info_says_what_went_in_and_leaves_out_what_is_not_set(write_sounds, tmp_path: Path) -> None:
+    folder = write_sounds("in", 25)
+    assert auscult("audit", folder, "--reference", folder, "-o", tmp_path / "a", "--duration", 1, "--tau", 0.5).returncode == 0
+    lines = {line.split()[0]: line.split(maxsplit=1)[1:] for line in auscult("info", tmp_path / "a").stdout.splitlines()}
+    assert lines["threshold.separated"] == ["yes"]
+    assert "inputs.generated" in lines
+    assert "inputs.references" in lines
+    assert "config.fdr" not in lines
+    assert "note:" in lines
+    assert "report.html has none" in auscult("info", tmp_path / "a", "--verify").stdout
+
+
 def test_verify_sees_a_damaged_table_of_an_audit(write_sounds, tmp_path: Path) -> None:
     folder = write_sounds("in", 25)
     assert auscult("audit", folder, "--reference", folder, "-o", tmp_path / "a", "--duration", 1).returncode == 0

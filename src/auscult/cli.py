@@ -154,7 +154,6 @@ def index(
     """Describe a corpus once; give the same command again to resume it or to add what is new."""
     from .corpus import open_corpus
     from .descriptors import load_descriptor
-    from .indexing import Changes
     from .indexing import index as run
     from .inputs import DEFAULT_DESCRIPTOR
 
@@ -618,7 +617,7 @@ def _continued(store: Path) -> Iterator[None]:
         yield
     except (AuscultError, OSError, KeyboardInterrupt) as error:
         if not (store / "card.json").exists() and any((store / "vectors").glob("part-*")):
-            error.add_note(f"{store}: keeps what was described; the same command continues it")
+            error.add_note(f"{store}: keeps what was described; the same command continues from there")
         raise
 
 

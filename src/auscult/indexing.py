@@ -377,7 +377,8 @@ def _warnings(padding_share: float, window_s: float, durations: list[float], van
     if padding_share > PADDING_WARNING:
         warnings.append(padding_warning(f"{padding_share:.0%} of what was described", window_s, durations))
     if vanished:
-        warnings.append(f"{len(vanished)} clips of the store are no longer in the source; their descriptors are kept")
+        some = "1 clip of the store is" if len(vanished) == 1 else f"{len(vanished):,} clips of the store are"
+        warnings.append(f"{some} no longer in the source; descriptors are kept")
     return warnings
 
 

@@ -40,8 +40,10 @@ def choose_descriptor(sources: dict[str, Source], name: str | None, duration_s: 
     asked = {"descriptor": name, **parameters}
     for key, value in asked.items():
         if value not in {None, {"descriptor": spec.name, **dict(spec.parameters)}.get(key)}:
-            implied = " (the only one with a duration)" if key == "descriptor" and parameters else ""
-            raise DescriptorMismatchError(f"{key}={value}{implied} was asked for, but the given stores hold {spec}")
+            what = f"{key}={value}"
+            if key == "descriptor" and parameters:  # it may have been implied
+                what = f"duration_s={duration_s}, a setting of mel only,"
+            raise DescriptorMismatchError(f"{what} was asked for, but the given stores hold {spec}")
     return load_descriptor(spec)
 
 
