@@ -145,7 +145,7 @@ def test_a_second_index_run_says_what_has_changed(write_sounds, tmp_path: Path) 
 def test_info_says_what_went_in_and_leaves_out_what_is_not_set(write_sounds, tmp_path: Path) -> None:
     folder = write_sounds("in", 25)
     assert auscult("audit", folder, "--reference", folder, "-o", tmp_path / "a", "--duration", 1, "--tau", 0.5).returncode == 0
-    lines = {line.split()[0]: line.split(maxsplit=1)[1:] for line in auscult("info", tmp_path / "a").stdout.splitlines()}
+    lines = {line.split()[0]: line.split()[1:] for line in auscult("info", tmp_path / "a").stdout.splitlines() if line.strip()}
     assert lines["threshold.separated"] == ["yes"]
     assert "inputs.generated" in lines
     assert "inputs.references" in lines
