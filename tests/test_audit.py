@@ -279,8 +279,14 @@ def test_an_unfinished_store_is_no_source(sets, tmp_path: Path) -> None:
 
 def test_a_descriptor_that_the_stores_do_not_hold_is_refused(sets, tmp_path: Path) -> None:
     store = index(open_corpus(sets["references"]), tmp_path / "store", descriptor=load_descriptor("mel", duration_s=1.0))
-    with pytest.raises(DescriptorMismatchError, match="descriptor=nope"):
-        audit(store, store, output=tmp_path / "a", config=AuditConfig(descriptor="nope"))
+    for config, error, message in (
+        (AuditConfig(descriptor="clap"), DescriptorMismatchError, "descriptor=clap was asked for"),
+        (AuditConfig(descriptor="nope"), ValueError, "unknown descriptor 'nope'; there are"),
+        (AuditConfig(duration_s=0), ValueError, "duration must be positive"),
+        (AuditConfig(descriptor="contrast", duration_s=5), ValueError, "duration is a setting of mel only"),
+    ):
+        with pytest.raises(error, match=message):
+            audit(store, store, output=tmp_path / "a", config=config)
 
 
 def test_identical_samples_are_flagged_whatever_their_score(sets, tmp_path: Path) -> None:

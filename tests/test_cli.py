@@ -84,7 +84,9 @@ def test_damage_makes_info_fail(write_sounds, tmp_path: Path) -> None:
         (["audit", "nowhere", "--reference", "nowhere", "-o", "out"], "nowhere: does not exist"),
         (["audit", ".", "--reference", ".", "-o", "out", "--tau", "often"], "tau should be"),
         (["index", ".", "-o", "out", "--descriptor", "nope"], "unknown descriptor"),
-        (["index", ".", "-o", "out", "--duration", "0"], "duration_s should be"),
+        (["index", ".", "-o", "out", "--duration", "0"], "duration must be positive"),
+        (["index", ".", "-o", "out", "--duration", "5", "--descriptor", "contrast"], "duration is a setting of mel only"),
+        (["audit", ".", "--reference", ".", "-o", "out", "--tau", "match:nowhere"], "nowhere: does not exist"),
         (["index", "m.csv", "-o", "out", "--encoding", "klingon"], "unknown encoding"),
         (["info", "."], "no card.json here"),
         (["report", "."], "no card.json here"),
@@ -92,7 +94,7 @@ def test_damage_makes_info_fail(write_sounds, tmp_path: Path) -> None:
         (["dedup", ".", "-o", "out", "--config", "missing.toml"], "missing.toml: No such file"),
         (["frobnicate"], "No such command"),
         (["info", "foreign"], "not a card of auscult's"),
-        (["index", ".", "-o", "out", "--descriptor", "mel/1(foo=1)"], "takes no such settings"),
+        (["index", ".", "-o", "out", "--descriptor", "mel/1(foo=1)"], "takes no such settings: foo; it has duration_s"),
         (["dedup", ".", "-o", "out", "--config", "type.toml"], "coverage should be a number"),
     ],
 )
@@ -119,6 +121,37 @@ def test_demo_finds_what_it_planted(tmp_path: Path) -> None:
     found = sum(line["found"] for line in summary["replicas"])
     assert summary["false_alarms"] <= 0.15 * (found + summary["false_alarms"])
     assert all(Path(path).is_file() for path in summary["reports"])
+
+
+def test_what_a_failed_run_keeps_is_announced(write_sounds, tmp_path: Path) -> None:
+    training, few = write_sounds("training", 20), write_sounds("few", 2, first=100)
+    command = ["audit", few, "--reference", training, "--background", few, "-o", tmp_path / "a", "--duration", 1]
+    result = auscult(*command)
+    assert result.returncode == 2
+    assert "a.partial: keeps what was described" in " ".join(result.stderr.split())
+    result = auscult(*command[:-2], "--duration", 0)
+    assert "keeps" not in result.stderr
+
+
+def test_a_second_index_run_says_what_has_changed(write_sounds, tmp_path: Path) -> None:
+    folder = write_sounds("in", 3)
+    assert "unchanged" not in auscult("index", folder, "-o", tmp_path / "store").stdout
+    write_sounds("in", 2, first=3)
+    assert "2 new, 0 changed, 3 unchanged, 0 vanished" in auscult("index", folder, "-o", tmp_path / "store").stdout
+    summary = json.loads(auscult("index", folder, "-o", tmp_path / "store", "--json").stdout)
+    assert summary["changes"] == {"new": 0, "changed": 0, "retried": 0, "unchanged": 5, "vanished": 0}
+
+
+def test_info_says_what_went_in_and_leaves_out_what_is_not_set(write_sounds, tmp_path: Path) -> None:
+    folder = write_sounds("in", 25)
+    assert auscult("audit", folder, "--reference", folder, "-o", tmp_path / "a", "--duration", 1, "--tau", 0.5).returncode == 0
+    lines = {line.split()[0]: line.split()[1:] for line in auscult("info", tmp_path / "a").stdout.splitlines() if line.strip()}
+    assert lines["threshold.separated"] == ["yes"]
+    assert "inputs.generated" in lines
+    assert "inputs.references" in lines
+    assert "config.fdr" not in lines
+    assert "note:" in lines
+    assert "report.html has none" in auscult("info", tmp_path / "a", "--verify").stdout
 
 
 def test_verify_sees_a_damaged_table_of_an_audit(write_sounds, tmp_path: Path) -> None:

@@ -126,6 +126,13 @@ def test_compare_on_the_command_line(write_sounds, tmp_path: Path) -> None:
         "mel/1(duration_s=1.0)",
         "mel/1(duration_s=0.5)",
     ]
+    (tmp_path / "again").mkdir()
+    config = AuditConfig(duration_s=1.0, tau=0.52)
+    audit(open_corpus(generated), open_corpus(training), output=tmp_path / "again" / "a", config=config)
+    audit(open_corpus(generated), open_corpus(training), output=tmp_path / "again" / "c", config=config)
+    folders = [tmp_path / "a", tmp_path / "again" / "c"]
+    assert [one.name for one in open_scores(folders)] == ["a", "c"]
+    assert [one.name for one in open_scores([tmp_path / "a", tmp_path / "again" / "a"])] == [f"{tmp_path.name}/a", "again/a"]
     command = [sys.executable, "-m", "auscult", "compare", "a", "b"]
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:

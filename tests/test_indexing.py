@@ -22,6 +22,7 @@ from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
 from auscult.errors import DescriptorMismatchError, OutputFolderError, StoreError
 from auscult.folders import file_digest, locked
+from auscult.inputs import input_warnings
 from auscult.store import DescriptorStore
 from conftest import sound
 
@@ -326,6 +327,43 @@ def test_padding_is_counted_and_a_better_duration_named(write_sounds, tmp_path: 
     store = build(write_sounds("in", 4, duration_s=0.8), tmp_path / "store", descriptor=load_descriptor("mel", duration_s=2.0))
     assert store.card["padding_share"] == pytest.approx(0.6)
     assert "--duration 0.8" in store.card["warnings"][0]
+
+
+def test_padding_that_is_not_compared_is_none(write_sounds, tmp_path: Path) -> None:
+    store = build(write_sounds("in", 3), tmp_path / "store", descriptor=load_descriptor("contrast"))
+    assert store.card["padding_share"] == 0
+    assert store.card["warnings"] == []
+    assert store.clips()["padding_s"].to_pylist() == [0, 0, 0]
+
+
+def test_padding_of_several_inputs_is_one_warning(write_sounds, tmp_path: Path) -> None:
+    mel = load_descriptor("mel", duration_s=2.0)
+    stores = {
+        role: build(write_sounds(role, 2, duration_s=duration_s), tmp_path / f"{role}.store", descriptor=mel)
+        for role, duration_s in (("generated", 0.8), ("references", 1.0), ("null", 2.0))
+    }
+    (warning,) = input_warnings(stores)
+    assert warning.startswith("60% of generated and 50% of references is padding")
+    assert warning.endswith("--duration 0.9")
+
+
+def test_a_run_says_what_has_changed(write_sounds, tmp_path: Path) -> None:
+    seen: list[indexing.Changes] = []
+    folder = write_sounds("in", 5)
+    (folder / "bad.wav").write_bytes(b"")
+    (folder / "notes.txt").write_text("no clip")
+    build(folder, tmp_path / "store", planned=seen.append)
+    build(folder, tmp_path / "store", planned=seen.append, retry_skipped=True)
+    write_sounds("in", 2, first=5)  # new
+    sf.write(folder / "0001.wav", sound(40, 1.0), 16_000)  # changed
+    (folder / "0002.wav").unlink()  # vanished
+    build(folder, tmp_path / "store", planned=seen.append)
+    assert seen == [
+        indexing.Changes(new=6, changed=0, retried=0, unchanged=0, vanished=0),
+        indexing.Changes(new=0, changed=0, retried=1, unchanged=5, vanished=0),
+        indexing.Changes(new=2, changed=1, retried=0, unchanged=4, vanished=1),
+    ]
+    assert [changes.first_run for changes in seen] == [True, False, False]
 
 
 def test_half_precision(write_sounds, tmp_path: Path) -> None:

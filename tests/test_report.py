@@ -16,6 +16,7 @@ from auscult.duplicates import DedupConfig, deduplicate
 from auscult.errors import StoreError
 from auscult.figures import excerpt_mp3, histogram_svg, spectrogram_db, spectrogram_png, time_ticks
 from auscult.report import write_report
+from auscult.report.page import Excerpt, _best_scores, _with_boxes
 from auscult.review.fields import pair_id
 from auscult.review.queue import load_pairs
 from auscult.review.sampling import draw_sample
@@ -149,3 +150,71 @@ def test_verdicts_turn_the_report_from_suspicions_into_a_rate(write_sounds, tmp_
     assert page.count('class="verdict-badge replication"') == 4
     assert "<b>heard</b>" not in page
     assert "Share of replications among the verified pairs" in page  # the reliability figure
+
+
+def test_small_counts_get_more_than_one_label() -> None:
+    svg = histogram_svg([("a", "#123456", np.linspace(0, 1, 60))], tau=0.5, unit="clips")
+    assert {"1", "2"} <= set(re.findall(r">([\d,]+)</text>", svg))
+
+
+def test_wide_and_narrow_histogram_share_no_id(audited: Audit) -> None:
+    page = (audited.path / "report.html").read_text("utf-8")
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert page.count("<svg") == 2
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([^)]*)\)", page)) <= set(ids)
+
+
+def test_histogram_of_nothing() -> None:
+    assert histogram_svg([("a", "#123456", np.zeros(0))], tau=None, unit="clips").startswith("<svg")
+
+
+def span(query_start_s: float, query_end_s: float, reference_start_s: float) -> dict[str, float]:
+    reference_end_s = reference_start_s + query_end_s - query_start_s
+    return {
+        "query_start_s": query_start_s,
+        "query_end_s": query_end_s,
+        "reference_start_s": reference_start_s,
+        "reference_end_s": reference_end_s,
+    }
+
+
+def test_spans_outside_of_the_picture_get_no_box_and_numbers_are_those_of_both_pictures() -> None:
+    sides = {"query": Excerpt("q", None, "query", 0.0, 10.0), "reference": Excerpt("r", None, "reference", 20.0, 10.0)}
+    spans = [span(1, 3, 2), span(4, 6, 24), span(8, 12, 21), span(11, 13, 40)]
+    boxes = {role: [(b.left, b.width, b.label) for b in side.boxes] for role, side in _with_boxes(sides, spans).items()}
+    assert boxes["query"] == [(0.1, 0.2, "1"), (0.4, 0.2, "2"), (0.8, pytest.approx(0.2), "3")]  # the third is cut
+    assert boxes["reference"] == [(0.4, 0.2, "2"), (0.1, 0.4, "3")]
+    alone = _with_boxes(sides, [span(4, 6, 24), span(11, 13, 40)])
+    assert [box.label for side in alone.values() for box in side.boxes] == ["", ""]  # one to be seen needs no number
+    assert _with_boxes(sides, [span(9.99, 13, 50)])["query"].boxes == ()  # a hair of it
+
+
+def test_clusters_of_one_size_come_by_their_best_score() -> None:
+    clusters = {number: [{"clip_id": name, "path": name} for name in names] for number, names in enumerate(("ab", "cd", "ef"))}
+    pairs = [
+        {"first_id": a, "first_path": a, "score": score, "duplicate": duplicate}
+        for a, score, duplicate in (
+            ("a", 0.51, True),
+            ("b", 0.6, True),
+            ("c", None, True),
+            ("e", 0.7, False),
+            ("x", 1.0, False),
+        )
+    ]
+    assert _best_scores(clusters, pairs) == {0: 0.6, 1: np.inf, 2: -np.inf}
+
+
+def test_the_only_training_clip() -> None:
+    from auscult.report.page import audit_verdict
+
+    card = {
+        "counts": {"generated": 3, "compared": 3, "flagged": 1},
+        "inputs": {"generated": {"counts": {"skipped": 0}}, "references": {"counts": {"clips": 1, "skipped": 0}}},
+        "threshold": {"rule": "fixed", "separated": True},
+    }
+    assert audit_verdict(card).endswith("possible replicas of the only training clip.")
+
+
+def test_padding_that_is_none_has_no_column(audited: Audit) -> None:
+    assert "padding</th>" not in (audited.path / "report.html").read_text("utf-8")

@@ -16,7 +16,7 @@ import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -36,6 +36,9 @@ from rich.text import Text
 from . import __version__
 from .errors import AuscultError, CorpusError
 from .folders import Progress as ProgressCallable
+
+if TYPE_CHECKING:
+    from .indexing import Changes
 
 app = typer.Typer(
     name="auscult",
@@ -117,12 +120,11 @@ def demo(
         ("Duplicates in the training set", result.duplicates),
     ):
         table = Table(title=title, title_justify="left")
-        for column, justify in (("planted as", "left"), ("planted", "right"), ("found", "right"), ("", "left")):
+        for column, justify in (("planted as", "left"), ("planted", "right"), ("found", "right")):
             table.add_column(column, justify=justify)  # type: ignore[arg-type]
         for line in lines:
-            table.add_row(
-                line.kind, str(line.planted), str(line.found), "" if line.expected else "out of this descriptor's sight"
-            )
+            out_of_sight = "" if line.expected else " (out of this descriptor's sight)"
+            table.add_row(line.kind + out_of_sight, str(line.planted), str(line.found))
         out.print(table)
     flagged = result.audit.card["counts"]["flagged"]
     out.print(
@@ -156,7 +158,8 @@ def index(
     from .inputs import DEFAULT_DESCRIPTOR
 
     parameters = {} if duration is None else {"duration_s": duration}
-    with _progress() as progress:
+    seen: list[Changes] = []
+    with _progress() as progress, _continued(output):
         store = run(
             open_corpus(source, audio_root=audio_root, encoding=encoding),
             output,
@@ -165,6 +168,7 @@ def index(
             dtype="float16" if float16 else None,
             retry_skipped=retry_skipped,
             progress=progress,
+            planned=seen.append,
         )
     counts = store.card["counts"]
     if not counts["clips"] and not counts["skipped"]:
@@ -172,8 +176,10 @@ def index(
     _summary(
         as_json,
         store.card,
-        f"{counts['clips']:,} clips ({counts['windows']:,} windows) described with {store.spec}",
+        f"{counts['clips']:,} clips ({counts['windows']:,} windows) described with {store.spec}"
+        + "".join(f"; {_changes(changes)}" for changes in seen if not changes.first_run),
         output,
+        changes=vars(seen[0]),
     )
     _finish(counts["skipped"], max_skipped, output / "skipped.parquet")
 
@@ -202,13 +208,15 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Does generated audio replicate training audio? Writes ranked matches and a report."""
-    from .audit import AuditConfig
+    from .audit import Audit, AuditConfig
     from .audit import audit as run
     from .inputs import source_of
     from .report import write_report
     from .report.page import audit_verdict
 
     settings = _config(AuditConfig, config, descriptor=descriptor, duration_s=duration, fdr=fdr, tau=_tau(tau), k=top)
+    if isinstance(settings.tau, str) and settings.tau.startswith("match:"):
+        Audit.open(settings.tau.removeprefix("match:"))  # before hours of describing, not after
     with _progress() as progress:
         result = run(
             source_of(generated, audio_root=_text(audio_root), encoding=encoding),
@@ -300,7 +308,7 @@ def compare(
         return
     table = Table(title="Flagged clips, the second's threshold set to flag as many as the first", title_justify="left")
     for column in ("first", "second", "first flags", "second flags", "at tau", "both", "same match"):
-        table.add_column(column, justify="left" if column in {"first", "second"} else "right")
+        table.add_column(column, justify="left" if column in {"first", "second"} else "right", overflow="fold")
     for row in rows:
         counts = [f"{row[key]:,}" for key in ("flagged_first", "flagged_second")]
         shared = [f"{row[key]:,}" for key in ("both", "same_reference")]
@@ -317,7 +325,7 @@ def _verified_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="Flagged clips that people verified, each audit at its own threshold", title_justify="left")
     names = ("flagged", "verified", "unsure", "replications", "shared", "same_reference")
     for column in ("descriptor", *names[:-1], "same match"):
-        table.add_column(column, justify="left" if column == "descriptor" else "right")
+        table.add_column(column, justify="left" if column == "descriptor" else "right", overflow="fold")
     for row in rows:
         table.add_row(Text(row["descriptor"]), *(f"{row[name]:,}" for name in names))
     return table
@@ -416,7 +424,8 @@ def info(
         for line in problems:
             err.print(f"[red]damaged[/red] {line}", markup=True)
         if verify and not problems:
-            out.print(f"all digests agree: {len(card.get('files', {}))} tables, {len(stores)} stores")
+            apart = "" if card["kind"] == KIND else " (report.html has none: it may be rebuilt at any time)"
+            out.print(f"all digests agree: {len(card.get('files', {}))} files, {len(stores)} stores{apart}")
     if problems:
         raise typer.Exit(2)
 
@@ -488,21 +497,42 @@ def _print_card(card: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     for key in ("kind", "spec", "descriptor", "dtype", "window_s", "source", "audio_s", "padding_share", "created"):
         if key in card:
-            value = card[key]
-            table.add_row(key, Text(", ".join(value) if isinstance(value, list) else str(value)))
-    for group in ("counts", "flags", "threshold", "config", "versions"):
+            table.add_row(key, _shown(card[key]))
+    for role, facts in card.get("inputs", {}).items():
+        counts = facts["counts"]
+        unread = f", {counts['skipped']:,} could not be read" if counts["skipped"] else ""
+        table.add_row(f"inputs.{role}", Text(f"{', '.join(facts['source'])}: {counts['clips']:,} clips{unread}"))
+    for group in ("counts", "flags", "threshold", "calibration", "config", "versions"):
         for key, value in card.get(group, {}).items():
-            table.add_row(f"{group}.{key}", Text(f"{value:,}" if isinstance(value, int) else str(value)))
+            if value is not None:
+                table.add_row(f"{group}.{key}", _shown(value))
     out.print(table)
     for warning in card.get("warnings", []):
         out.print(Text(f"note: {warning}"))
 
 
-def _summary(as_json: bool, card: dict[str, Any], sentence: str, *paths: Path) -> None:
+def _shown(value: Any) -> Text:
+    """A value of a card as people read it."""
+    if isinstance(value, bool):
+        return Text("yes" if value else "no")
+    if isinstance(value, list):
+        return Text(", ".join(value))
+    return Text(f"{value:,}" if isinstance(value, int) else str(value))
+
+
+def _changes(changes: Changes) -> str:
+    """What a run over a store that was there found of the source."""
+    words = {"new": changes.new, "changed": changes.changed, "unchanged": changes.unchanged, "vanished": changes.vanished}
+    again = f", {changes.retried:,} tried again" if changes.retried else ""
+    return ", ".join(f"{number:,} {word}" for word, number in words.items()) + again
+
+
+def _summary(as_json: bool, card: dict[str, Any], sentence: str, *paths: Path, **more: Any) -> None:
     if as_json:
         _print_json(
             {
                 **{key: card[key] for key in ("kind", "counts", "threshold", "warnings") if key in card},
+                **more,
                 "paths": [str(path) for path in paths],
             }
         )
@@ -574,9 +604,26 @@ def _progress() -> Iterator[ProgressCallable]:
     try:
         with _bars() as progress:
             yield progress
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         err.print("stopped; give the same command again to continue")
+        _print_notes(stop)
         raise
+
+
+@contextmanager
+def _continued(store: Path) -> Iterator[None]:
+    """Add to an error or Ctrl-C that the store keeps what was described."""
+    try:
+        yield
+    except (AuscultError, OSError, KeyboardInterrupt) as error:
+        if not (store / "card.json").exists() and any((store / "vectors").glob("part-*")):
+            error.add_note(f"{store}: keeps what was described; the same command continues from there")
+        raise
+
+
+def _print_notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        err.print(Text(note))
 
 
 @contextmanager
@@ -627,6 +674,7 @@ def main() -> None:
         if os.environ.get("AUSCULT_DEBUG"):
             raise
         err.print(Text(f"auscult: {_explain(error)}"))
+        _print_notes(error)
         sys.exit(2)
 
 

@@ -112,7 +112,7 @@ def _write_set(folder: Path, sounds: list[tuple[str, Sound]]) -> None:
 
 
 def _write_audio(path: Path, samples: FloatArray) -> None:
-    options = {".mp3": {"compression_level": 0.8}, ".ogg": {"compression_level": 0.9}}.get(path.suffix, {})
+    options = {".ogg": {"compression_level": 0.9}}.get(path.suffix, {})
     # 16-bit integers, so that a WAV and a FLAC of one sound hold the same samples
     sf.write(path, np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16), RATE_HZ, **options)
 
@@ -126,7 +126,7 @@ def _write_training(folder: Path, training: list[Sound], rng: Rng) -> dict[str, 
     twins: dict[str, list[tuple[str, str]]] = {}
     lively = [number for number, sound in enumerate(training) if sound.family not in STEADY]
     kinds = [("identical file", ".wav")] * 2 + [("same samples, other format", ".flac")] * 2
-    kinds += [("MP3 of it", ".mp3")] * 4 + [("quieter", ".wav")] * 4
+    kinds += [("Ogg Vorbis of it", ".ogg")] * 4 + [("quieter", ".wav")] * 4  # no MP3: its decoder mutters on stderr
     originals = rng.choice(lively, len(kinds), replace=False)
     for number, (kind, suffix) in enumerate(kinds):
         original = int(originals[number])

@@ -169,7 +169,8 @@ def describe_item(entry: Item, descriptor: Descriptor) -> Described:
             if sounding:
                 starts += [window.start_s for window in sounding]
                 vectors.append(descriptor.describe(np.stack([window.samples for window in sounding])))
-            padding += sum(descriptor.window_samples - window.valid for window in sounding)
+            if descriptor.tail == "move":  # where the tail is padded, it is not compared
+                padding += sum(descriptor.window_samples - window.valid for window in sounding)
     except AudioDecodeError as error:
         return _skip(entry, str(error), descriptor)
     facts = stream.facts

@@ -47,7 +47,8 @@ class Scores:
 def open_scores(folders: Sequence[str | Path]) -> list[Scores]:
     """Read the tables of finished audits.
 
-    Each is called by its descriptor's name; by its whole spec where two share the name; by its folder where they share that.
+    Each is called by its descriptor's name; by its whole spec where two share the name; where they share that, by its folder's
+    name, with as many of the folders above it as tell the audits apart.
 
     Raises
     ------
@@ -56,7 +57,9 @@ def open_scores(folders: Sequence[str | Path]) -> list[Scores]:
     """
     audits = [Audit.open(folder) for folder in folders]
     specs = [str(audit.card["descriptor"]) for audit in audits]
-    candidates = ([spec.partition("/")[0] for spec in specs], specs, [str(audit.path) for audit in audits])
+    places = [audit.path.absolute().parts for audit in audits]
+    labels = (["/".join(place[-depth:]) for place in places] for depth in range(1, max(map(len, places), default=1)))
+    candidates = [[spec.partition("/")[0] for spec in specs], specs, *labels, [str(audit.path) for audit in audits]]
     names = next((names for names in candidates if len(set(names)) == len(names)), candidates[-1])
     return [Scores(name, audit.matches(), audit.queries(), audit.training()) for name, audit in zip(names, audits, strict=True)]
 

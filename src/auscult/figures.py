@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -163,7 +164,9 @@ def excerpt_mp3(samples: FloatArray, rate_hz: int) -> bytes:
     return buffer.getvalue()
 
 
-def histogram_svg(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, tau: float | None, unit: str) -> str:
+def histogram_svg(
+    sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, tau: float | None, unit: str, narrow: bool = False
+) -> str:
     """Histograms of top-1 scores on one axis, log counts, with tau as a line, as an SVG element.
 
     Parameters
@@ -174,21 +177,27 @@ def histogram_svg(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, t
         Threshold; None: no line.
     unit
         What is counted, for the axis ("clips").
+    narrow
+        Drawn for a telephone: as high, half as wide, one entry of the legend a line. Both may stand in one page.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     everything = np.concatenate([scores for *_, scores in sets] + [np.array([] if tau is None else [tau])])
-    low, high = float(everything.min()), float(everything.max())
+    low, high = float(everything.min(initial=np.inf)), float(everything.max(initial=-np.inf))
+    if low > high:  # no scores at all
+        low, high = 0.0, 1.0
     margin = max(0.03 * (high - low), 1e-3)
     edges = np.linspace(low - margin, high + margin, 61)
-    with mpl.rc_context({"svg.hashsalt": "auscult", "font.size": 11, "font.family": "sans-serif", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    salt = "auscult narrow" if narrow else "auscult"  # of the ids that parts of a picture refer to each other by
+    with mpl.rc_context({"svg.hashsalt": salt, "font.size": 11, "font.family": "sans-serif", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(3.9, 3.6) if narrow else (7.2, 3.2), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
+        top = 1.0
         for label, color, scores in sets:
-            axes.hist(
+            counts, *_ = axes.hist(
                 scores,
                 edges.tolist(),
                 color=color,
@@ -198,22 +207,37 @@ def histogram_svg(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, t
                 linewidth=1.5,
                 label=f"{label} (n = {len(scores):,})",
             )
+            top = max(top, float(np.max(counts)))
         if tau is not None:
             axes.axvline(tau, color="#111827", linestyle="--", linewidth=1.5, label=f"tau = {tau:.4g}")
+        axes.set_ylim(0.7, 1.5 * max(top, 2.0))
         axes.set_yscale("log")
-        axes.set_ylim(bottom=0.7)
+        steps = (1.0, 2.0, 5.0) if top < 100 else (1.0,)
+        axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=steps, numticks=20))
         axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         axes.set_xlabel("top-1 normalized score")
         axes.set_ylabel(f"number of {unit}")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(
-            frameon=False, fontsize=10, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, columnspacing=1.2, borderpad=0
+            frameon=False,
+            fontsize=10,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=1 if narrow else 2,
+            columnspacing=1.2,
+            borderpad=0,
         )
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    return _only_ids_in_use(svg[svg.index("<svg") :])
+
+
+def _only_ids_in_use(svg: str) -> str:
+    """Matplotlib names every group (``axes_1``), alike in every picture; a page may hold several."""
+    used = set(re.findall(r"#([\w.-]+)", svg))
+    return re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
 
 
 def reliability_svg(

@@ -218,7 +218,12 @@ def building(folder: Path, kind: str, *, task: Mapping[str, Any], overwrite: boo
     with locked(partial):
         remove_stale_temporaries(partial)
         _claim(partial, task)
-        yield partial
+        try:
+            yield partial
+        except BaseException as error:
+            if any(partial.glob("stores/*/vectors/part-*")):
+                error.add_note(f"{partial}: keeps what was described; the same command continues from there")
+            raise
         refuse_to_lose_verdicts(folder)  # again: hours may have passed, and somebody may have reviewed
         (partial / TASK).unlink()
         if folder.exists():

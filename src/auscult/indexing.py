@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,22 @@ PART_WINDOWS = 4096  # ... or this many vectors: a shard of hour-long recordings
 PADDING_WARNING = 0.25
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What a run has before it: clips that are new, have changed, are tried again or are as they were, and that vanished."""
+
+    new: int
+    changed: int
+    retried: int
+    unchanged: int
+    vanished: int
+
+    @property
+    def first_run(self) -> bool:
+        """Nothing was known before."""
+        return not (self.changed or self.retried or self.unchanged or self.vanished)
+
+
 def index(
     corpus: Corpus,
     store: str | Path,
@@ -66,6 +83,7 @@ def index(
     retry_skipped: bool = False,
     keep_vanished: bool = True,
     progress: Progress = no_progress,
+    planned: Callable[[Changes], object] | None = None,
 ) -> DescriptorStore:
     """Describe a corpus into a store, or bring an existing store up to date.
 
@@ -90,6 +108,8 @@ def index(
         Keep the descriptors of clips that are no longer in the source.
     progress
         Called with (clips done, clips to do, what).
+    planned
+        Called with what has changed since the last run, before anything is described.
 
     Raises
     ------
@@ -110,7 +130,9 @@ def index(
     folder = Path(os.path.abspath(store))
     _check_folder(folder, descriptor, dtype)
     known = _known_states(folder) if (folder / PARTS).is_dir() else {}
-    todo, gone = _plan(corpus, known, retry_skipped)
+    todo, gone, changes = _plan(corpus, known, retry_skipped)
+    if planned is not None:
+        planned(changes)
     vanished = sorted(key for key in gone if keep_vanished and not known[key].skipped)
     if todo == 0 and _is_up_to_date(folder, gone, vanished):
         return DescriptorStore.open(folder)
@@ -208,19 +230,29 @@ def _pending(
             yield item, key, state
 
 
-def _plan(corpus: Corpus, known: dict[str, _Known], retry_skipped: bool) -> tuple[int, set[str]]:
-    """How many inputs are to be described, and the keys of the store that are no longer in the source."""
-    if not known:
-        return sum(1 for _ in corpus), set()
+def _plan(corpus: Corpus, known: dict[str, _Known], retry_skipped: bool) -> tuple[int, set[str], Changes]:
+    """How many inputs are to be described, the keys of the store that are no longer in the source, and both in words."""
     gone = set(known)
+    seen = {True: 0, False: 0}  # clips, and what is none
 
-    def seen() -> Iterator[Clip | Skipped]:
+    def noted() -> Iterator[Clip | Skipped]:
         for item in corpus:
+            seen[isinstance(item, Clip)] += 1
             gone.discard(_key(item))
             yield item
 
-    todo = sum(1 for _ in _pending(seen(), known, retry_skipped))
-    return todo, gone
+    if not known:
+        return sum(1 for _ in noted()), gone, Changes(seen[True], 0, 0, 0, 0)
+    todo, new, changed, retried = 0, 0, 0, 0
+    for item, key, state in _pending(noted(), known, retry_skipped):
+        todo += 1
+        if isinstance(item, Clip):
+            before = known.get(key)
+            new += before is None
+            changed += before is not None and before.state != state
+            retried += before is not None and before.state == state
+    vanished = sum(key.startswith("clip:") and not known[key].skipped for key in gone)
+    return todo, gone, Changes(new, changed, retried, seen[True] - new - changed - retried, vanished)
 
 
 def _write_parts(
@@ -314,7 +346,9 @@ def _finish(folder: Path, corpus: Corpus, descriptor: Descriptor, dtype: str, va
                 for flag in row["flags"]:
                     flags[flag] = flags.get(flag, 0) + 1
     window_s = descriptor.window_samples / descriptor.sample_rate_hz
-    padding_share = padding_s / (counts["windows"] * window_s) if counts["windows"] else 0.0
+    padding_share = round(padding_s / (counts["windows"] * window_s), 4) if counts["windows"] else 0.0
+    if descriptor.tail != "move":
+        padding_share = 0.0  # padding is not compared
     write_card(
         folder,
         KIND,
@@ -327,10 +361,10 @@ def _finish(folder: Path, corpus: Corpus, descriptor: Descriptor, dtype: str, va
             "counts": counts,
             "flags": dict(sorted(flags.items())),
             "audio_s": round(sum(durations), 3),
-            "padding_share": round(padding_share, 4),
+            "padding_share": padding_share,
             "vanished": [key.partition(":")[2] for key in vanished[:100]],
             "vanished_sha256": _digest_of(vanished),
-            "warnings": _warnings(padding_share if descriptor.tail == "move" else 0.0, window_s, durations, vanished),
+            "warnings": _warnings(padding_share, window_s, durations, vanished),
             "content_sha256": _digest_of(sorted(content)),  # whatever the order in which the clips came in
             "tables": file_digests(folder, (CLIPS, SKIPPED)),
             "parts": file_digests(folder / PARTS, (path.name for path in _part_paths(folder))),
@@ -341,11 +375,17 @@ def _finish(folder: Path, corpus: Corpus, descriptor: Descriptor, dtype: str, va
 def _warnings(padding_share: float, window_s: float, durations: list[float], vanished: list[str]) -> list[str]:
     warnings = []
     if padding_share > PADDING_WARNING:
-        better = float(np.median([duration for duration in durations if duration < window_s]))
-        warnings.append(
-            f"{padding_share:.0%} of what was described is padding: most clips are shorter than the window of {window_s:g} s. "
-            f"Padding looks alike in every clip and blurs the comparison; describe with --duration {max(better, 0.1):.3g}"
-        )
+        warnings.append(padding_warning(f"{padding_share:.0%} of what was described", window_s, durations))
     if vanished:
-        warnings.append(f"{len(vanished)} clips of the store are no longer in the source; their descriptors are kept")
+        some = "1 clip of the store is" if len(vanished) == 1 else f"{len(vanished):,} clips of the store are"
+        warnings.append(f"{some} no longer in the source; descriptors are kept")
     return warnings
+
+
+def padding_warning(what: str, window_s: float, durations: Iterable[float]) -> str:
+    """That ``what`` is padding, and the window that would suit clips of these ``durations`` (s)."""
+    better = float(np.median([duration for duration in durations if duration < window_s]))
+    return (
+        f"{what} is padding: most clips are shorter than the window of {window_s:g} s. "
+        f"Padding looks alike in every clip and blurs the comparison; describe with --duration {max(better, 0.1):.3g}"
+    )

@@ -10,9 +10,10 @@ import pyarrow as pa
 from .corpus import Corpus, open_corpus
 from .corpus.folder import printable
 from .descriptors import Descriptor, load_descriptor
+from .descriptors.base import check_request
 from .errors import CorpusError, DescriptorMismatchError
 from .folders import Progress, is_folder_of
-from .indexing import index
+from .indexing import index, padding_warning
 from .store import KIND as STORE_KIND
 from .store import PARTS, SKIPPED_SCHEMA, DescriptorStore, check_same_spec
 
@@ -25,9 +26,12 @@ def choose_descriptor(sources: dict[str, Source], name: str | None, duration_s: 
 
     Raises
     ------
+    ValueError
+        There is no such descriptor, or it has no such settings.
     DescriptorMismatchError
         The stores are unequal, or not what was asked for.
     """
+    check_request(name, duration_s)
     stores = {role: source for role, source in sources.items() if isinstance(source, DescriptorStore)}
     parameters = {} if duration_s is None else {"duration_s": duration_s}
     if not stores:
@@ -36,7 +40,10 @@ def choose_descriptor(sources: dict[str, Source], name: str | None, duration_s: 
     asked = {"descriptor": name, **parameters}
     for key, value in asked.items():
         if value not in {None, {"descriptor": spec.name, **dict(spec.parameters)}.get(key)}:
-            raise DescriptorMismatchError(f"{key}={value} was asked for, but the given stores hold {spec}")
+            what = f"{key}={value}"
+            if key == "descriptor" and parameters:  # it may have been implied
+                what = f"duration_s={duration_s}, a setting of mel only,"
+            raise DescriptorMismatchError(f"{what} was asked for, but the given stores hold {spec}")
     return load_descriptor(spec)
 
 
@@ -105,8 +112,24 @@ def input_facts(store: DescriptorStore) -> dict[str, Any]:
 
 
 def input_warnings(stores: dict[str, DescriptorStore]) -> list[str]:
-    """The stores' own warnings, each with its role."""
-    return [f"{role}: {warning}" for role, store in stores.items() for warning in store.card["warnings"]]
+    """The stores' own warnings, each with its role; that of padding, which most inputs share, as one sentence for all."""
+    warnings, shares, durations = [], [], []
+    for role, store in stores.items():
+        share, window_s = store.card["padding_share"], store.card["window_s"]
+        for warning in store.card["warnings"]:
+            if not warning.startswith(f"{share:.0%} of what was described is padding"):
+                warnings.append(f"{role}: {warning}")
+                continue
+            shares.append(f"{share:.0%} of {role}")
+            durations += store.clips()["duration_s"].to_pylist()
+    if shares:
+        warnings.insert(0, padding_warning(listed(shares), window_s, durations))
+    return warnings
+
+
+def listed(items: list[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, (", ".join(items[:-1]), items[-1])))
 
 
 def skipped_table(stores: dict[str, DescriptorStore]) -> pa.Table:

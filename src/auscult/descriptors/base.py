@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
@@ -106,22 +106,26 @@ class Descriptor(Protocol):
         """Describe windows (n, window_samples) float32; returns vectors (n, dimension) of ``dtype``, finite."""
 
 
-def _mel(**parameters: Any) -> Descriptor:
-    descriptor: Descriptor = import_module("auscult.descriptors.mel").MelDescriptor(**parameters)
-    return descriptor
+_CLASSES = {"clap": "ClapDescriptor", "contrast": "ContrastDescriptor", "mel": "MelDescriptor"}  # each in a module of its name
 
 
-def _contrast(**parameters: Any) -> Descriptor:
-    descriptor: Descriptor = import_module("auscult.descriptors.contrast").ContrastDescriptor(**parameters)
-    return descriptor
+def check_request(name: str | None, duration_s: float | None) -> None:
+    """Check what was asked for by name (or spec as text) and duration, before anything is loaded.
 
-
-def _clap(**parameters: Any) -> Descriptor:
-    descriptor: Descriptor = import_module("auscult.descriptors.clap").ClapDescriptor(**parameters)
-    return descriptor
-
-
-_FACTORIES: dict[str, Callable[..., Descriptor]] = {"clap": _clap, "contrast": _contrast, "mel": _mel}
+    Raises
+    ------
+    ValueError
+        There is no such descriptor, the duration is not positive, or it is given for a descriptor that has none.
+    """
+    family = None if name is None else name.partition("/")[0].partition("(")[0]
+    if family is not None and family not in _CLASSES:
+        raise ValueError(f"unknown descriptor {family!r}; there are: {', '.join(sorted(_CLASSES))}")
+    if duration_s is None:
+        return
+    if not duration_s > 0:
+        raise ValueError(f"duration must be positive, got {duration_s:g} seconds")
+    if family not in {None, "mel"}:
+        raise ValueError(f"duration is a setting of mel only; leave it out for {family}, or ask for mel")
 
 
 def load_descriptor(spec: DescriptorSpec | str, **parameters: Any) -> Descriptor:
@@ -139,16 +143,20 @@ def load_descriptor(spec: DescriptorSpec | str, **parameters: Any) -> Descriptor
     if isinstance(spec, str) and "(" in spec:
         spec = DescriptorSpec.parse(spec)
     name = spec if isinstance(spec, str) else spec.name
-    if name not in _FACTORIES:
-        raise ValueError(f"unknown descriptor {name!r}; there are: {', '.join(sorted(_FACTORIES))}")
+    check_request(name, parameters.get("duration_s"))
     own = {} if isinstance(spec, str) else dict(spec.parameters)
     if twice := own.keys() & parameters.keys():
         raise ValueError(f"{', '.join(sorted(twice))} was given twice: in {spec} and beside it")
     settings = {**own, **parameters}
+    kind = getattr(import_module(f"auscult.descriptors.{name}"), _CLASSES[name])
+    known = list(inspect.signature(kind).parameters)
+    if foreign := sorted(settings.keys() - set(known)):
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"descriptor {name!r} takes no such settings: {', '.join(foreign)}; {has}")
     try:
-        descriptor = _FACTORIES[name](**settings)
+        descriptor: Descriptor = kind(**settings)
     except TypeError as error:
-        raise ValueError(f"descriptor {name!r} takes no such settings: {settings} ({error})") from None
+        raise ValueError(f"descriptor {name!r} cannot take {settings} ({error})") from None
     if isinstance(spec, str) or (written and descriptor.spec.version == spec.version):
         return descriptor
     if descriptor.spec != spec:

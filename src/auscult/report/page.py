@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
@@ -47,15 +49,22 @@ MAX_CLUSTERS, MAX_MEMBERS = 30, 4
 CLOSEST_PAIRS = 10  # shown when nothing is flagged, so that a reader sees what "closest" means here
 EXCERPT_S = 12.0
 LEAD_S = 3.0  # shown before the matching span
+LEAST_SHOWN_S = 0.05  # of a span inside the picture, or it gets no box
 MAX_SKIPPED = 100
 
 
 @dataclass(frozen=True)
-class Excerpt:
-    """A stretch of a clip as the page shows it: pictures and sound as data URIs, or why there are none.
+class Box:
+    """A matching span in a picture, in shares of its width; ``label`` is that of the same span in the other picture."""
 
-    ``boxes`` are the matching spans, as (left, width) shares of the picture; the sound starts at the first of them.
-    """
+    left: float
+    width: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A stretch of a clip as the page shows it: pictures and sound as data URIs, or why there are none."""
 
     title: str
     caption: str | None
@@ -66,7 +75,7 @@ class Excerpt:
     sound: str | None = None
     missing: str | None = None
     time_ticks: tuple[tuple[str, float], ...] = ()
-    boxes: tuple[tuple[float, float], ...] = ()
+    boxes: tuple[Box, ...] = ()
     sound_from_s: float = 0.0
 
 
@@ -119,7 +128,7 @@ def _audit_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
     sets = [("generated to training", QUERY_COLOR, generated), ("training to training", REFERENCE_COLOR, training)]
     if card["calibration"]["null"] == "given":
         sets.append(("null clips to training", NULL_COLOR, audit.null()["score"].to_numpy()))
-    histogram = histogram_svg(sets, tau=None if undecided(card) else card["threshold"]["tau"], unit="clips")
+    histogram = _charts(sets, tau=None if undecided(card) else card["threshold"]["tau"], unit="clips")
     verified = verification(audit)
     machine = audit_verdict(card)
     sentence = machine if verified is None else verified["statistics"]["rate"]["sentence"]
@@ -152,8 +161,12 @@ def audit_verdict(card: dict[str, Any]) -> str:
     missing = f", {training['skipped']:,} training files could not be read" if training["skipped"] else ""
     return (
         f"{counts['flagged']:,} of {counts['compared']:,} generated clips{share} are flagged as possible replicas "
-        f"of one of {training['clips']:,} training clips" + (f" ({aside}{missing})." if aside else f"{missing}.")
+        f"of {_one_of(training['clips'])}" + (f" ({aside}{missing})." if aside else f"{missing}.")
     )
+
+
+def _one_of(training: int) -> str:
+    return "the only training clip" if training == 1 else f"one of {training:,} training clips"
 
 
 def dedup_verdict(card: dict[str, Any]) -> str:
@@ -175,7 +188,9 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
     clusters: dict[int, list[dict[str, Any]]] = {}
     for row in dedup.clusters().to_pylist():
         clusters.setdefault(row["cluster_id"], []).append(row)
-    largest = sorted(clusters.values(), key=lambda rows: (-len(rows), rows[0]["cluster_id"]))
+    pairs = dedup.pairs().to_pylist()
+    best = _best_scores(clusters, pairs)
+    largest = sorted(clusters.values(), key=lambda rows: (-len(rows), -best[rows[0]["cluster_id"]], rows[0]["cluster_id"]))
     gallery = []
     for number, rows in enumerate(largest[:MAX_CLUSTERS], 1):
         members = []
@@ -187,14 +202,12 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
         gallery.append({"members": members, "more": len(rows) - len(members), "rows": rows, "first": rows[0]})
         progress(number, min(len(largest), MAX_CLUSTERS), "clusters drawn")
     starts = _starts(folder)
-    open_pairs = [row for row in dedup.pairs().to_pylist() if not row["duplicate"]]
+    open_pairs = [row for row in pairs if not row["duplicate"]]
     verdicts, reviewed = verdicts_by_pair(folder), reviewed_clusters(dedup)
     for row in open_pairs:
         row["verdicts"] = verdicts.get(pair_id(row["first_id"], row["second_id"]), [])
     top1 = dedup.top1()["score"].drop_null().to_numpy()
-    histogram = histogram_svg(
-        [("clip to its nearest other clip", REFERENCE_COLOR, top1)], tau=card["threshold"]["tau"], unit="clips"
-    )
+    histogram = _charts([("clip to its nearest other clip", REFERENCE_COLOR, top1)], tau=card["threshold"]["tau"], unit="clips")
     return {
         "clusters": gallery,
         "all_clusters": len(largest),
@@ -203,6 +216,17 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
         "verdict": dedup_verdict(card),
         "reviewed": reviewed,
     }
+
+
+def _best_scores(clusters: dict[int, list[dict[str, Any]]], pairs: list[dict[str, Any]]) -> dict[int, float]:
+    """Of each cluster the best score of a duplicate pair in it; identical clips have no score, and nothing is closer."""
+    cluster_of = {(row["clip_id"], row["path"]): number for number, rows in clusters.items() for row in rows}
+    best = dict.fromkeys(clusters, -np.inf)
+    for pair in pairs:
+        number = cluster_of.get((pair["first_id"], pair["first_path"]))
+        if pair["duplicate"] and number is not None:
+            best[number] = max(best[number], np.inf if pair["score"] is None else pair["score"])
+    return best
 
 
 def _starts(folder: Path) -> dict[str, float]:
@@ -247,7 +271,30 @@ def _sides(row: dict[str, Any]) -> dict[str, Excerpt]:
     lead = min(LEAD_S, *starts.values())  # as much before the span as both clips have
     sides = {role: _excerpt(row, role, start - lead, EXCERPT_S, sound_from_s=start) for role, start in starts.items()}
     longest = max(side.duration_s for side in sides.values())
-    return {role: _excerpt(row, role, starts[role] - lead, longest, sound_from_s=starts[role], pad=True) for role in sides}
+    sides = {role: _excerpt(row, role, starts[role] - lead, longest, sound_from_s=starts[role], pad=True) for role in sides}
+    return _with_boxes(sides, row["spans"])
+
+
+def _with_boxes(sides: dict[str, Excerpt], spans: list[dict[str, float]]) -> dict[str, Excerpt]:
+    """Both sides with boxes where the spans are in their pictures, numbered alike if there are several to be seen."""
+    places = {
+        role: [_place(span[f"{role}_start_s"], span[f"{role}_end_s"], side) for span in spans] for role, side in sides.items()
+    }
+    seen = [number for number in range(len(spans)) if any(places[role][number] for role in places)]
+    labels = {number: str(label) if len(seen) > 1 else "" for label, number in enumerate(seen, 1)}
+    boxes = {
+        role: tuple(Box(*place, labels[number]) for number, place in enumerate(found) if place)
+        for role, found in places.items()
+    }
+    return {role: replace(side, boxes=boxes[role]) for role, side in sides.items()}
+
+
+def _place(start_s: float, end_s: float, side: Excerpt) -> tuple[float, float] | None:
+    """Left edge and width of a span as shares of the picture; None if next to nothing of it is inside."""
+    left, right = max(start_s, side.start_s), min(end_s, side.start_s + side.duration_s)
+    if right - left < min(LEAST_SHOWN_S, (end_s - start_s) / 2):
+        return None
+    return (left - side.start_s) / side.duration_s, (right - left) / side.duration_s
 
 
 def _excerpt(
@@ -268,7 +315,6 @@ def _excerpt(
     if pad:  # one time axis for both sides
         shown = np.pad(shown, (0, max(0, round(duration_s * SPECTROGRAM_RATE_HZ) - len(shown))))
     duration_s = len(shown) / SPECTROGRAM_RATE_HZ
-    marks = [(span[f"{role}_start_s"], span[f"{role}_end_s"]) for span in row.get("spans") or ()]
     return Excerpt(
         title,
         caption,
@@ -278,14 +324,14 @@ def _excerpt(
         image=_data_uri("image/png", spectrogram_png(shown)),
         sound=_data_uri("audio/mpeg", excerpt_mp3(ear.samples, EXCERPT_RATE_HZ)),
         time_ticks=tuple(time_ticks(duration_s, start_s)),
-        boxes=tuple(_box(mark, start_s, duration_s) for mark in marks),
         sound_from_s=sound_from_s,
     )
 
 
-def _box(mark: tuple[float, float], start_s: float, duration_s: float) -> tuple[float, float]:
-    left, right = (min(max((edge - start_s) / duration_s, 0.0), 1.0) for edge in mark)
-    return left, right - left
+def _charts(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], **options: Any) -> str:
+    """The histogram twice, for wide and for narrow screens; the style sheet shows one of them."""
+    wide, narrow = (histogram_svg(sets, narrow=narrow, **options) for narrow in (False, True))
+    return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
 
 
 def _data_uri(kind: str, data: bytes) -> str:
