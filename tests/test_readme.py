@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,11 +31,28 @@ def test_snippets_run(write_sounds: Callable[..., Path], tmp_path: Path) -> None
         for line in code.splitlines():
             program, *arguments = line.split()
             assert program == "auscult"
+            if arguments[0] == "review" and "--export" not in arguments:  # serves until it is stopped
+                address = serve_until_ready([*arguments, "--no-browser", "--port", "0"], tmp_path)
+                assert address.startswith("http://127.0.0.1:")
+                ran += 1
+                continue
             subprocess.run([sys.executable, "-m", "auscult", *arguments], cwd=tmp_path, check=True, timeout=300)
             ran += 1
-    assert ran == 7
+    assert ran == 10
+    assert (tmp_path / "verdicts.csv").is_file()
     assert (tmp_path / "audit" / "report.html").is_file()
     assert (tmp_path / "duplicates" / "keep.txt").is_file()
+
+
+def serve_until_ready(arguments: list[str], folder: Path) -> str:
+    """The address that a server prints, which then is stopped as by Ctrl-C."""
+    command = [sys.executable, "-m", "auscult", *arguments]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+    return address
 
 
 def test_links_lead_somewhere() -> None:

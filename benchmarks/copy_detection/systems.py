@@ -13,7 +13,7 @@ import soxr
 
 from auscult import detection
 from auscult.alignment.candidates import candidates
-from auscult.comparison import AuditConfig
+from auscult.comparison import AuditConfig, level
 from auscult.descriptors.contrast import SAMPLE_RATE, ContrastDescriptor, describe
 from auscult.detection import LevelSet
 from auscult.metrics.copy_detection import Prediction, Span
@@ -67,7 +67,7 @@ def detect(benchmark: Benchmark, *, top: int, workers: int = 1) -> Answer:
     right = sum(truth[query] == reference for query, reference in heard.items())
     copies = sum(reference is not None for reference in truth.values())
     note = (
-        f"auscult's own threshold in an audit of these queries (false-discovery rate {config.fdr:g}, {len(benchmark.null)} "
+        f"auscult's own threshold in an audit of these queries (false-discovery rate {level(config):g}, {len(benchmark.null)} "
         f"null clips): tau = {comparison.threshold.tau:.3f}; {len(heard)} flagged, {len(heard) - right} of them wrongly, "
         f"{right / max(copies, 1):.3f} of the copies found. {comparison.threshold.explanation}"
     )
