@@ -37,7 +37,7 @@ from auscult.descriptors.contrast import (
     warp,
 )
 from auscult.metrics.copy_detection import Prediction, breakdown, evaluate
-from copy_detection.dataset import Benchmark, build, pool
+from copy_detection.dataset import Benchmark, Sizes, build, pool
 from report import print_table, write_json
 
 Print = Callable[[np.ndarray], Frames]
@@ -137,11 +137,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--esc10", type=Path, default=Path("../shared/data/esc10"), help="recordings; synthesized if absent")
     parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--positives-per-kind", type=int, default=5)
     parser.add_argument("--top", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/ablation.json"))
     options = parser.parse_args()
     folder = options.esc10 if options.esc10.is_dir() else None
-    benchmark = build(pool(folder, seed=options.seed), seed=options.seed)
+    sizes = Sizes(positives_per_kind=options.positives_per_kind, chains=30, distractors=0)
+    benchmark = build(pool(folder, seed=options.seed), seed=options.seed, sizes=sizes)
 
     def heard(audio: np.ndarray) -> Levels:
         return describe(soxr.resample(audio, benchmark.rate, SAMPLE_RATE).astype(np.float32))
