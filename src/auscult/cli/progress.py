@@ -1,0 +1,101 @@
+"""Progress on a terminal, in a log, and after Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from ..errors import AuscultError
+from ..folders import Progress as ProgressCallable
+from .printing import err
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(
+            "" if speed is None else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s", style="progress.data.speed"
+        )
+
+
+@contextmanager
+def progress_bars() -> Iterator[ProgressCallable]:
+    """Bars with rate and time left on a terminal; elsewhere a plain line every five seconds and at the end of each stage."""
+    try:
+        with _bars() as progress:
+            yield progress
+    except KeyboardInterrupt as stop:
+        err.print("stopped; give the same command again to continue")
+        print_notes(stop)
+        raise
+
+
+@contextmanager
+def continued(store: Path) -> Iterator[None]:
+    """Add to an error or Ctrl-C that the store keeps what was described."""
+    try:
+        yield
+    except (AuscultError, OSError, KeyboardInterrupt) as error:
+        if not (store / "card.json").exists() and any((store / "vectors").glob("part-*")):
+            error.add_note(f"{store}: keeps what was described; the same command continues from there")
+        raise
+
+
+def print_notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        err.print(Text(note))
+
+
+@contextmanager
+def _bars() -> Iterator[ProgressCallable]:
+    if not err.is_terminal:
+        yield _plain_progress()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(done: int, total: int | None, what: str) -> None:
+            if what not in tasks or bars.tasks[tasks[what]].completed > done:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def _plain_progress() -> ProgressCallable:
+    last: dict[str, float] = {}
+    begun: dict[str, float] = {}
+
+    def show(done: int, total: int | None, what: str) -> None:
+        now = time.monotonic()
+        begun.setdefault(what, now)
+        if done == total or now - last.setdefault(what, now) >= 5:
+            last[what] = now
+            elapsed = now - begun[what]
+            rate = f", {done / elapsed:,.1f}/s" if done and elapsed > 0.5 else ""
+            err.print(Text(f"{what}: {done:,}{'' if total is None else f' of {total:,}'}{rate}"))
+
+    return show
