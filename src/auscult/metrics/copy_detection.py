@@ -7,12 +7,32 @@ Where predictions come from does not matter; ``auscult.metrics.tables`` reads an
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from .localization import lag_error, onset_error, temporal_iou
+from .predictions import Prediction, Span, Truth, validate
+
+__all__ = [
+    "Interval",
+    "OperatingPoint",
+    "Prediction",
+    "Span",
+    "Truth",
+    "breakdown",
+    "evaluate",
+    "lag_error",
+    "micro_average_precision",
+    "onset_error",
+    "rank",
+    "recall_at_false_positive_rate",
+    "recall_at_precision",
+    "temporal_iou",
+    "validate",
+]
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -21,58 +41,6 @@ IntArray = npt.NDArray[np.int64]
 PRECISION = 0.9  # of the operating point
 FALSE_POSITIVE_RATE = 0.01  # of the other operating point
 RESAMPLES = 200  # enough for a 95 % interval whose ends wobble by a few percent of its width
-SAME_MOMENT_S = 0.05  # true spans whose distances from a moment differ by less are equally near
-
-
-@dataclass(frozen=True)
-class Span:
-    """One stretch of a query and the stretch of its reference that it replays, in seconds."""
-
-    query_start_s: float
-    query_end_s: float
-    reference_start_s: float
-    reference_end_s: float
-
-    @property
-    def lag_s(self) -> float:
-        """Query start minus reference start."""
-        return self.query_start_s - self.reference_start_s
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What is known about a query.
-
-    Attributes
-    ----------
-    query_id
-        Unique.
-    reference_id
-        What it copies; None for a negative, which copies nothing.
-    source
-        The recording or uploader it stems from: the unit of the bootstrap.
-    group, kind
-        How the copy was made, coarsely and finely; for tables.
-    spans
-        Where it copies; empty if that is not known.
-    """
-
-    query_id: str
-    reference_id: str | None
-    source: str
-    group: str = ""
-    kind: str = ""
-    spans: tuple[Span, ...] = ()
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A claim that ``query_id`` copies ``reference_id``; a larger ``score`` is a surer claim. Spans are optional."""
-
-    query_id: str
-    reference_id: str
-    score: float
-    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,71 +62,6 @@ class OperatingPoint:
     recall: float
     precision: float
     threshold: float
-
-
-def validate(truths: Sequence[Truth], predictions: Sequence[Prediction]) -> None:
-    """Check that predictions can be judged by these truths.
-
-    Raises
-    ------
-    ValueError
-        No query; a query or a pair that occurs twice; a prediction for an unknown query; a score that is not finite; a
-        span that does not move forward; a negative with spans.
-
-    Examples
-    --------
-    >>> validate([Truth("q", "r", "s")], [Prediction("Q", "r", 1.0)])
-    Traceback (most recent call last):
-    ...
-    ValueError: 1 of 1 predictions are about queries that the truth does not hold, such as 'Q'; did you pass the
-    predictions of another set, or the reference's name as query_id?
-    """
-    if not truths:
-        raise ValueError("expected at least one query in the truth, got none")
-    known = {truth.query_id for truth in truths}
-    if len(known) < len(truths):
-        twice = _first_repeated([truth.query_id for truth in truths])
-        raise ValueError(f"expected each query once in the truth, got {twice!r} more than once; its spans go into one Truth")
-    strangers = [p.query_id for p in predictions if p.query_id not in known]
-    if strangers:
-        raise ValueError(
-            f"{len(strangers)} of {len(predictions)} predictions are about queries that the truth does not hold, such as "
-            f"{strangers[0]!r}; did you pass the predictions of another set, or the reference's name as query_id?"
-        )
-    pairs = [(p.query_id, p.reference_id) for p in predictions]
-    if len(set(pairs)) < len(pairs):
-        raise ValueError(
-            f"expected each pair of query and reference once, got {_first_repeated(pairs)!r} more than once; keep its best "
-            "score, and put the spans of a pair into one prediction"
-        )
-    for prediction in predictions:
-        if not np.isfinite(prediction.score):
-            raise ValueError(
-                f"score of {prediction.query_id!r} with {prediction.reference_id!r} should be finite, got "
-                f"{prediction.score}; leave a pair out that has no score"
-            )
-        _check_spans(prediction.spans, prediction.query_id)
-    for truth in truths:
-        if truth.reference_id is None and truth.spans:
-            raise ValueError(f"{truth.query_id!r} copies nothing (no reference_id), yet has spans")
-        _check_spans(truth.spans, truth.query_id)
-
-
-def _first_repeated(items: Sequence[Hashable]) -> Hashable:
-    return Counter(items).most_common(1)[0][0]
-
-
-def _check_spans(spans: Sequence[Span], query_id: str) -> None:
-    for span in spans:
-        for side, start, end in (
-            ("query", span.query_start_s, span.query_end_s),
-            ("reference", span.reference_start_s, span.reference_end_s),
-        ):
-            if not (np.isfinite(start) and np.isfinite(end) and start < end):
-                raise ValueError(
-                    f"{query_id!r}: a {side} span should start before it ends, in seconds, got {start} to {end}; "
-                    "are the columns swapped, or is the second one a duration?"
-                )
 
 
 def rank(scores: FloatArray, correct: BoolArray) -> IntArray:
@@ -260,76 +163,6 @@ def recall_at_false_positive_rate(true: FloatArray, negative: FloatArray, *, rat
     allowed = int(rate * len(negative) + 1e-9)
     highest = np.sort(negative)[::-1]
     return float(np.mean(true > (highest[allowed] if allowed < len(negative) else -np.inf)))
-
-
-def union(intervals: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Intervals merged into disjoint sorted ones.
-
-    >>> union([(2, 3), (0, 1), (0.5, 1.5)])
-    [(0, 1.5), (2, 3)]
-    """
-    merged: list[tuple[float, float]] = []
-    for start, end in sorted(intervals):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
-        else:
-            merged.append((start, end))
-    return merged
-
-
-def temporal_iou(predicted: Sequence[Span], true: Sequence[Span]) -> float:
-    """Seconds of the query in both sets of spans over seconds in either: intersection over union, in [0, 1].
-
-    Examples
-    --------
-    >>> round(temporal_iou([Span(0, 2, 5, 7)], [Span(1, 3, 6, 8)]), 4)
-    0.3333
-    """
-    first, second = (union([(s.query_start_s, s.query_end_s) for s in spans]) for spans in (predicted, true))
-    both = sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in first for b in second)
-    either = sum(end - start for start, end in [*first, *second]) - both
-    return float(both / either) if either > 0 else 0.0
-
-
-def onset_error(predicted: Sequence[Span], true: Sequence[Span]) -> float:
-    """Seconds between where the copied sound is said to begin in the query and where it begins.
-
-    >>> onset_error([Span(1.25, 2, 0, 0.75)], [Span(1, 2, 0, 1)])
-    0.25
-    """
-    begin = [min(span.query_start_s for span in spans) for spans in (predicted, true)]
-    return abs(begin[0] - begin[1])
-
-
-def lag_error(predicted: Sequence[Span], true: Sequence[Span]) -> float:
-    """Seconds between the moment of the reference that a claim plays to a moment of the query, and the true one.
-
-    The middle of the query side of each predicted span is mapped to the reference by the claim and by the truth; the
-    median distance over spans is returned. A middle outside every true span is mapped by the nearest one; where several
-    are equally near (a loop plays a moment twice), by the one that fits best.
-
-    Examples
-    --------
-    >>> lag_error([Span(1, 2, 0, 1)], [Span(1, 3, 0.25, 2.25)])
-    0.25
-    """
-    errors = []
-    for span in predicted:
-        middle = 0.5 * (span.query_start_s + span.query_end_s)
-        claimed = 0.5 * (span.reference_start_s + span.reference_end_s)
-        errors.append(min(abs(claimed - moment) for moment in _true_moments(middle, true)))
-    return float(np.median(errors))
-
-
-def _true_moments(time_s: float, true: Sequence[Span]) -> list[float]:
-    """Moments of the reference that the truth gives to a moment of the query."""
-    distance = [max(span.query_start_s - time_s, time_s - span.query_end_s, 0.0) for span in true]
-    moments = []
-    for span, gap in zip(true, distance, strict=True):
-        if gap <= min(distance) + SAME_MOMENT_S:
-            slope = (span.reference_end_s - span.reference_start_s) / (span.query_end_s - span.query_start_s)
-            moments.append(span.reference_start_s + (time_s - span.query_start_s) * slope)
-    return moments
 
 
 @dataclass(frozen=True)
