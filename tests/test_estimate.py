@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy import stats
 from auscult.audit import AuditConfig, audit
 from auscult.corpus import open_corpus
 from auscult.review.estimate import Tally, needed, stratified_rate
+from auscult.review.fields import majority
 from auscult.review.intervals import (
     Method,
     clopper_pearson,
@@ -441,3 +443,53 @@ def test_the_page_on_verification_prints_what_needed_says() -> None:
     for population in (1_000, 10_000, 45_000):
         counts = [needed(width, rate, population) for rate, width in ((10, 10), (100, 50), (100, 25), (1000, 200), (1000, 100))]
         assert f"| {population:,} | " + " | ".join(f"{count:,}" for count in counts) + " |" in page
+
+
+def test_two_readers_who_both_say_no_do_not_widen_the_interval() -> None:
+    assert majority(Counter(["similar", "different"])) == "similar"
+    queries, samples = drawn_audit(200, sample=40)
+    one = dict.fromkeys(samples[0].pair_ids, "different")
+    both = {pair: majority(Counter([verdict, "similar"])) for pair, verdict in one.items()}
+    assert audit_rate(queries, both, samples=samples).high == audit_rate(queries, one, samples=samples).high
+
+
+def test_a_sample_without_verdicts_takes_nothing_away() -> None:
+    queries, samples = drawn_audit(100, sample=12)
+    outside = [pair for pair in pairs_of(queries) if pair not in samples[0].pair_ids][:5]
+    verdicts = dict.fromkeys(outside, "replication")
+    assert audit_rate(queries, verdicts).sentence == audit_rate(queries, verdicts, samples=samples).sentence
+    assert audit_rate(queries, verdicts, samples=samples).per_10_000 == 500
+
+
+def test_deciding_everything_is_a_census_whatever_was_drawn() -> None:
+    queries, samples = drawn_audit(100, sample=30)
+    verdicts = dict.fromkeys(pairs_of(queries), "different")
+    rate = audit_rate(queries, verdicts, samples=samples)
+    assert (rate.low, rate.high, rate.verified, rate.interval) == (0, 0, 100, "census")
+
+
+def test_an_old_sample_makes_way_for_a_new_one() -> None:
+    queries, samples = drawn_audit(100, sample=30)
+    strange, _ = drawn_audit(100, sample=30, prefix="other")
+    _, old = drawn_audit(100, sample=30, prefix="other")
+    verdicts = dict.fromkeys(samples[0].pair_ids, "different")
+    rate = audit_rate(queries, verdicts, samples=[*old, *samples])
+    assert rate.verified == 30
+    assert "1 older samples no longer fit" in rate.explanation
+    with pytest.raises(ValueError, match="draw a new sample"):
+        audit_rate(queries, verdicts, samples=old)
+    assert strange.num_rows == 100
+
+
+def drawn_audit(clips: int, *, sample: int, prefix: str = "q") -> tuple[pa.Table, list[Sample]]:
+    """Queries of an audit in which nothing is flagged, and a sample of them."""
+    rows = [{"query_id": f"{prefix}{n}", "reference_id": f"r{n}", "score": n / clips, "flagged": False} for n in range(clips)]
+    pairs = [pair_id(row["query_id"], row["reference_id"]) for row in rows]
+    order = np.random.default_rng(0).permutation(clips)[:sample]
+    strata = (Stratum(0.0, 1.0, clips),)
+    drawn = Sample(f"{prefix}-sample", 0, strata, tuple((0, place, pairs[n]) for place, n in enumerate(order)), "2026-01-01")
+    return pa.Table.from_pylist(rows), [drawn]
+
+
+def pairs_of(queries: pa.Table) -> list[str]:
+    return [pair_id(row["query_id"], row["reference_id"]) for row in queries.to_pylist()]

@@ -67,7 +67,10 @@ def test_a_repeated_event_is_stored_once_and_a_reused_one_refused(store: Verdict
         (["replication", "similar"], "unsure"),
         (["replication", "replication", "similar"], "replication"),
         (["replication", "replication", "similar", "different"], "unsure"),
-        (["replication", "similar", "different"], "unsure"),
+        (["replication", "similar", "different"], "similar"),  # two of three say that it is no copy
+        (["similar", "different"], "similar"),
+        (["different", "different", "similar"], "different"),
+        (["similar", "unsure"], "unsure"),
         (["replication", "withdrawn"], "replication"),
         (["withdrawn"], None),
     ],

@@ -6,6 +6,7 @@ import hashlib
 import re
 import unicodedata
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
@@ -102,3 +103,23 @@ def check_groups(key: str, decision: str, groups: Sequence[Sequence[str]], kept:
     fits = {"all_one": len(groups) == 1, "split": len(groups) > 1, "not_duplicates": len(groups) == len(members)}
     if not fits[decision]:
         raise ValueError(f"{decision} does not go with {len(groups)} groups of {len(members)} clips")
+
+
+def majority(votes: Counter[str]) -> str:
+    """What most reviewers of a pair say.
+
+    ``replication`` if more than half do; ``similar`` or ``different``, whichever is more frequent (equally: ``similar``), if
+    more than half say one of these; else ``unsure``.
+
+    Two who both say that it is no copy, one similar and one different, agree on what a rate depends on.
+
+    Examples
+    --------
+    >>> majority(Counter(["similar", "different"])), majority(Counter(["replication", "similar"]))
+    ('similar', 'unsure')
+    """
+    if 2 * votes["replication"] > votes.total():
+        return "replication"
+    if 2 * (votes["similar"] + votes["different"]) > votes.total():
+        return "different" if votes["different"] > votes["similar"] else "similar"
+    return "unsure"

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..ensembles import Scores
+from .fields import majority
 from .verdicts import REVIEW_DB, WITHDRAWN, VerdictStore, pair_id
 from .verified import REPLICATION, UNSURE
 
@@ -25,8 +26,7 @@ def joint_consensus(folders: Sequence[str | Path]) -> dict[str, str]:
     """Consensus of the verdicts in all the folders' ``review.db``; a folder without one has none.
 
     A pair has the same id in every audit. A reviewer's latest verdict on it counts, whichever folder it was given in, and
-    counts once; then as ``VerdictStore.consensus``: what more than half of the reviewers say, else ``unsure``. Control pairs
-    are left out.
+    counts once; then as ``VerdictStore.consensus``. Control pairs are left out.
     """
     latest: dict[tuple[str, str], tuple[str, str]] = {}
     controls: set[str] = set()
@@ -45,12 +45,7 @@ def joint_consensus(folders: Sequence[str | Path]) -> dict[str, str]:
     for (pair, _), (_, verdict) in latest.items():
         if verdict != WITHDRAWN and pair not in controls:
             votes[pair][verdict] += 1
-    return {pair: _majority(count) for pair, count in votes.items()}
-
-
-def _majority(votes: Counter[str]) -> str:
-    (verdict, count), *_ = votes.most_common(1)
-    return verdict if 2 * count > votes.total() else UNSURE
+    return {pair: majority(count) for pair, count in votes.items()}
 
 
 def verified_table(audits: Sequence[Scores], verdicts: Mapping[str, str]) -> pa.Table:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from ..errors import StoreError
 from ..folders import REVIEW_DB
 from .exchange import read_rows, write_rows
-from .fields import check_groups, cluster_key, event_name, note_text, now, one_of, pair_id, reviewer_name
+from .fields import check_groups, cluster_key, event_name, majority, note_text, now, one_of, pair_id, reviewer_name
 from .schema import DECISIONS, TRUTHS, VERDICTS, WITHDRAWN, prepare
 
 __all__ = [
@@ -271,13 +271,13 @@ class VerdictStore:
         return _table(self._read(f"SELECT {', '.join(_VERDICT_COLUMNS)} FROM verdicts ORDER BY id"), HISTORY_SCHEMA)
 
     def consensus(self) -> dict[str, str]:
-        """Verdict of more than half of the reviewers of each pair, else ``unsure``; control pairs are left out."""
+        """Verdict of most reviewers of each pair (see ``fields.majority``); control pairs are left out."""
         table, known = self.latest(), self.controls()
         votes: dict[str, Counter[str]] = defaultdict(Counter)
         for pair, verdict in zip(table["pair_id"].to_pylist(), table["verdict"].to_pylist(), strict=True):
             if pair not in known:
                 votes[pair][verdict] += 1
-        return {pair: _majority(count) for pair, count in votes.items()}
+        return {pair: majority(count) for pair, count in votes.items()}
 
     def export_verdicts(self, path: str | Path) -> int:
         """Write every row of :meth:`history` to ``path``, CSV or Parquet by its ending; returns how many.
@@ -445,11 +445,6 @@ def _quoted(names: Iterable[str]) -> str:
 def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
-
-
-def _majority(votes: Counter[str]) -> str:
-    (verdict, count), *_ = votes.most_common(1)
-    return verdict if 2 * count > votes.total() else "unsure"
 
 
 def _explained(error: sqlite3.Error) -> str:

@@ -85,13 +85,13 @@ def verified_clips(
     rest = [query for query in best if not flagged[query]]
     tallies = [_tally("flagged", len(chosen), chosen, clips, random=False)]
     weights = {query: 1.0 for query in chosen if query in clips} if tallies[0].census else {}
-    notes, extra, sampled = [], 0, set[str]()
+    notes, extra, covered, sampled = [], 0, 0, set[str]()
     if missing := len(flagged) - len(best):
         notes.append(f"{missing:,} generated clips had nothing to be compared with; they are not counted.")
-    if samples:
-        by_pair = {best[query]: query for query in rest}
-        prefixes = max((_prefixes(sample, by_pair, clips) for sample in samples), key=lambda p: sum(map(len, p[1])))
-        names, parts, sizes, waiting = prefixes
+    everything = bool(rest) and all(query in clips for query in rest)  # then no sample has anything to add
+    drawn = None if everything else _most_verified(samples, {best[query]: query for query in rest}, clips, notes)
+    if drawn is not None:
+        names, parts, sizes, waiting = drawn
         strata = [_tally(*row, clips, random=True) for row in zip(names, sizes, parts, strict=True)]
         tallies += strata
         sampled = {query for part in parts for query in part}
@@ -99,17 +99,17 @@ def verified_clips(
         if waiting:
             notes.append(f"{waiting:,} verdicts on the sample lie after a pair without one and do not count yet: decide it.")
         covered = sum(sizes)
-    else:
-        covered = 0
     beyond = [query for query in rest if query in clips and query not in sampled]
-    if covered > len(rest):
-        raise ValueError(f"the sample was drawn from {covered:,} clips, but {len(rest):,} are not flagged; draw a new sample")
     if covered < len(rest):
-        seen = beyond if not covered else []
-        tallies.append(_tally("not flagged, not sampled", len(rest) - covered, seen, clips, random=False))
-    if covered and any(tally.sampled for tally in tallies):
+        name, seen = ("not flagged, not sampled", []) if covered else ("not flagged", beyond)
+        tallies.append(_tally(name, len(rest) - covered, seen, clips, random=False))
+    if covered and beyond:
         found = sum(clips[query] == REPLICATION for query in beyond)
         extra = min(found, sum(tally.size - tally.verified for tally in tallies if tally.sampled))
+        notes.append(
+            f"{len(beyond):,} verdicts on unflagged clips outside of the sample were not given at random; only the "
+            f"{extra:,} replications among them count, in the lower end."
+        )
     return Verified(tuple(tallies), extra, clips, weights, tuple(notes))
 
 
@@ -130,12 +130,40 @@ def _tally(name: str, size: int, queries: Sequence[str], clips: Mapping[str, str
     return Tally(name, size, len(found), found.count(REPLICATION), found.count(UNSURE), random)
 
 
+def _most_verified(
+    samples: Sequence[Sample], by_pair: Mapping[str, str], clips: Mapping[str, str], notes: list[str]
+) -> tuple[list[str], list[list[str]], list[int], int] | None:
+    """The sample with the most verdicts from its start on; None if no sample has one.
+
+    Samples drawn for another audit are left out with a note, so that a new one can take the place of an old one.
+
+    Raises
+    ------
+    ValueError
+        No sample fits.
+    """
+    fitting, problems = [], []
+    for sample in samples:
+        try:
+            fitting.append(_prefixes(sample, by_pair, clips))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems and not fitting:
+        raise ValueError(problems[-1])
+    if problems:
+        notes.append(f"{len(problems):,} older samples no longer fit this audit and do not count.")
+    best = max(fitting, key=lambda found: sum(map(len, found[1])), default=None)
+    return best if best is not None and any(best[1]) else None
+
+
 def _prefixes(
     sample: Sample, by_pair: Mapping[str, str], clips: Mapping[str, str]
 ) -> tuple[list[str], list[list[str]], list[int], int]:
     """Names, clips verified from the start on, and sizes of the sample's strata; and how many verdicts lie beyond a gap."""
     parts: list[list[str]] = []
     waiting = 0
+    if (size := sum(stratum.size for stratum in sample.strata)) > len(by_pair):
+        raise ValueError(f"the sample was drawn from {size:,} clips, but {len(by_pair):,} are not flagged; draw a new sample")
     for number in range(len(sample.strata)):
         order = [pair for stratum, _, pair in sorted(sample.rows) if stratum == number]
         if strange := [pair for pair in order if pair not in by_pair]:
