@@ -717,7 +717,8 @@ return Promise.all([import('/static/player.js'), import('/static/alignment.js')]
         spans = spans.map((times) => Object.fromEntries(names.map((name, at) => [name, times[at]])));
         const side = (role, duration_s) => ({duration_s, audio: role, missing: null});
         p.load(alignmentOf({pair_id: 'x', spans, strongest, tempo: 1, lag_s: 0, level_db: {}, difference_db: -20,
-            query: side('query', 10), reference: side('reference', 20), difference: {start_s: spans[strongest].query_start_s}}));
+            query: side('query', 10),
+            reference: side('reference', 20), difference: {start_s: spans[strongest].query_start_s}}));
         return {s, p};
     };
     SCRIPT
@@ -732,7 +733,8 @@ def test_a_loop_keeps_the_clock_of_its_span(audited: Path, serve: Any, page: Pag
             """
             const {s, p} = made([[1, 3, 1, 3], [1, 3, 11, 13]], 1); // a repeat: both hold at the same moment of the query
             s.query.time = 2; p.toggleLoop(); const first = p.loop.reference_start_s;
-            p.swap(); const there = s.reference.time; p.frame(); const stays = s.reference.time; p.swap(); const back = s.query.time;
+            p.swap(); const there = s.reference.time; p.frame();
+            const stays = s.reference.time; p.swap(); const back = s.query.time;
             p.toggleLoop(); p.seek('reference', 2); p.toggleLoop(); const second = p.loop.reference_start_s;
             p.swap(); const other = s.query.time; p.swap(); // the weaker one is looped
             return {first, there, stays, back, second, other, again: s.reference.time};""",
