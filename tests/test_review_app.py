@@ -602,6 +602,43 @@ def test_a_verdict_does_not_wait_for_pictures(web: TestClient, monkeypatch: pyte
     assert answers == [200] * 45
 
 
+@pytest.mark.parametrize("what", ["pair", "sound"])
+def test_a_verdict_does_not_wait_for_sounds(what: str, web: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor for levels of pairs, nor for the later parts of sounds."""
+    desk = web.app.state.desk  # type: ignore[attr-defined]
+    begun, stored = threading.Event(), threading.Event()
+
+    def wait() -> bytes:
+        begun.set()
+        assert stored.wait(20)
+        return b"2"
+
+    class Slow:
+        size_bytes = 2
+
+        def chunks(self, first: int, last: int, size: int) -> Iterator[bytes]:
+            yield b"1"
+            yield wait()
+
+    monkeypatch.setattr(desk, "pair", lambda *_, **__: {"waited": wait().decode()})
+    monkeypatch.setattr(desk, "audio", lambda *_: Slow())
+    address = f"/api/pairs/{FLAGGED[0]}" if what == "pair" else f"/media/{FLAGGED[0]}/query/audio.wav"
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(web.get(address).status_code)) for _ in range(45)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(20)
+    time.sleep(0.5)  # all have been sent
+    began = time.perf_counter()
+    assert web.post("/api/verdicts", json=verdict(0, FLAGGED[0])).status_code == 201
+    took = time.perf_counter() - began
+    stored.set()
+    for thread in threads:
+        thread.join(20)
+    assert took < 5
+    assert answers == [200] * 45
+
+
 def test_the_page_loads_only_what_the_policy_allows(web: TestClient) -> None:
     page = web.get("/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"

@@ -695,6 +695,77 @@ def test_the_clocks_of_both_sounds_map_onto_each_other(audited: Path, serve: Any
     assert found["view"] == pytest.approx([0, 6.6])  # of an hour, what surrounds the query is shown first
 
 
+PLAYER = """
+return Promise.all([import('/static/player.js'), import('/static/alignment.js')]).then(([{Player}, {alignmentOf}]) => {
+    class Fake {
+        constructor(length) { Object.assign(this, {duration: length, time: 0, paused: true, seeks: 0, heard: {}}); }
+        addEventListener(kind, act) { (this.heard[kind] ??= []).push(act); }
+        getAttribute() { return this.src ?? null; }
+        hasAttribute() { return Boolean(this.src); }
+        removeAttribute() { this.src = null; }
+        load() {}
+        get currentTime() { return this.time; }
+        set currentTime(time) { this.seeks += 1; this.time = Math.min(Math.max(time, 0), this.duration || Infinity); }
+        play() { this.paused = false; return Promise.resolve(); }
+        pause() { this.paused = true; }
+        end() { this.time = this.duration; this.paused = true; for (const act of this.heard.ended) act(); }
+    }
+    const names = ['query_start_s', 'query_end_s', 'reference_start_s', 'reference_end_s'];
+    const made = (spans, strongest) => {
+        const s = {query: new Fake(10), reference: new Fake(20), difference: new Fake(2)};
+        const p = new Player(s, () => {});
+        spans = spans.map((times) => Object.fromEntries(names.map((name, at) => [name, times[at]])));
+        const side = (role, duration_s) => ({duration_s, audio: role, missing: null});
+        p.load(alignmentOf({pair_id: 'x', spans, strongest, tempo: 1, lag_s: 0, level_db: {}, difference_db: -20,
+            query: side('query', 10),
+            reference: side('reference', 20), difference: {start_s: spans[strongest].query_start_s}}));
+        return {s, p};
+    };
+    SCRIPT
+});"""
+
+
+def test_a_loop_keeps_the_clock_of_its_span(audited: Path, serve: Any, page: Page) -> None:
+    page.open(serve(audited).url)
+    found = page.run(
+        PLAYER.replace(
+            "SCRIPT",
+            """
+            const {s, p} = made([[1, 3, 1, 3], [1, 3, 11, 13]], 1); // a repeat: both hold at the same moment of the query
+            s.query.time = 2; p.toggleLoop(); const first = p.loop.reference_start_s;
+            p.swap(); const there = s.reference.time; p.frame();
+            const stays = s.reference.time; p.swap(); const back = s.query.time;
+            p.toggleLoop(); p.seek('reference', 2); p.toggleLoop(); const second = p.loop.reference_start_s;
+            p.swap(); const other = s.query.time; p.swap(); // the weaker one is looped
+            return {first, there, stays, back, second, other, again: s.reference.time};""",
+        )
+    )
+    assert found == {"first": 11, "there": 12, "stays": 12, "back": 2, "second": 1, "other": 2, "again": 2}
+
+
+def test_a_loop_ends_where_the_difference_has_none_of_it(audited: Path, serve: Any, page: Page) -> None:
+    page.open(serve(audited).url)
+    found = page.run(
+        PLAYER.replace(
+            "SCRIPT",
+            """
+            const tried = (spans, length, loaded) => {
+                const {s, p} = made(spans, 0), d = s.difference;
+                d.duration = loaded ? length : NaN;
+                s.query.time = 7; p.toggleLoop(); p.play('difference');
+                if (!loaded) { d.duration = length; d.time = Math.min(d.time, length); }
+                for (let frame = 0; frame < 50; frame += 1) { p.frame(); if (d.time >= length - 1e-9) d.end(); }
+                return {loop: Boolean(p.loop), seeks: d.seeks, time: d.time, paused: d.paused};
+            };
+            return [tried([[1, 3, 1, 3], [6, 8, 9, 11]], 2, true), tried([[1, 3, 1, 3], [6, 8, 9, 11]], 2, false),
+                    tried([[8, 9, 8, 9], [6, 7.5, 9, 10.5]], 1, true), tried([[6, 8, 6, 8]], 2, true)];""",
+        )
+    )
+    assert [one["loop"] for one in found] == [False, False, False, True]
+    assert all(one["seeks"] < 5 and not one["paused"] for one in found)
+    assert [one["time"] for one in found[:3]] == [0, 0, 0]
+
+
 def test_times_are_readable_at_every_zoom(audited: Path, serve: Any, page: Page) -> None:
     page.open(serve(audited).url)
     words = page.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import threading
 import time
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from auscult.audio import AV_OPTIONS, read_audio
 from auscult.errors import AudioDecodeError
 from auscult.figures import BANDS, LINEAR_BANDS, OUTSIDE_COLOR, frequency_ticks
 from auscult.review import streaming
@@ -238,7 +240,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     return {
         "text.wav": "Format not recognised",
         "empty.wav": "empty",
-        "dir.wav": "directory",
+        "dir.wav": "is not a file",
         "none.wav": "no samples",
         "gone.wav": "No such file",
     }
@@ -253,6 +255,86 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
     with pytest.raises(AudioDecodeError, match="starts at 2 s, but the file lasts 0.100 s"):
         open_clip(str(tmp_path / "short.wav"), 2.0)
     assert len(streaming.DECODERS) <= 1  # nothing stays open that failed
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    ["ffconcat version 1.0\nfile other.wav\n", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nOTHER.mp3\n#EXT-X-ENDLIST\n"],
+    ids=["concat", "hls"],
+)
+@pytest.mark.parametrize("name", ["clip.wav", "clip.m3u8"])
+def test_a_playlist_leads_to_no_other_file(
+    content: str, name: str, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("av")
+    monkeypatch.chdir(tmp_path)  # what a name inside a tar would be relative to
+    for kind in ("wav", "mp3"):
+        sf.write(tmp_path / f"other.{kind}", sound(0), 16_000)
+    (tmp_path / name).write_text(content.replace("OTHER", str(tmp_path / "other")))
+    path = str(tmp_path / name)
+    if packed:
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            tar.add(path, arcname=name)
+        path = f"{tmp_path / 'a.tar'}::{name}"
+    with pytest.raises(AudioDecodeError):
+        open_clip(path)
+    with pytest.raises(AudioDecodeError):
+        read_audio(path, sample_rate_hz=16_000)
+
+
+def test_a_path_that_is_a_protocol_of_ffmpeg_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    write_with_ffmpeg(tmp_path / "a.m4a", stereo(1.0), 44_100)
+    assert len(read_audio(str(tmp_path / "a.m4a"), sample_rate_hz=16_000).samples) > 15_000
+    with pytest.raises(AudioDecodeError):
+        read_audio(f"subfile,,start,0,end,0,,:{tmp_path / 'a.m4a'}", sample_rate_hz=16_000)
+
+
+CONTAINERS = {"mp4": "aac", "mov": "aac", "3gp": "aac", "adts": "aac", "webm": "libopus", "matroska": "flac", "asf": "wmav2",
+              "avi": "mp2", "mpegts": "aac", "flv": "aac", "ac3": "ac3", "eac3": "eac3", "wv": "wavpack", "tta": "tta",
+              "caf": "pcm_s16be", "mpeg": "mp2", "w64": "pcm_s16le"}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_plain_containers_are_still_read(kind: str, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    path, rate_hz = tmp_path / "clip", 48_000
+    try:
+        with av.open(str(path), "w", format=kind) as container:
+            stream = container.add_stream(CONTAINERS[kind], rate=rate_hz, layout="stereo", bit_rate=128_000)
+            wanted = stream.codec_context.format.name if stream.codec_context.format else stream.codec.audio_formats[0].name
+            resampler = av.AudioResampler(format=wanted, layout="stereo", rate=rate_hz)
+            for start in range(0, rate_hz, 1024):
+                frame = av.AudioFrame.from_ndarray(np.full((2, 1024), 0.1, np.float32), format="fltp", layout="stereo")
+                frame.sample_rate, frame.pts = rate_hz, start
+                for piece in resampler.resample(frame):
+                    container.mux(stream.encode(piece))
+            container.mux(stream.encode(None))
+    except (av.FFmpegError, ValueError, LookupError) as error:
+        pytest.skip(f"this FFmpeg writes none ({error})")
+    with av.open(str(path), container_options=AV_OPTIONS) as container:
+        assert container.streams.audio
+    assert open_clip(str(path)).duration_s == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="named pipes")
+@pytest.mark.parametrize("path", ["pipe.wav", "pipe.tar::clip.wav"])
+def test_a_named_pipe_is_not_waited_for(path: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / path.partition("::")[0])
+    errors: list[Exception] = []
+
+    def opened() -> None:
+        try:
+            open_clip(str(tmp_path / path))
+        except AudioDecodeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=opened, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert "is not a file" in str(errors[0])
 
 
 def test_a_file_that_changes_under_an_open_clip_is_refused(tmp_path: Path) -> None:

@@ -7,15 +7,20 @@ import os
 import re
 import socket
 import struct
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from auscult.errors import AuscultError
 from auscult.review import app as review_app
-from auscult.review.app import create_app
+from auscult.review import connections, security
+from auscult.review.app import create_app, server_config
 from auscult.review.listening import listen
 from auscult.review.replies import page_files
 from auscult.review.security import MAX_BODY, SAFE_HEADERS, host_allowed
@@ -210,6 +215,88 @@ def test_bodies_are_small(web: TestClient, audit: Path) -> None:
     assert stored(audit) == 0
 
 
+def test_the_decision_on_a_large_cluster_fits(web: TestClient) -> None:
+    clips = [f"freesound/field-recordings/2019/collection-0007/take-{number:06d}.wav" for number in range(2000)]
+    event = {"event_id": "e" * 10, "cluster_key": "none", "decision": "not_duplicates", "groups": [[one] for one in clips]}
+    event |= {"kept": clips, "reviewer": "ann", "note": ""}
+    headers = {"Origin": ORIGIN}
+    assert web.post("/api/clusters", json=event, headers=headers).json()["error"].startswith("no such cluster")  # it was read
+    assert web.post("/api/verdicts", json=event, headers=headers).status_code == 413
+    assert web.post("/api/clusters", json={**event, "note": "x" * (1 << 20)}, headers=headers).status_code == 413
+
+
+@contextmanager
+def running(audit: Path) -> Iterator[int]:
+    """The port of a server like the command's."""
+    place = listen(port=0)
+    server = uvicorn.Server(server_config(create_app(audit, reviewer="ann", allowed_hosts=place.allowed_hosts)))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [place.socket]})
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield place.socket.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def open_ones(held: list[socket.socket]) -> int:
+    """How many connections the server has not closed."""
+    left = 0
+    for one in held:
+        one.setblocking(False)
+        try:
+            left += one.recv(1) != b""
+        except BlockingIOError:
+            left += 1
+        except OSError:
+            pass
+    return left
+
+
+def test_half_requests_shut_nobody_out(audit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "CONNECTIONS", 20)
+    monkeypatch.setattr(connections, "REQUEST_S", 3.0)
+    with running(audit) as port, ExitStack() as stack:
+        held = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 10)) for _ in range(60)]
+        with suppress(OSError):
+            for one in held:
+                one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX:")
+        began = time.monotonic()
+        assert raw(port, "/api/session").startswith(b"HTTP/1.1 200")
+        assert time.monotonic() - began < 2
+        assert open_ones(held) <= 20
+        while open_ones(held) and time.monotonic() - began < 8:
+            time.sleep(0.1)
+        assert open_ones(held) == 0
+
+
+def test_half_a_request_after_a_whole_one_is_not_waited_for(audit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "REQUEST_S", 0.5)
+    with running(audit) as port, socket.create_connection(("127.0.0.1", port), 10) as one:
+        one.sendall(f"GET /favicon.ico HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        assert one.recv(65_536).startswith(b"HTTP/1.1 204")
+        one.sendall(b"GET / HTTP/1.1\r\nX:")
+        one.settimeout(5)
+        with suppress(ConnectionError):
+            assert one.recv(1) == b""
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(audit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "BODY_S", 0.5)
+    with running(audit) as port, socket.create_connection(("127.0.0.1", port), 10) as one:
+        address = f"127.0.0.1:{port}"
+        headers = f"Host: {address}\r\nOrigin: http://{address}\r\nContent-Type: application/json\r\nContent-Length: 99\r\n"
+        one.sendall(f"POST /api/verdicts HTTP/1.1\r\n{headers}\r\n{{".encode())
+        one.settimeout(5)
+        answer = b""
+        while part := one.recv(65_536):
+            answer += part
+        assert answer.startswith(b"HTTP/1.1 408")
+    assert stored(audit) == 0
+
+
 # --- the token ------------------------------------------------------------------------------------------------------
 
 
@@ -246,9 +333,30 @@ def test_the_token_becomes_a_cookie(audit: Path) -> None:
         assert web.get(f"/?token={TOKEN}", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
 
 
-def test_the_token_is_compared_in_constant_time(audit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from auscult.review import security
+@pytest.mark.parametrize(
+    "others",
+    ["theme", 'prefs={"a":1}', "path=/x", "version=3", "a(b)=1", "s=a b", 'other="2|1:0|x"', "=", "", "auscult_review_80=x"],
+)
+def test_cookies_of_other_programs_do_not_hide_ours(audit: Path, others: str) -> None:
+    with client(audit, token=TOKEN) as web:
+        for cookies in (f"{others}; auscult_review_8765={TOKEN}", f"auscult_review_8765={TOKEN};{others}"):
+            assert web.get("/api/session", headers={"Cookie": cookies}).status_code == 200, cookies
 
+
+def test_who_is_let_in_is_asked_for_a_name(audit: Path) -> None:
+    app = create_app(audit, token=TOKEN, allowed_hosts=(HOST,))
+    with TestClient(app, base_url=ORIGIN, headers={"Cookie": f"auscult_review_8765={TOKEN}", "Origin": ORIGIN}) as web:
+        assert web.get("/api/session").json()["reviewer"] is None
+        nobody = {name: value for name, value in EVENT.items() if name != "reviewer"}
+        for event in (nobody, {**nobody, "reviewer": None}):
+            assert web.post("/api/verdicts", json=event).status_code == 400
+            assert web.post("/api/clusters", json=event).status_code == 400
+        assert web.post("/api/verdicts", json=EVENT).status_code == 201
+    with TestClient(create_app(audit, allowed_hosts=(HOST,)), base_url=ORIGIN) as web:
+        assert web.get("/api/session").json()["reviewer"] == review_app.login_name()
+
+
+def test_the_token_is_compared_in_constant_time(audit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
     honest = security.hmac.compare_digest
 
@@ -339,11 +447,6 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.skipif(os.name != "posix", reason="symbolic links")
 def test_only_listed_files_of_the_page_are_served(audit: Path, planted: Path) -> None:
-    import threading
-    import time
-
-    import uvicorn
-
     assert set(page_files(planted)) == {"index.html", "page.js"}
     place = listen(port=0)
     port = place.socket.getsockname()[1]

@@ -40,6 +40,14 @@ STREAMED_SIZE = 0x7FFF_0000
 SHORT_S = 0.1
 TAIL_SHARE = 0.05  # a remainder shorter than this share of a window is cut, as the audit paper cuts what is over
 
+# What FFmpeg may take a file for, and where it may look: a playlist (HLS, DASH, concat, SDP) called .wav would lead it to
+# files that no corpus names, or to the network.
+PLAIN_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,mp3,flac,ogg,wav,w64,aiff,caf,au,asf,xwma,avi,mpegts,mpeg,flv,amr,amrnb,amrwb,"
+    "ape,ac3,eac3,dts,dtshd,wv,tta,tak,truehd,mlp,loas,mpc,mpc8,gsm,dsf,iff,rm,voc,mxf,nut,shn,oma,qcp,sox,nistsphere"
+)
+AV_OPTIONS = {"format_whitelist": PLAIN_CONTAINERS, "protocol_whitelist": "file"}
+
 _CUT_SHORT = re.compile(r"^data\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)  # libsndfile's log of a truncated WAV
 
 
@@ -190,7 +198,7 @@ class AudioStream:
         except ImportError:
             raise AudioDecodeError(f"{reason} (AAC, M4A and video need: pip install 'auscult[formats]')") from None
         try:
-            with av.open(source, metadata_errors="ignore") as container:
+            with av.open(source, metadata_errors="ignore", container_options=AV_OPTIONS) as container:
                 if not container.streams.audio:
                     raise AudioDecodeError("holds no audio stream")
                 stream = container.streams.audio[0]

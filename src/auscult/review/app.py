@@ -15,7 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio
 import anyio.to_thread
@@ -33,6 +33,9 @@ from .listening import PORT, listen
 from .media import ClipAudio, close_files
 from .replies import PageFile, cached, digest, json_response, page_file, page_files, ranged
 from .security import LOOPBACK, Guard
+
+if TYPE_CHECKING:
+    import uvicorn
 
 STATIC = Path(__file__).parent / "static"
 CHUNK = 1 << 18  # bytes decoded and sent at once
@@ -64,7 +67,8 @@ def create_app(
     folder
         Of the audit or the deduplication; verdicts go to ``review.db`` there.
     reviewer
-        Who reviews where the page does not say; the login name by default.
+        Who reviews where the page does not say; by default the login name, or, where a token lets others in, nobody: the
+        page asks.
     blind
         Keep scores, p-values, flags, ranks, paths and clip ids on the server, and make every order random.
     order
@@ -98,6 +102,7 @@ def create_app(
         unreviewed=unreviewed,
     )
     files = page_files(STATIC)
+    named = reviewer is not None or token is None
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -107,7 +112,7 @@ def create_app(
         close_files()
 
     app = Starlette(
-        routes=_routes(desk, files),
+        routes=_routes(desk, files, named=named),
         middleware=[Middleware(Guard, allowed_hosts=tuple(allowed_hosts), token=token)],
         exception_handlers={
             HTTPException: _failed,
@@ -133,7 +138,7 @@ def login_name() -> str:
 # --- routes ---------------------------------------------------------------------------------------------------------
 
 
-def _routes(desk: Desk, files: dict[str, PageFile]) -> list[Route]:
+def _routes(desk: Desk, files: dict[str, PageFile], *, named: bool) -> list[Route]:
     async def page(request: Request) -> Response:
         return page_file(request, files, "index.html")
 
@@ -144,7 +149,7 @@ def _routes(desk: Desk, files: dict[str, PageFile]) -> list[Route]:
         return Response(status_code=204)
 
     async def session(request: Request) -> Response:
-        return await _answer(desk.session)
+        return await _answer(lambda: desk.session() | ({} if named else {"reviewer": None}))
 
     async def queue(request: Request) -> Response:
         asked = request.query_params
@@ -158,7 +163,8 @@ def _routes(desk: Desk, files: dict[str, PageFile]) -> list[Route]:
         )
 
     async def pair(request: Request) -> Response:
-        return await _answer(lambda: desk.pair(request.path_params["name"], reviewer=request.query_params.get("reviewer")))
+        asked = request.query_params.get("reviewer")
+        return json_response(await _decoded(request, lambda: desk.pair(request.path_params["name"], reviewer=asked)))
 
     async def pair_difference(request: Request) -> Response:
         facts, _ = await _decoded(request, lambda: desk.difference(request.path_params["name"]))
@@ -189,14 +195,15 @@ def _routes(desk: Desk, files: dict[str, PageFile]) -> list[Route]:
         return await _answer(lambda: desk.cluster_list(reviewer=request.query_params.get("reviewer")))
 
     async def cluster(request: Request) -> Response:
-        return await _answer(lambda: desk.cluster(request.path_params["name"], reviewer=request.query_params.get("reviewer")))
+        asked = request.query_params.get("reviewer")
+        return json_response(await _decoded(request, lambda: desk.cluster(request.path_params["name"], reviewer=asked)))
 
     async def decide(request: Request) -> Response:
-        event = await _event(request)
+        event = await _event(request, named=named)
         return await _answer(lambda: desk.decide(event), status=201)
 
     async def decide_cluster(request: Request) -> Response:
-        event = await _event(request)
+        event = await _event(request, named=named)
         return await _answer(lambda: desk.decide_cluster(event), status=201)
 
     async def stats(request: Request) -> Response:
@@ -225,7 +232,10 @@ def _routes(desk: Desk, files: dict[str, PageFile]) -> list[Route]:
 
 async def _decoded(request: Request, work: Callable[[], T]) -> T:
     """What ``work`` returns, which reads sound: only so many threads at a time do that."""
-    return await anyio.to_thread.run_sync(work, limiter=request.app.state.decoding)
+    try:
+        return await anyio.to_thread.run_sync(work, limiter=request.app.state.decoding)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
 
 
 async def _answer(work: Callable[[], Any], *, status: int = 200) -> Response:
@@ -249,13 +259,15 @@ async def _failed(request: Request, error: Exception) -> Response:
     return json_response({"error": "the server's disk or database failed; what it printed says why"}, 503)
 
 
-async def _event(request: Request) -> dict[str, Any]:
+async def _event(request: Request, *, named: bool) -> dict[str, Any]:
     try:
         event = json.loads(await request.body())
     except (ValueError, RecursionError):
         raise HTTPException(400, "the body is not JSON") from None
     if not isinstance(event, dict):
         raise HTTPException(400, f"the body should be an object, got {type(event).__name__}")
+    if not named and event.get("reviewer") is None:
+        raise HTTPException(400, "reviewer should say who decides; this server was started without a name")
     return event
 
 
@@ -284,8 +296,6 @@ def _view(request: Request) -> dict[str, Any]:
 async def _picture(request: Request, drawn: Callable[[], bytes]) -> Response:
     try:
         content = await _decoded(request, drawn)
-    except ValueError as error:
-        raise HTTPException(400, str(error)) from error
     except OSError as error:
         raise AudioDecodeError(str(error)) from error
     return cached(request, content, "image/png", etag=digest(content), keep="private, max-age=3600")
@@ -302,6 +312,24 @@ async def _sound(request: Request, opened: Callable[[], ClipAudio]) -> Response:
 
 
 # --- serving --------------------------------------------------------------------------------------------------------
+
+
+def server_config(app: Starlette) -> uvicorn.Config:
+    """How uvicorn serves the review."""
+    import uvicorn
+
+    from .connections import Connection
+
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        backlog=64,  # accepted at once: asyncio opens so many before it asks whether there is room for them
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=3,
+        ws="none",
+    )
 
 
 def serve(
@@ -328,21 +356,17 @@ def serve(
     AuscultError
         It cannot listen there, or there is nothing to review.
     """
-    import uvicorn
-
     place = listen(host, port)
     try:
         app = create_app(folder, token=place.token, allowed_hosts=place.allowed_hosts, **options)
     except BaseException:
         place.socket.close()
         raise
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3, ws="none"
-    )
+    import uvicorn
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             ready(place.url)
 
-    Server(config).run(sockets=[place.socket])
+    Server(server_config(app)).run(sockets=[place.socket])

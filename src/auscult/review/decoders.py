@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile as sf
 
+from ..audio import AV_OPTIONS
 from ..corpus.archive import container, open_audio_bytes
 from ..errors import AudioDecodeError, AuscultError
 
@@ -151,7 +153,7 @@ class AvDecoder:
         if isinstance(self._source, io.BytesIO):
             self._source.seek(0)
         try:
-            with av.open(self._source, metadata_errors="ignore") as opened:
+            with av.open(self._source, metadata_errors="ignore", container_options=AV_OPTIONS) as opened:
                 if not opened.streams.audio:
                     raise AudioDecodeError("holds no audio stream")
                 yield opened, opened.streams.audio[0]
@@ -226,12 +228,13 @@ def open_decoder(path: str) -> tuple[Decoder, int]:
 
 def _source(path: str) -> str | io.BytesIO:
     try:
+        if not path.startswith("hf:"):
+            _expect_file(container(path))
         source = open_audio_bytes(path)
         if isinstance(source, str):
+            _expect_file(source)
             with open(source, "rb"):  # says why it cannot be opened; libsndfile only says "System error"
                 pass
-            if not os.path.isfile(source):
-                raise AudioDecodeError("is not a file (a pipe or a device)")
             if os.path.getsize(source) == 0:
                 raise AudioDecodeError("the file is empty")
     except AudioDecodeError:
@@ -239,6 +242,12 @@ def _source(path: str) -> str | io.BytesIO:
     except (OSError, ValueError, LookupError, AuscultError) as error:
         raise AudioDecodeError(f"cannot be opened ({getattr(error, 'strerror', None) or error})") from error
     return source
+
+
+def _expect_file(path: str) -> None:
+    """Asked before it is opened: opening a pipe waits for a writer, for as long as there is none."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise AudioDecodeError("is not a file (a folder, a pipe or a device)")
 
 
 def file_signature(path: str) -> tuple[int, int]:

@@ -7,11 +7,12 @@ import json
 import mimetypes
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -90,9 +91,11 @@ def ranged(request: Request, size: int, chunks: Callable[[int, int], Iterator[by
     pieces = chunks(first, last)
     begun = next(pieces, b"")
 
-    def rest() -> Iterator[bytes]:
+    async def rest() -> AsyncIterator[bytes]:
         yield begun
-        yield from pieces
+        limiter = request.app.state.decoding  # or Starlette would decode in the threads that verdicts need
+        while (piece := await anyio.to_thread.run_sync(next, pieces, None, limiter=limiter)) is not None:
+            yield piece
 
     return StreamingResponse(rest(), status, headers)
 

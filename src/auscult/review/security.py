@@ -8,12 +8,12 @@ load anything but our own files.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 ANY_ADDRESS = "*"  # of allowed hosts: any IP address, but no name, since rebinding needs a name
-MAX_BODY = 64 * 1024  # bytes: a note and a partition of a large cluster fit, a flood does not
+MAX_BODY = 64 * 1024  # bytes: a note fits, a flood does not
+MAX_BODIES = {"/api/clusters": 1024 * 1024}  # the clips of a cluster by name, twice: several thousand
+BODY_S = 10.0  # a body takes at most
 COOKIE = "auscult_review"
 
 POLICY = "; ".join(
@@ -102,10 +104,12 @@ class Guard:
             if not _same(_cookie_of(headers, cookie_name(headers)), self._token):
                 refusal = Refusal(401, "a token is wanted: open the address that `auscult review` printed, with its ?token=")
         if refusal is None and scope["method"] not in {"GET", "HEAD"}:
-            body, refusal = await _small_body(headers, receive)
+            body, refusal = await _small_body(headers, receive, MAX_BODIES.get(scope["path"], MAX_BODY))
             receive = _replay(body, receive)
         if refusal is not None:
-            await _respond(safe_send, refusal.status, refusal.reason)
+            await _respond(
+                safe_send, refusal.status, refusal.reason, {"connection": "close"} if refusal.status == 408 else None
+            )
             return
         try:
             await self._app(scope, receive, safe_send)
@@ -181,11 +185,9 @@ def cookie_name(headers: MutableMapping[str, str]) -> str:
 
 
 def _cookie_of(headers: dict[str, str], name: str) -> str:
-    try:
-        morsel = SimpleCookie(headers.get("cookie", "")).get(name)
-    except CookieError:
-        return ""
-    return "" if morsel is None else morsel.value
+    """The value of a cookie, the last of several; whatever the other cookies of this host look like."""
+    pairs = (pair.partition("=") for pair in headers.get("cookie", "").split(";"))
+    return dict[str, str]((key.strip(), value.strip()) for key, _, value in pairs).get(name, "")
 
 
 def _same(given: str, wanted: str) -> bool:
@@ -206,12 +208,23 @@ def _with_safe_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[byt
     return [(name, value) for name, value in headers if name.lower() not in own] + list(own.items())
 
 
-async def _small_body(headers: dict[str, str], receive: Receive) -> tuple[bytes, Refusal | None]:
-    """The whole body if it is small; it is counted, since what a client says of its length need not be true."""
-    too_large = Refusal(413, f"a body may have {MAX_BODY:,} bytes")
+async def _small_body(headers: dict[str, str], receive: Receive, limit: int) -> tuple[bytes, Refusal | None]:
+    """The whole body if it is small and soon here; counted, since what a client says of its length need not be true."""
     stated = headers.get("content-length", "0")
-    if stated.isdigit() and int(stated) > MAX_BODY:
-        return b"", too_large
+    if stated.isdigit() and int(stated) > limit:
+        return b"", _too_large(limit)
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await _counted_body(receive, limit)
+    except TimeoutError:
+        return b"", Refusal(408, "the request took too long to arrive")
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, f"a body may have {limit:,} bytes")
+
+
+async def _counted_body(receive: Receive, limit: int) -> tuple[bytes, Refusal | None]:
     parts, size = [], 0
     while True:
         message = await receive()
@@ -219,8 +232,8 @@ async def _small_body(headers: dict[str, str], receive: Receive) -> tuple[bytes,
             return b"", Refusal(400, "the request ended early")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > MAX_BODY:
-            return b"", too_large
+        if size > limit:
+            return b"", _too_large(limit)
         if not message.get("more_body", False):
             return b"".join(parts), None
 

@@ -46,15 +46,17 @@ export function within([start, end], full) {
   return [first, first + length];
 }
 
-/** The span whose clock holds at a moment of one side: the one it lies in, the strongest first; outside, the strongest. */
-function spanAt({ spans, strongest }, role, time) {
-  const inside = (span) => span && span[`${role}_start_s`] <= time && time <= span[`${role}_end_s`];
-  return inside(strongest) ? strongest : (spans.find(inside) ?? strongest);
+/** Whether a moment of one side lies in a span. */
+export const inSpan = (span, role, time) => Boolean(span) && span[`${role}_start_s`] <= time && time <= span[`${role}_end_s`];
+
+/** The span that a moment of one side lies in, the strongest first; outside of all, null. */
+export function spanAt({ spans, strongest }, role, time) {
+  return inSpan(strongest, role, time) ? strongest : (spans.find((span) => inSpan(span, role, time)) ?? null);
 }
 
-/** The moment of the other side that matches `time` of side `role`. */
-export function counterpart(alignment, role, time) {
-  const span = spanAt(alignment, role, time);
+/** The moment of the other side that matches `time` of side `role`: by the clock of the span that is looped, else of the one it lies in. */
+export function counterpart(alignment, role, time, looped = null) {
+  const span = looped ?? spanAt(alignment, role, time) ?? alignment.strongest; // outside of all, the strongest's clock holds
   const [q, r] = span ? [span.query_start_s, span.reference_start_s] : [alignment.shift, 0];
   return role === "query" ? r + (time - q) * alignment.tempo : q + (time - r) / alignment.tempo;
 }

@@ -1,9 +1,10 @@
 // Query, reference and their difference as three <audio> elements of which one plays, on one aligned clock.
 
-import { counterpart } from "./alignment.js";
+import { counterpart, inSpan, spanAt } from "./alignment.js";
 
 const EARLY_S = 0.02; // a frame of the screen: the loop turns before the span's end, not after it
 const END_S = 0.03; // this near its end a clip counts as played
+const LOOP_S = 0.1; // a loop of less than this is none
 
 export class Player {
   /** `tell(kind, detail)` hears "state" (something to redraw), "time" (the playhead moved) and "error". */
@@ -50,9 +51,9 @@ export class Player {
   get moment() {
     if (!this.alignment) return { query: 0, reference: 0 };
     const time = this.#sound().currentTime;
-    if (this.side === "reference") return { query: counterpart(this.alignment, "reference", time), reference: time };
+    if (this.side === "reference") return { query: counterpart(this.alignment, "reference", time, this.loop), reference: time };
     const query = this.side === "difference" ? time + this.#differenceStart() : time;
-    return { query, reference: counterpart(this.alignment, "query", query) };
+    return { query, reference: counterpart(this.alignment, "query", query, this.loop) };
   }
 
   /** Play a side from the moment the playhead is at; from its start when that is over. */
@@ -60,6 +61,7 @@ export class Player {
     if (!this.#has(side)) return;
     this.#turnTo(side);
     const sound = this.#sound();
+    this.#leaveLoop();
     if (this.loop) {
       const [start, end] = this.#loopEnds();
       if (sound.currentTime < start - EARLY_S || sound.currentTime >= end - EARLY_S) sound.currentTime = start;
@@ -94,20 +96,18 @@ export class Player {
     const playing = this.playing;
     this.stop();
     this.side = role;
-    const spans = this.alignment.spans;
-    if (this.loop) this.loop = spans.find((span) => span[`${role}_start_s`] <= time && time < span[`${role}_end_s`]) ?? null;
+    if (this.loop && !inSpan(this.loop, role, time)) this.loop = spanAt(this.alignment, role, time);
     this.#sound().currentTime = this.#inside(role, time);
     if (playing) this.#start(this.#sound());
     this.#redraw();
   }
 
   toggleLoop() {
-    const { spans, strongest } = this.alignment;
     if (this.loop) {
       this.loop = null;
     } else {
-      const time = this.moment.query;
-      this.loop = spans.find((span) => span.query_start_s <= time && time < span.query_end_s) ?? strongest;
+      const role = this.side === "reference" ? "reference" : "query";
+      this.loop = spanAt(this.alignment, role, this.moment[role]) ?? this.alignment.strongest;
       if (this.loop) this.play();
     }
     this.#redraw();
@@ -185,6 +185,16 @@ export class Player {
     return [this.loop[`${this.side}_start_s`], this.loop[`${this.side}_end_s`]];
   }
 
+  /** The difference may be of another stretch than the loop; then it is heard from its start. */
+  #leaveLoop() {
+    if (!this.loop || this.side !== "difference") return;
+    const [start, end] = this.#loopEnds();
+    if (end - start >= LOOP_S) return;
+    this.loop = null;
+    this.#sound().currentTime = 0;
+    this.tell("state");
+  }
+
   #start(sound) {
     if (sound.error) sound.load(); // the server was away; ask anew
     sound.play().catch((error) => {
@@ -194,7 +204,8 @@ export class Player {
 
   #ended() {
     if (this.loop) {
-      this.#sound().currentTime = this.#loopEnds()[0];
+      this.#leaveLoop();
+      this.#sound().currentTime = this.loop ? this.#loopEnds()[0] : 0;
       this.#start(this.#sound());
     }
     this.#redraw();
@@ -203,6 +214,7 @@ export class Player {
   #follow() {
     if (!this.alignment) return;
     const sound = this.#sound();
+    this.#leaveLoop(); // how long a difference is, is known once it is loaded
     if (this.loop && !sound.paused && !sound.seeking) {
       const [start, end] = this.#loopEnds();
       if (sound.currentTime >= end - EARLY_S) sound.currentTime = start;
