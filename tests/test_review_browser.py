@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -556,6 +557,50 @@ def test_the_queue_knows_what_was_decided_last(audited: Path, serve: Any, page: 
     assert found == [["b", "a", "c"], "under a minute"]
     page.press("u")
     assert "Untick “undecided only”" in page.text("#said")
+    assert page.errors() == []
+
+
+def test_what_the_session_fixes_and_what_could_not_be_flagged(audited: Path, serve: Any, page: Page) -> None:
+    server = serve(audited)
+    script = """const fetched = window.fetch;
+        window.fetch = async (url, ...rest) => {
+            const answer = await fetched(url, ...rest);
+            if (url !== '/api/session') return answer;
+            const session = await answer.json();
+            return new Response(JSON.stringify({...session, reviewer_fixed: true, flagged_count: 0, rule: 'fdr'}));
+        };"""
+    added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    try:
+        page.open(server.url)
+        page.run("localStorage.setItem('auscult.reviewer.ada', 'mallory')")
+        page.open(server.url)
+        assert page.run(
+            "return document.getElementById('reviewer').disabled && document.getElementById('reviewer-change').hidden"
+        )
+        assert page.text("#reviewer-name") == "ada"
+        page.run("localStorage.clear()")
+        page.until("return document.getElementById('facts').textContent.includes('score')")
+        flagged = page.run("return fetch('/api/pairs/' + arguments[0]).then(r => r.json()).then(p => p.flagged)", page.shown)
+        assert ("τ: none" in page.text("#facts")) == (not flagged)
+    finally:
+        page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+    assert page.errors() == []
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_second_reader_is_not_sent_to_find_one(audited: Path, serve: Any, page: Page, blind: bool) -> None:
+    server = serve(audited, blind=blind)
+    with VerdictStore.open(server.folder) as store:
+        for row in pq.read_table(server.folder / "matches.parquet", filters=[("rank", "=", 1)]).to_pylist():
+            store.add(row["query_id"], row["reference_id"], reviewer="ada", verdict="similar")
+        store.add(row["query_id"], row["reference_id"], reviewer="bob", verdict="similar")
+    page.open(server.url)
+    advice = "return document.getElementById('summary-next').textContent.includes('Have a second person')"
+    if blind:
+        time.sleep(0.5)
+        assert page.run(advice)
+    else:
+        page.until(f"return !({advice[7:]})")
     assert page.errors() == []
 
 
