@@ -165,7 +165,7 @@ def test_verdicts_turn_the_report_from_suspicions_into_a_rate(write_sounds, tmp_
         store.add(clips[0], flagged[0]["reference_id"], reviewer="bob", verdict="unsure")
     page = write_report(result.path).read_text("utf-8")
     assert "ann and bob agree little beyond chance" in page
-    assert f"Of these, 1 unsure, {len(flagged) - 1} on which reviewers disagree." in page
+    assert f"Of these {len(flagged)}, reviewers call 1 unsure and disagree on {len(flagged) - 1}." in page
 
 
 @pytest.mark.parametrize(

@@ -112,4 +112,4 @@ def _disagreements(audit: Audit, store: VerdictStore, found: Verified) -> list[s
     disputed = sum(2 * cast[UNSURE] <= cast.total() for cast in counted)
     if not disputed:
         return []
-    return [f"Of these, {len(counted) - disputed:,} unsure, {disputed:,} on which reviewers disagree."]
+    return [f"Of these {len(counted):,}, reviewers call {len(counted) - disputed:,} unsure and disagree on {disputed:,}."]
