@@ -915,6 +915,20 @@ def test_a_cluster_is_split_and_its_kept_clip_changed(deduplicated: Path, serve:
     assert page.errors() == []
 
 
+def test_undo_brings_a_changed_decision_back(deduplicated: Path, serve: Any, page: Page) -> None:
+    server = serve(deduplicated)
+    page.open(server.url)
+    first = page.decide("a")
+    page.press("[")
+    page.until("return document.getElementById('cluster').dataset.shown === arguments[0]", first)
+    page.decide("d")
+    assert [row["decision"] for row in server.clusters()] == ["not_duplicates"]
+    page.press("u")
+    page.until("return document.getElementById('said').textContent === 'Undone: this cluster is “all one” again.'")
+    assert [row["decision"] for row in server.clusters()] == ["all_one"]
+    assert page.errors() == []
+
+
 def test_clusters_fit_a_phone(deduplicated: Path, serve: Any, page: Page) -> None:
     page.size(*PHONE, touch=True)
     page.open(serve(deduplicated).url)
