@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from auscult.figures import excerpt_mp3, histogram_svg, spectrogram_db, spectrog
 from auscult.report import write_report
 from auscult.report.page import Excerpt, _best_scores, _with_boxes
 from auscult.review.fields import pair_id
+from auscult.review.intervals import share
 from auscult.review.queue import load_pairs
 from auscult.review.sampling import draw_sample
+from auscult.review.statistics import _warnings
 from auscult.review.verdicts import VerdictStore
 from conftest import sound
 
@@ -150,6 +153,29 @@ def test_verdicts_turn_the_report_from_suspicions_into_a_rate(write_sounds, tmp_
     assert page.count('class="verdict-badge replication"') == 4
     assert "<b>heard</b>" not in page
     assert "Share of replications among the verified pairs" in page  # the reliability figure
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert page.count("<svg") == 4 and len(ids) == len(set(ids))  # both figures, for wide and for narrow screens
+    assert "Look at the review again" not in page
+    with VerdictStore.open(result.path) as store:
+        for row in flagged:  # a second reader who hears the opposite of it all
+            verdict = "different" if row["query_id"].startswith("copy") else "replication"
+            store.add(row["query_id"], row["reference_id"], reviewer="bob", verdict=verdict)
+        clips = [row["query_id"] for row in flagged]
+        store.add(clips[0], flagged[0]["reference_id"], reviewer="ann", verdict="unsure")
+        store.add(clips[0], flagged[0]["reference_id"], reviewer="bob", verdict="unsure")
+    page = write_report(result.path).read_text("utf-8")
+    assert "ann and bob agree little beyond chance" in page
+    assert f"Of these {len(flagged)}, reviewers call 1 unsure and disagree on {len(flagged) - 1}." in page
+
+
+@pytest.mark.parametrize(
+    ("right", "trials", "warned"), [(20, 20, False), (8, 10, False), (7, 10, True), (160, 200, True), (195, 200, False)]
+)
+def test_a_reviewer_who_misses_controls_is_named(right: int, trials: int, warned: bool) -> None:
+    found = {"bob": {"sensitivity": asdict(share(right, trials)), "specificity": None, "wrong": ()}}
+    warnings = _warnings([], found)
+    assert bool(warnings) == warned
+    assert all(f"bob recognized {right} of {trials} known copies" in warning for warning in warnings)
 
 
 def test_small_counts_get_more_than_one_label() -> None:

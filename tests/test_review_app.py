@@ -439,6 +439,7 @@ def test_clusters_are_a_gallery(tmp_path: Path) -> None:
 def test_statistics(audit: Path, web: TestClient) -> None:
     assert web.get("/api/stats").json() == {
         "verdicts": 0, "pairs": 0, "reviewers": {}, "rate": None, "precision": None, "agreement": [], "controls": {},
+        "warnings": [],
     }  # fmt: skip
     for number, (reviewer, what) in enumerate([("ann", "replication"), ("bob", "replication")]):
         web.post("/api/verdicts", json=verdict(number, FLAGGED[0], what, reviewer))

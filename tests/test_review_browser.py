@@ -223,8 +223,16 @@ class Page:
     def shown(self) -> str:
         return str(self.run("return document.querySelector('main section:not([hidden])').dataset.shown ?? ''"))
 
+    def seen(self) -> None:
+        """Wait until the pair shown may be decided: nobody decides on what was not there for a moment."""
+        self.until(
+            "const s = document.querySelector('main section:not([hidden])');"
+            "return s.id !== 'pair' || (s.dataset.shown && s.dataset.decidable === s.dataset.shown)"
+        )
+
     def decide(self, key: str) -> str:
         """Press a verdict's key, wait for what comes next; returns the pair decided."""
+        self.seen()
         before = self.shown
         self.press(key)
         self.until(
@@ -294,7 +302,6 @@ def test_a_whole_review_by_keyboard_is_saved_fast_and_ends_in_a_summary(audited:
     wanted = {}
     for number in range(20):
         key = "asdf"[number % 4]
-        time.sleep(0.1)  # a reviewer listens at least that long, while the next pairs are fetched
         wanted[page.decide(key)] = names[key]
         assert page.text("#progress") == f"{number + 1} of {PAIRS} decided"
         assert len(server.verdicts()) == number + 1  # saved before the next pair shows
@@ -451,6 +458,152 @@ def test_a_reload_resumes_and_notes_are_kept(audited: Path, serve: Any, page: Pa
     assert page.errors() == []
 
 
+def test_quick_presses_decide_one_pair(audited: Path, serve: Any, page: Page) -> None:
+    server = serve(audited)
+    page.open(server.url)
+    first = page.shown
+    page.seen()
+    ActionChains(page.driver, duration=0).send_keys("ssss").perform()
+    page.until("return document.getElementById('pair').dataset.shown !== arguments[0]", first)
+    page.seen()
+    assert set(server.verdicts()) == {first}
+    second = page.shown
+    page.decide("a")
+    assert set(server.verdicts()) == {first, second}
+    assert page.errors() == []
+
+
+def test_undo_brings_a_changed_verdict_back_with_its_note(audited: Path, serve: Any, page: Page) -> None:
+    server = serve(audited)
+    page.open(server.url)
+    page.press("n", *"heard twice", Keys.ESCAPE)
+    first = page.decide("a")
+    page.press(Keys.ARROW_LEFT)
+    page.until("return document.getElementById('pair').dataset.shown === arguments[0]", first)
+    page.press("n", *"?!", Keys.ESCAPE)
+    page.until("return document.getElementById('said').textContent === 'Saved: note.'")
+    page.decide("d")
+    assert server.verdicts()[first]["verdict"] == "different"
+    page.press("u")
+    page.until("return document.getElementById('said').textContent === 'Undone: this pair is “replication” again.'")
+    assert server.verdicts()[first] == server.verdicts()[first] | {"verdict": "replication", "note": "heard twice?!"}
+    assert page.text("#progress").startswith("1 of")
+    page.press("u")
+    page.until("return document.getElementById('said').textContent.includes('undecided again')")
+    assert server.verdicts() == {}
+    assert page.errors() == []
+
+
+def test_what_the_server_refuses_can_be_changed_and_sent_again(audited: Path, serve: Any, page: Page) -> None:
+    server = serve(audited)
+    page.open(server.url)
+    first = page.shown
+    page.seen()
+    page.run("document.getElementById('note').value = 'x'.repeat(2001)")
+    page.press("a")
+    page.until("return document.getElementById('banner-text').textContent.includes('at most 2,000 characters')")
+    assert page.shown == first and server.verdicts() == {}
+    page.screenshot("refused")
+    page.run("document.getElementById('note').value = 'shorter'")
+    page.decide("a")
+    assert page.run("return document.getElementById('banner').hidden")
+    assert server.verdicts()[first]["note"] == "shorter"
+    assert [error for error in page.errors() if "400" not in error] == []
+
+
+def test_a_file_that_changed_is_said_to_have_changed(audited: Path, serve: Any, page: Page) -> None:
+    page.open(serve(audited).url)
+    second = page.run("return fetch('/api/queue?reviewer=ada').then(r => r.json()).then(q => q.pairs.at(-1))")
+    page.run(
+        """const [id, fetched] = [arguments[0], window.fetch];
+        window.fetch = async (url, ...rest) => {
+            const answer = await fetched(url, ...rest);
+            if (rest[0]?.method === 'POST')
+                return new Response('{"error": "The file has changed."}', {status: 409});
+            if (!String(url).startsWith('/api/pairs/' + id)) return answer;
+            const pair = await answer.json();
+            pair.query.changed = 'This file has changed since the audit.';
+            return new Response(JSON.stringify(pair));
+        };""",
+        second,
+    )
+    for _ in range(PAIRS - 1):
+        before = page.shown
+        page.press(Keys.ARROW_RIGHT)
+        page.until("return document.getElementById('pair').dataset.shown !== arguments[0]", before)
+    assert page.shown == second
+    assert page.text("#query-plot .altered") == "This file has changed since the audit."
+    assert page.run("return document.querySelector('#reference-plot .altered').hidden")
+    page.seen()
+    page.press("s")
+    page.until("return document.getElementById('banner-text').textContent.includes('The file has changed.')")
+    page.screenshot("changed")
+    assert page.shown == second
+    assert page.text("#progress").startswith("0 of")
+    assert page.errors() == []
+
+
+def test_the_queue_knows_what_was_decided_last(audited: Path, serve: Any, page: Page) -> None:
+    page.open(serve(audited).url)
+    found = page.run(
+        """return Promise.all([import('/static/queue.js'), import('/static/words.js')]).then(([{Queue}, {minutes}]) => {
+            const decided = new Map([['a', 'similar'], ['b', 'unsure'], ['c', 'similar']]);
+            const times = new Map([['a', '2024-01-02'], ['b', '2024-01-03'], ['c', '2024-01-01']]);
+            const queue = new Queue(['a', 'b', 'c', 'd'], decided, true, times);
+            const found = [];
+            while (queue.latest) { found.push(queue.latest); queue.mark(queue.latest, null); }
+            return [found, minutes(0.4)]; })"""
+    )
+    assert found == [["b", "a", "c"], "under a minute"]
+    page.press("u")
+    assert "Untick “undecided only”" in page.text("#said")
+    assert page.errors() == []
+
+
+def test_what_the_session_fixes_and_what_could_not_be_flagged(audited: Path, serve: Any, page: Page) -> None:
+    server = serve(audited)
+    script = """const fetched = window.fetch;
+        window.fetch = async (url, ...rest) => {
+            const answer = await fetched(url, ...rest);
+            if (url !== '/api/session') return answer;
+            const session = await answer.json();
+            return new Response(JSON.stringify({...session, reviewer_fixed: true, flagged_count: 0, rule: 'fdr'}));
+        };"""
+    added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    try:
+        page.open(server.url)
+        page.run("localStorage.setItem('auscult.reviewer.ada', 'mallory')")
+        page.open(server.url)
+        assert page.run(
+            "return document.getElementById('reviewer').disabled && document.getElementById('reviewer-change').hidden"
+        )
+        assert page.text("#reviewer-name") == "ada"
+        page.run("localStorage.clear()")
+        page.until("return document.getElementById('facts').textContent.includes('score')")
+        flagged = page.run("return fetch('/api/pairs/' + arguments[0]).then(r => r.json()).then(p => p.flagged)", page.shown)
+        assert ("τ: none" in page.text("#facts")) == (not flagged)
+    finally:
+        page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+    assert page.errors() == []
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_second_reader_is_not_sent_to_find_one(audited: Path, serve: Any, page: Page, blind: bool) -> None:
+    server = serve(audited, blind=blind)
+    with VerdictStore.open(server.folder) as store:
+        for row in pq.read_table(server.folder / "matches.parquet", filters=[("rank", "=", 1)]).to_pylist():
+            store.add(row["query_id"], row["reference_id"], reviewer="ada", verdict="similar")
+        store.add(row["query_id"], row["reference_id"], reviewer="bob", verdict="similar")
+    page.open(server.url)
+    advice = "return document.getElementById('summary-next').textContent.includes('Have a second person')"
+    if blind:
+        time.sleep(0.5)
+        assert page.run(advice)
+    else:
+        page.until(f"return !({advice[7:]})")
+    assert page.errors() == []
+
+
 def test_two_tabs_lose_no_verdict(audited: Path, serve: Any, page: Page) -> None:
     server = serve(audited)
     page.open(server.url)
@@ -474,6 +627,7 @@ def test_what_a_killed_server_missed_is_kept_and_saved_once(audited: Path, serve
     page.open(server.url)
     page.decide("a")
     pair = page.shown
+    page.seen()
     server.kill()
     page.press("s")
     page.until("return !document.getElementById('banner').hidden")
@@ -667,7 +821,12 @@ def test_a_file_that_is_gone_is_said_to_be_gone(audited: Path, serve: Any, page:
         assert page.run("return document.querySelectorAll('#reference-plot img').length") == 1
         page.press(" ")
         page.until("return document.getElementById('reference-audio').currentTime > 0")
+        page.seen()
+        page.press("a")
+        page.until("return document.getElementById('said').textContent.includes('only “unsure”')")
+        page.screenshot("gone")
         page.decide("f")
+        assert {row["verdict"] for row in server.verdicts().values()} == {"unsure"}
     finally:
         for path in away:
             path.with_suffix(".away").rename(path)
@@ -824,6 +983,20 @@ def test_a_cluster_is_split_and_its_kept_clip_changed(deduplicated: Path, serve:
         "not_duplicates",
     ]
     assert page.text("#summary-title") == "All 2 clusters are decided"
+    assert page.errors() == []
+
+
+def test_undo_brings_a_changed_decision_back(deduplicated: Path, serve: Any, page: Page) -> None:
+    server = serve(deduplicated)
+    page.open(server.url)
+    first = page.decide("a")
+    page.press("[")
+    page.until("return document.getElementById('cluster').dataset.shown === arguments[0]", first)
+    page.decide("d")
+    assert [row["decision"] for row in server.clusters()] == ["not_duplicates"]
+    page.press("u")
+    page.until("return document.getElementById('said').textContent === 'Undone: this cluster is “all one” again.'")
+    assert [row["decision"] for row in server.clusters()] == ["all_one"]
     assert page.errors() == []
 
 

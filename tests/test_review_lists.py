@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,23 @@ def test_report_states_the_review_of_clusters(dedup: Duplicates) -> None:
     page = write_report(dedup.path).read_text("utf-8")
     assert "1 of 3 clusters" in page
     assert "all one</span>" in page
+
+
+def test_the_report_shows_what_people_decided(dedup: Duplicates) -> None:
+    one, two, _ = clusters(dedup)
+    with VerdictStore.open(dedup.path) as store:
+        store.add_cluster(cluster_key(one), reviewer="ann", decision="all_one", groups=[one], kept=[one[2]])
+        store.add_cluster(
+            cluster_key(two), reviewer="ann", decision="not_duplicates", groups=[[clip] for clip in two], kept=two
+        )
+    page = write_report(dedup.path).read_text("utf-8")
+    assert (
+        '<p class="verdict">People decided on 2 of 3 clusters: 4 of 30 clips can be dropped; the machine alone proposed 6.</p>'
+    ) in page
+    shown = re.findall(r'<span class="role">(keep|drop)</span> <span class="path">(.*?)</span>', page)
+    roles = {clip: role for role, clip in shown}
+    kept, dropped = names(dedup, "keep.reviewed.txt"), names(dedup, "drop.reviewed.txt")
+    assert {clip for clip, role in roles.items() if role == "drop"} == dropped
+    assert {clip for clip, role in roles.items() if role == "keep"} <= kept
+    assert page.count("people keep it; the machine:") == 3  # the third of the first cluster, two of the second
+    assert page.count("people drop it; the machine:") == 1

@@ -249,6 +249,7 @@ def reliability_svg(
     *,
     label: str,
     even: bool = False,
+    narrow: bool = False,
 ) -> str:
     """Share of replications among verified pairs, bin by bin of their score or p-value, with intervals, as an SVG element.
 
@@ -264,6 +265,8 @@ def reliability_svg(
         Of the axis of values.
     even
         Draw all bins equally wide, with their edges for ticks: for p-values, which crowd near 0.
+    narrow
+        For a phone: half as wide, so that the text stays readable.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -273,8 +276,9 @@ def reliability_svg(
     place = np.arange(len(edges), dtype=np.float64) if even else edges
     middle, half = (place[1:] + place[:-1])[filled] / 2, np.diff(place)[filled] / 2
     share, low, high = share[filled], low[filled], high[filled]
-    with mpl.rc_context({"svg.hashsalt": "auscult", "font.size": 11, "font.family": "sans-serif", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    salt = "auscult reliability" + " narrow" * narrow  # of the ids that parts of a picture refer to each other by
+    with mpl.rc_context({"svg.hashsalt": salt, "font.size": 11, "font.family": "sans-serif", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(3.8, 3.2) if narrow else (7.2, 3.2), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         axes.hlines(share, middle - half, middle + half, color=QUERY_COLOR, linewidth=2)
@@ -285,11 +289,11 @@ def reliability_svg(
         axes.set_ylim(-0.03, 1.12)
         axes.set_yticks(np.linspace(0, 1, 6), [f"{percent} %" for percent in range(0, 101, 20)])
         if even:
-            axes.set_xticks(place, [f"{edge:.3g}" for edge in edges])
+            axes.set_xticks(place, [f"{edge:.3g}" for edge in edges], rotation=45 if narrow else 0)
         axes.set_xlabel(label)
         axes.set_ylabel("replications among verified")
         axes.spines[["top", "right"]].set_visible(False)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    return _only_ids_in_use(svg[svg.index("<svg") :])

@@ -38,8 +38,9 @@ from ..figures import (
 )
 from ..folders import Progress, no_progress, read_card, write_text
 from ..review.fields import pair_id
+from ..review.lists import ReviewedLists
 from ..review.verified import REPLICATION
-from .verification import reviewed_clusters, verdicts_by_pair, verification
+from .verification import review_warnings, reviewed_clusters, verdicts_by_pair, verification, wide_and_narrow
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ def _audit_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
     machine = audit_verdict(card)
     sentence = machine if verified is None else verified["statistics"]["rate"]["sentence"]
     context = {"pairs": pairs, "flagged": flagged, "histogram": Markup(histogram), "verdict": sentence}
-    context |= {"verified": verified, "machine_verdict": machine}
+    context |= {"verified": verified, "machine_verdict": machine, "review_warnings": review_warnings(folder)}
     return {**context, "two_stage": "spans" in matches.column_names}
 
 
@@ -183,6 +184,16 @@ def dedup_verdict(card: dict[str, Any]) -> str:
     )
 
 
+def reviewed_verdict(card: dict[str, Any], reviewed: ReviewedLists) -> str:
+    """The finding of a deduplication as people decided it, beside what the machine alone proposed."""
+    counts = card["counts"]
+    what = "have a copy in the other set and can be dropped" if card["mode"] == "leakage" else "can be dropped"
+    return (
+        f"People decided on {len(reviewed.decisions):,} of {counts['clusters']:,} clusters: {len(reviewed.dropped):,} of "
+        f"{counts['clips']:,} clips {what}; the machine alone proposed {counts['dropped']:,}."
+    )
+
+
 def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> dict[str, Any]:
     dedup = Duplicates(folder, card)
     clusters: dict[int, list[dict[str, Any]]] = {}
@@ -190,20 +201,29 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
         clusters.setdefault(row["cluster_id"], []).append(row)
     pairs = dedup.pairs().to_pylist()
     best = _best_scores(clusters, pairs)
+    verdicts, reviewed = verdicts_by_pair(folder), reviewed_clusters(dedup)
     largest = sorted(clusters.values(), key=lambda rows: (-len(rows), -best[rows[0]["cluster_id"]], rows[0]["cluster_id"]))
     gallery = []
     for number, rows in enumerate(largest[:MAX_CLUSTERS], 1):
         members = []
         for row in rows[:MAX_MEMBERS]:
-            role = "reference" if row["keep"] else "query"
+            keep = row["keep"] if reviewed is None else row["set"] == "against" or row["clip_id"] not in reviewed.dropped
+            role = "reference" if keep else "query"
             facts = {f"{role}_path": row["path"], f"{role}_id": row["clip_id"], f"{role}_caption": row["caption"]}
             facts[f"{role}_offset_s"] = row["start_s"]
-            members.append({**row, "excerpt": _excerpt(facts, role, 0.0, min(row["duration_s"], EXCERPT_S))})
+            changed = keep != row["keep"]  # by people
+            members.append(
+                {
+                    **row,
+                    "keep": keep,
+                    "changed": changed,
+                    "excerpt": _excerpt(facts, role, 0.0, min(row["duration_s"], EXCERPT_S)),
+                }
+            )
         gallery.append({"members": members, "more": len(rows) - len(members), "rows": rows, "first": rows[0]})
         progress(number, min(len(largest), MAX_CLUSTERS), "clusters drawn")
     starts = _starts(folder)
     open_pairs = [row for row in pairs if not row["duplicate"]]
-    verdicts, reviewed = verdicts_by_pair(folder), reviewed_clusters(dedup)
     for row in open_pairs:
         row["verdicts"] = verdicts.get(pair_id(row["first_id"], row["second_id"]), [])
     top1 = dedup.top1()["score"].drop_null().to_numpy()
@@ -213,8 +233,10 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
         "all_clusters": len(largest),
         "open_pairs": [_open_pair(row, starts) for row in open_pairs[:CLOSEST_PAIRS]],
         "histogram": Markup(histogram),
-        "verdict": dedup_verdict(card),
+        "verdict": dedup_verdict(card) if reviewed is None else reviewed_verdict(card, reviewed),
+        "machine_verdict": dedup_verdict(card),
         "reviewed": reviewed,
+        "review_warnings": review_warnings(dedup.path),
     }
 
 
@@ -329,9 +351,8 @@ def _excerpt(
 
 
 def _charts(sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], **options: Any) -> str:
-    """The histogram twice, for wide and for narrow screens; the style sheet shows one of them."""
     wide, narrow = (histogram_svg(sets, narrow=narrow, **options) for narrow in (False, True))
-    return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
+    return wide_and_narrow(wide, narrow)
 
 
 def _data_uri(kind: str, data: bytes) -> str:

@@ -59,7 +59,7 @@ def verification(audit: Audit) -> dict[str, Any] | None:
     found = audit_reliability(matches, consensus, column=binned, bins=P_VALUE_EDGES if by_p_value else 8)
     figure = None
     if int(np.sum(found.verified)) >= FEWEST_FOR_FIGURE:
-        figure = Markup(
+        wide, narrow = (
             reliability_svg(
                 found.edges,
                 found.share,
@@ -68,14 +68,30 @@ def verification(audit: Audit) -> dict[str, Any] | None:
                 found.verified,
                 label="p-value" if by_p_value else "score",
                 even=by_p_value,
+                narrow=narrow,
             )
+            for narrow in (False, True)
         )
+        figure = Markup(wide_and_narrow(wide, narrow))
     return {
         "statistics": statistics,
         "average_precision": average_precision,
         "reliability": figure,
         "binned": "p-value" if by_p_value else "score",
     }
+
+
+def review_warnings(folder: Path) -> list[str]:
+    """Why the verdicts on a folder can be relied on less than their number says; empty without a review."""
+    if not (folder / REVIEW_DB).is_file():
+        return []
+    with VerdictStore.open(folder) as store:
+        return list(review_statistics(folder, store)["warnings"])
+
+
+def wide_and_narrow(wide: str, narrow: str) -> str:
+    """A figure twice, for wide and for narrow screens; the style sheet shows one of them."""
+    return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
 
 
 def reviewed_clusters(dedup: Duplicates) -> ReviewedLists | None:

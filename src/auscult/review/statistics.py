@@ -12,8 +12,12 @@ from ..audit import Audit
 from ..folders import read_card
 from .agreement import against_controls, agreement
 from .estimate import stratified_rate
+from .fields import pair_id
 from .verdicts import VERDICTS, VerdictStore
-from .verified import precision, verified_clips
+from .verified import UNSURE, Verified, precision, verified_clips
+
+LEAST_KAPPA = 0.6  # "substantial" agreement begins there
+LEAST_CONTROL, LEAST_CONTROL_HIGH = 0.8, 0.9  # share of controls recognized, and the upper bound of its interval
 
 
 def review_statistics(folder: Path, store: VerdictStore, *, counts_only: bool = False) -> dict[str, Any]:
@@ -33,7 +37,8 @@ def review_statistics(folder: Path, store: VerdictStore, *, counts_only: bool = 
     -------
     dict
         ``verdicts``, ``pairs`` and, by name, ``reviewers``; of an audit ``rate`` and ``precision`` (None as long as no verdict
-        tells); ``agreement`` of every two reviewers, and ``controls`` by reviewer.
+        tells); ``agreement`` of every two reviewers, ``controls`` by reviewer, and ``warnings``: sentences about reviewers who
+        agree too little or miss controls.
     """
     latest = store.latest()
     names, verdicts = latest["reviewer"].to_pylist(), latest["verdict"].to_pylist()
@@ -60,7 +65,28 @@ def review_statistics(folder: Path, store: VerdictStore, *, counts_only: bool = 
     answer["controls"] = {
         name: asdict(result) for name, result in on_controls.items() if result.sensitivity or result.specificity
     }
+    answer["warnings"] = _warnings(answer["agreement"], answer["controls"])
     return answer
+
+
+def _warnings(pairs: list[dict[str, Any]], controls: dict[str, dict[str, Any]]) -> list[str]:
+    """What makes the verdicts less reliable than their number says."""
+    found = []
+    for one in pairs:
+        if one["kappa"] is not None and one["kappa"]["kappa"] < LEAST_KAPPA:
+            found.append(
+                f"{one['first']} and {one['second']} agree little beyond chance (Cohen's kappa {one['kappa']['kappa']:.2f} on "
+                f"{one['pairs']:,} pairs, below {LEAST_KAPPA:g}): settle what counts as a replication, then decide these again."
+            )
+    for name, result in controls.items():
+        for measure, what in (("sensitivity", "known copies"), ("specificity", "known non-copies")):
+            value = result[measure]
+            if value and (value["value"] < LEAST_CONTROL or value["high"] < LEAST_CONTROL_HIGH):
+                found.append(
+                    f"{name} recognized {value['successes']:,} of {value['trials']:,} {what} among the controls "
+                    f"({value['value']:.0%}): the verdicts of {name} may be wrong as often on the other pairs."
+                )
+    return found
 
 
 def _estimates(audit: Audit, store: VerdictStore) -> dict[str, Any]:
@@ -69,6 +95,21 @@ def _estimates(audit: Audit, store: VerdictStore) -> dict[str, Any]:
     found = verified_clips(audit.queries(), consensus, matches=audit.matches(), samples=store.samples())
     if not any(tally.verified for tally in found.tallies):
         return {"rate": None, "precision": None}
-    rate = stratified_rate(found.tallies, extra=found.extra, notes=found.notes)
+    rate = stratified_rate(found.tallies, extra=found.extra, notes=(*found.notes, *_disagreements(audit, store, found)))
     flagged = found.tallies[0]
     return {"rate": asdict(rate), "precision": asdict(precision(flagged)) if flagged.verified else None}
+
+
+def _disagreements(audit: Audit, store: VerdictStore, found: Verified) -> list[str]:
+    """A sentence that tells pairs that reviewers call unsure from those on which they disagree, which count alike."""
+    votes: dict[str, Counter[str]] = {}
+    latest = store.latest()
+    for pair, verdict in zip(latest["pair_id"].to_pylist(), latest["verdict"].to_pylist(), strict=True):
+        votes.setdefault(pair, Counter())[verdict] += 1
+    queries = audit.queries()
+    best = zip(queries["query_id"].to_pylist(), queries["reference_id"].to_pylist(), strict=True)
+    counted = [votes[pair_id(*pair)] for pair in best if pair[1] is not None and found.clips.get(pair[0]) == UNSURE]
+    disputed = sum(2 * cast[UNSURE] <= cast.total() for cast in counted)
+    if not disputed:
+        return []
+    return [f"Of these {len(counted):,}, reviewers call {len(counted) - disputed:,} unsure and disagree on {disputed:,}."]

@@ -36,6 +36,7 @@ export const getPair = (id, reviewer) => request(`/api/pairs/${encodeURIComponen
 export const getClusters = (reviewer) => request(`/api/clusters?${asked({ reviewer })}`);
 export const getCluster = (key, reviewer) => request(`/api/clusters/${encodeURIComponent(key)}?${asked({ reviewer })}`);
 export const getDifference = (pair) => request(pair.difference_url ?? `/api/pairs/${encodeURIComponent(pair.pair_id)}/difference`);
+export const getStatistics = () => request("/api/stats");
 export const postVerdict = (event) => post("/api/verdicts", event);
 export const postCluster = (event) => post("/api/clusters", event);
 

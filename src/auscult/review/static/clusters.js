@@ -30,6 +30,7 @@ export class ClusterScreen {
 
   async open(key = this.app.queue.current) {
     this.wanted = key;
+    this.app.saver.dismiss();
     let cluster;
     try {
       cluster = await getCluster(key, this.app.reviewer);
@@ -88,7 +89,7 @@ export class ClusterScreen {
       note: byId("cluster-note").value.trim(),
     };
     if (!(await app.saver.save(event, `“${NAMES[decision]}” for this cluster`, postCluster))) return;
-    this.done.push(cluster.cluster_key);
+    this.done.push({ key: cluster.cluster_key, previous: cluster.decision ? cluster : null });
     app.decided(cluster.cluster_key, decision);
     say(`Saved: ${NAMES[decision]}.`);
     if (app.queue.advance()) this.open();
@@ -99,16 +100,19 @@ export class ClusterScreen {
     const { app } = this;
     if (app.saver.busy) return;
     const shown = this.cluster?.cluster_key;
-    const key = this.done.at(-1) ?? (app.queue.decided.has(shown) ? shown : null);
-    if (!key) return say("Nothing to undo here. Go back with [ to a decided cluster, then press U.");
-    const event = { event_id: eventId(), cluster_key: key, reviewer: app.reviewer, decision: "withdrawn", groups: [], kept: [], note: "" };
+    const last = this.done.at(-1);
+    const key = last?.key ?? (app.queue.decided.has(shown) ? shown : app.queue.latest);
+    if (!key) return say("Nothing to undo here. Untick “undecided only” (above, Queue), go back with [ to the cluster, then press U.");
+    const again = last?.previous?.decision ?? null;
+    const { decision, groups, kept, note } = last?.previous ?? { decision: "withdrawn", groups: [], kept: [], note: "" };
+    const event = { event_id: eventId(), cluster_key: key, reviewer: app.reviewer, decision, groups, kept, note };
     if (!(await app.saver.save(event, "the undo", postCluster))) return;
-    this.done = this.done.filter((other) => other !== key);
-    app.decided(key, null);
+    this.done.pop();
+    app.decided(key, again, true);
     app.queue.goTo(key);
     app.show("cluster");
     await this.open(key);
-    say("Undone: this cluster is undecided again.");
+    say(again ? `Undone: this cluster is “${NAMES[again]}” again.` : "Undone: this cluster is undecided again.");
   }
 
   key(event, name) {

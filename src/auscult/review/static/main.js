@@ -1,6 +1,6 @@
 // The app around the screens: session, reviewer, queue picker, progress, keys, help.
 
-import { getClusters, getQueue, getSession } from "./api.js";
+import { getClusters, getQueue, getSession, getStatistics } from "./api.js";
 import { ClusterScreen } from "./clusters.js";
 import { PairScreen } from "./pairs.js";
 import { Pace, Queue } from "./queue.js";
@@ -32,9 +32,9 @@ function show(screen) {
 }
 
 /** A verdict was acknowledged (null: taken back); other tabs hear of it. */
-function decided(id, verdict) {
+function decided(id, verdict, undone = false) {
   app.queue.mark(id, verdict);
-  if (verdict) app.pace.note();
+  if (verdict && !undone) app.pace.note();
   tabs?.postMessage({ folder: app.session.folder ?? app.session.title, reviewer: app.reviewer, id, verdict });
   progress();
 }
@@ -70,10 +70,18 @@ function finished() {
   const folder = session.folder ?? session.title;
   const next = [];
   if (session.sample && app.set === "listed") next.push(["Go through the drawn sample, too (above, Queue): flagged pairs alone cannot give a rate."]);
-  if (session.kind === "audit") next.push(["Have a second person decide under another name; their agreement is part of the result."]);
+  const second = element("span", { text: "Have a second person decide under another name; their agreement is part of the result." });
+  if (session.kind === "audit") next.push([second]);
   next.push(["Stop the server with Ctrl+C, then write the report with these verdicts: ", element("code", { text: `auscult report ${folder}` })]);
   byId("summary-next").replaceChildren(...next.map((parts) => element("li", {}, ...parts)));
   byId("summary").focus();
+  if (session.kind === "audit" && !session.blind) withoutSecond(second.parentElement);
+}
+
+/** Who reads these results with others needs no advice to find them. */
+async function withoutSecond(advice) {
+  const { reviewers } = await getStatistics().catch(() => ({}));
+  if (Object.keys(reviewers ?? {}).some((name) => name !== app.reviewer)) advice.remove();
 }
 
 /** Fetch the queue chosen above and open its first undecided pair. */
@@ -92,10 +100,11 @@ async function openQueue() {
     if (set === "clusters") {
       const rows = (await getClusters(app.reviewer)).clusters;
       const done = new Map(rows.filter((row) => row.decision).map((row) => [row.cluster_key, row.decision]));
-      app.queue = new Queue(rows.map((row) => row.cluster_key), done, undecided);
+      const times = new Map(rows.filter((row) => row.decision && row.decided_at).map((row) => [row.cluster_key, row.decided_at]));
+      app.queue = new Queue(rows.map((row) => row.cluster_key), done, undecided, times);
     } else {
       const answer = await getQueue(app.reviewer, order, set === "sample" ? "sample" : "listed");
-      app.queue = new Queue(answer.pairs, new Map(Object.entries(answer.decided)), undecided);
+      app.queue = new Queue(answer.pairs, new Map(Object.entries(answer.decided)), undecided, new Map(Object.entries(answer.decided_at ?? {})));
     }
   } catch (error) {
     banner(`The queue could not be fetched. ${error.message}`, [["Retry (R)", openQueue]]);
@@ -191,7 +200,9 @@ async function start() {
   const { session } = app;
   byId("title").textContent = session.title;
   document.title = `${session.title} · auscult review`;
-  app.reviewer = localStorage.getItem(nameKey()) ?? session.reviewer ?? "";
+  app.reviewer = (session.reviewer_fixed ? null : localStorage.getItem(nameKey())) ?? session.reviewer ?? "";
+  byId("reviewer").disabled = Boolean(session.reviewer_fixed);
+  byId("reviewer-change").hidden = Boolean(session.reviewer_fixed);
   if (!app.reviewer) await askName();
   pairs = new PairScreen(app);
   clusters = new ClusterScreen(app);

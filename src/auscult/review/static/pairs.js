@@ -9,6 +9,7 @@ import { byId, kilohertz, onClick, probability, residualInWords, seconds, showPa
 
 const AHEAD = 3;
 const ZOOM = 2;
+const LOOK_MS = 400; // no verdict on a pair that was shown for less; two quick presses decide one pair
 const HINT = "Tab switches between the two at the same moment · Esc moves the focus to the controls · ? shows all keys";
 const ROLES = ["query", "reference"];
 
@@ -18,7 +19,8 @@ export class PairScreen {
     this.app = app;
     this.pairs = new Map(); // id to a promise of the pair
     this.notes = new Map(); // drafts
-    this.done = []; // of this tab, for undo
+    this.done = []; // of this tab, for undo: {id, previous: {verdict, note} or null}
+    this.decidable = null; // id of the pair that has been shown for long enough
     this.detour = null; // another candidate of the query, which is not in the queue
     this.alignment = null;
     const sounds = Object.fromEntries([...ROLES, "difference"].map((role) => [role, byId(`${role}-audio`)]));
@@ -48,6 +50,8 @@ export class PairScreen {
 
   async open(id = this.app.queue.current) {
     this.wanted = id;
+    this.#seen(null);
+    this.app.saver.dismiss();
     byId("pair").setAttribute("aria-busy", "true");
     let pair;
     try {
@@ -67,6 +71,7 @@ export class PairScreen {
     if (this.wanted !== id) return;
     byId("pair").dataset.shown = id;
     byId("pair").setAttribute("aria-busy", "false");
+    this.looking = setTimeout(() => this.#seen(id), LOOK_MS);
     if (this.decidedAt) {
       const start = this.decidedAt;
       this.decidedAt = null;
@@ -78,6 +83,14 @@ export class PairScreen {
   leave() {
     this.player.stop();
     this.wanted = null;
+    this.#seen(null);
+  }
+
+  /** From now on the pair may be decided; null: none may. */
+  #seen(id) {
+    clearTimeout(this.looking);
+    this.decidable = id;
+    byId("pair").dataset.decidable = id ?? "";
   }
 
   step(by) {
@@ -91,6 +104,11 @@ export class PairScreen {
     const { app } = this;
     const pair = this.alignment?.pair;
     if (!pair || app.saver.busy || this.wanted !== pair.pair_id) return;
+    if (this.decidable !== pair.pair_id) return say("Not saved: this pair was not yet to be seen. Look, then decide.");
+    const gone = ROLES.filter((role) => pair[role].missing || this.view.failed.has(role));
+    if (gone.length && verdict !== "unsure") return say(`Not saved: the ${gone.join(" and the ")} cannot be seen or heard, so only “unsure” (F) can be said.`);
+    const before = app.queue.decided.get(pair.pair_id) ?? pair.verdict;
+    const previous = before ? { verdict: before, note: pair.note ?? "" } : null;
     this.decidedAt = performance.now();
     const note = byId("note").value.trim();
     const event = { event_id: eventId(), pair_id: pair.pair_id, reviewer: app.reviewer, verdict, note };
@@ -102,7 +120,7 @@ export class PairScreen {
       return;
     }
     this.#keep(pair, verdict, note);
-    this.done.push(pair.pair_id);
+    this.done.push({ id: pair.pair_id, previous });
     app.decided(pair.pair_id, verdict);
     say(`Saved: ${verdict}.`);
     if (this.detour) {
@@ -121,21 +139,24 @@ export class PairScreen {
     const { app } = this;
     if (app.saver.busy) return;
     const shown = this.alignment?.pair.pair_id;
-    const id = this.done.at(-1) ?? (app.queue.decided.has(shown) ? shown : null);
-    if (!id) return say("Nothing to undo here. Go back with ← to a decided pair, then press U.");
-    const event = { event_id: eventId(), pair_id: id, reviewer: app.reviewer, verdict: "withdrawn", note: "" };
+    const last = this.done.at(-1);
+    const id = last?.id ?? (app.queue.decided.has(shown) ? shown : app.queue.latest);
+    if (!id) return say("Nothing to undo here. Untick “undecided only” (above, Queue), go back with ← to the pair, then press U.");
+    const { verdict, note } = last?.previous ?? { verdict: "withdrawn", note: "" };
+    const again = last?.previous ? verdict : null;
+    const event = { event_id: eventId(), pair_id: id, reviewer: app.reviewer, verdict, note };
     if (!(await app.saver.save(event, "the undo", postVerdict))) return;
-    this.done = this.done.filter((other) => other !== id);
+    this.done.pop();
     const pair = await this.#fetch(id).catch(() => null);
     if (pair) {
-      this.notes.set(id, pair.note ?? "");
-      this.#keep(pair, null, "");
+      if (!again) this.notes.set(id, pair.note ?? "");
+      this.#keep(pair, again, note);
     }
-    app.decided(id, null);
+    app.decided(id, again, true);
     this.detour = app.queue.goTo(id) ? null : id;
     app.show("pair");
     await this.open(id);
-    say("Undone: this pair is undecided again.");
+    say(again ? `Undone: this pair is “${again}” again.` : "Undone: this pair is undecided again.");
   }
 
   key(event, name) {
@@ -231,7 +252,7 @@ export class PairScreen {
     };
     if (pair.score !== undefined && pair.score !== null) {
       const flagged = pair.flagged === undefined ? "" : pair.flagged ? " · flagged" : " · not flagged";
-      const tau = Number.isFinite(pair.tau) ? ` (τ ${pair.tau.toFixed(2)}${flagged})` : "";
+      const tau = !Number.isFinite(pair.tau) ? "" : this.#nothingFlagged(pair) ? " (τ: none, nothing could be flagged)" : ` (τ ${pair.tau.toFixed(2)}${flagged})`;
       fact("score", `${pair.score.toFixed(2)}${tau}`, "How close the two are, beyond what is usual; at τ and above a pair is flagged");
     } else if (this.app.session.blind) {
       fact("blind:", "scores and paths are withheld", "The server does not send them");
@@ -242,6 +263,14 @@ export class PairScreen {
     if (Number.isFinite(pair.tempo) && Math.abs(pair.tempo - 1) > 1e-3) fact("tempo", `× ${pair.tempo.toFixed(3)}`, "Reference seconds per query second; the pictures meet where the strongest span begins");
     if (Number.isFinite(pair.pitch_semitones) && Math.abs(pair.pitch_semitones) > 0.05) fact("pitch", `${signed(pair.pitch_semitones, 1)} semitones`, "By which the query lies above the reference");
     return facts;
+  }
+
+  /** Whether no score was high enough to be flagged: the threshold then lies just above the highest, and says nothing. */
+  #nothingFlagged(pair) {
+    const { session } = this.app;
+    const flagged = session.flagged_count ?? session.counts?.flagged;
+    if (flagged !== 0 || pair.flagged) return false;
+    return session.rule === undefined ? pair.tau.toFixed(2) === pair.score.toFixed(2) : session.rule === "fdr";
   }
 
   /** Buttons to the lower ranks of the same query, and back. */

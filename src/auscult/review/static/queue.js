@@ -6,9 +6,10 @@ const BREAK_S = 120; // a pause longer than this is no time spent on a pair
 const RECENT = 20;
 
 export class Queue {
-  /** `ids` in order; `decided`: Map of id to verdict. With `undecided`, only what is undecided now is gone through. */
-  constructor(ids, decided, undecided) {
+  /** `ids` in order; `decided`: Map of id to verdict; `times`: Map of id to when that was, where known. With `undecided`, only what is undecided now is gone through. */
+  constructor(ids, decided, undecided, times = new Map()) {
     this.all = ids;
+    this.times = times;
     this.decided = decided;
     this.list = undecided ? ids.filter((id) => !decided.has(id)) : ids;
     this.undecided = undecided;
@@ -20,6 +21,15 @@ export class Queue {
 
   get current() {
     return this.list[this.place] ?? null;
+  }
+
+  /** What the reviewer decided last of this queue, before the page was opened; null if unknown. */
+  get latest() {
+    let latest = null;
+    for (const [id, time] of this.times) {
+      if (this.decided.has(id) && (latest === null || time > this.times.get(latest))) latest = id;
+    }
+    return latest;
   }
 
   get finished() {
@@ -65,6 +75,7 @@ export class Queue {
   /** Note a verdict; null takes it back. */
   mark(id, verdict) {
     if (this.members.has(id)) this.count += (verdict !== null) - this.decided.has(id);
+    this.times.delete(id);
     if (verdict === null) this.decided.delete(id);
     else this.decided.set(id, verdict);
   }
@@ -96,6 +107,6 @@ export class Pace {
     if (steps.length < 3) return "";
     const perMinute = (60 * steps.length) / steps.reduce((sum, step) => sum + step, 0);
     const rate = perMinute >= 10 ? Math.round(perMinute) : perMinute.toFixed(1);
-    return left ? `${rate} per minute · about ${minutes(left / perMinute)} left` : `${rate} per minute`;
+    return left ? `${rate} per minute · ${left < perMinute ? "" : "about "}${minutes(left / perMinute)} left` : `${rate} per minute`;
   }
 }

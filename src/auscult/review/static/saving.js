@@ -24,14 +24,24 @@ export function say(text) {
   byId("said").textContent = text;
 }
 
+const REFUSED = [400, 409, 413, 422];
+
 export class Saver {
   constructor() {
     this.busy = false;
     this.retry = null; // set while something could not be saved
+    this.refused = false; // the banner says why the server did not take it
   }
 
-  /** Resolves with the server's answer, or null if the reviewer gave up; the same event is sent however often. */
+  /** Take away what was said of the last refusal. */
+  dismiss() {
+    if (this.refused) hideBanner();
+    this.refused = false;
+  }
+
+  /** Resolves with the server's answer, or null if the reviewer gave up or the server refused; the same event is sent however often. */
   async save(event, what, post) {
+    this.dismiss();
     this.busy = true;
     window.addEventListener("beforeunload", warn);
     try {
@@ -39,6 +49,7 @@ export class Saver {
         try {
           return await post(event);
         } catch (error) {
+          if (REFUSED.includes(error.status)) return this.#refuse(what, error);
           if (!(await this.#ask(what, error))) return null;
         }
       }
@@ -46,6 +57,14 @@ export class Saver {
       this.busy = false;
       window.removeEventListener("beforeunload", warn);
     }
+  }
+
+  /** Sent again as it is, it would be refused again: what is shown stays, to be changed and decided anew. */
+  #refuse(what, error) {
+    say("");
+    this.refused = true;
+    banner(`Not saved: ${what}. ${error.message}`, [["Close", () => this.dismiss()]]);
+    return null;
   }
 
   #ask(what, error) {

@@ -38,13 +38,15 @@ export class View {
     this.scale = "mel";
     this.frequencyTicks = FREQUENCY_TICKS;
     this.parts = {};
+    this.failed = new Set(); // roles whose picture could not be fetched
     for (const role of ROLES) {
       const [images, boxes, ticks] = ["images", "boxes", "ticks"].map((className) => element("div", { className, "aria-hidden": "true" }));
       const playhead = element("div", { className: "playhead", "aria-hidden": "true" });
       const marked = element("div", { className: "marked", hidden: true });
       const missing = element("p", { className: "missing", hidden: true });
-      plots[role].append(images, boxes, ticks, marked, playhead, missing);
-      this.parts[role] = { images, boxes, ticks, playhead, marked, missing };
+      const altered = element("p", { className: "altered", hidden: true });
+      plots[role].append(images, boxes, ticks, marked, playhead, altered, missing);
+      this.parts[role] = { images, boxes, ticks, playhead, marked, missing, altered };
       this.#listen(role);
     }
     new ResizeObserver(() => this.alignment && this.#show({ now: false })).observe(plots.query);
@@ -60,8 +62,11 @@ export class View {
   load(alignment) {
     this.alignment = alignment;
     this.shown = firstView(alignment);
+    this.failed.clear();
     for (const role of ROLES) {
-      const { images, missing } = this.parts[role];
+      const { images, missing, altered } = this.parts[role];
+      altered.hidden = !alignment.pair[role].changed;
+      altered.textContent = alignment.pair[role].changed || "";
       images.replaceChildren();
       missing.hidden = !alignment.pair[role].missing;
       missing.textContent = alignment.pair[role].missing ? `No picture, no sound: ${alignment.pair[role].missing}` : "";
@@ -168,8 +173,10 @@ export class View {
       image.span = [wanted.start, wanted.end];
       images.replaceChildren(image);
       missing.hidden = true;
+      this.failed.delete(role);
       this.#place(role);
     } else {
+      this.failed.add(role);
       missing.hidden = false;
       missing.textContent = "The picture could not be fetched. Zoom, or press M twice, to ask again.";
     }

@@ -43,7 +43,7 @@ export function seconds(value, digits = 2, fine = 0) {
 
 export const kilohertz = (hertz) => `${+(hertz / 1000).toFixed(3)} kHz`;
 export const signed = (value, digits) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
-export const minutes = (value) => (value < 1 ? "under 1 min" : value < 90 ? `${Math.round(value)} min` : `${(value / 60).toFixed(1)} h`);
+export const minutes = (value) => (value < 1 ? "under a minute" : value < 90 ? `${Math.round(value)} min` : `${(value / 60).toFixed(1)} h`);
 
 export function probability(p) {
   if (p >= 0.001) return p.toFixed(3);
