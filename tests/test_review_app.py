@@ -26,11 +26,11 @@ from auscult.audit import AuditConfig
 from auscult.audit import audit as run_audit
 from auscult.corpus import open_corpus
 from auscult.errors import AuscultError, StoreError
-from auscult.review.app import create_app
+from auscult.review.app import create_app, serve
 from auscult.review.listening import listen
 from auscult.review.replies import parse_range
 from auscult.review.statistics import review_statistics
-from auscult.review.verdicts import VerdictStore, pair_id
+from auscult.review.verdicts import Control, VerdictStore, pair_id
 from conftest import sound
 from review_folders import RATE_HZ, TAU, write_audit, write_dedup, write_sounds
 
@@ -485,6 +485,70 @@ def test_controls_look_like_pairs(tmp_path: Path) -> None:
             assert set(web.get("/api/stats").json()) == {"verdicts", "pairs", "reviewers"}
     with VerdictStore.open(folder) as store:
         assert review_statistics(folder, store)["controls"]["ann"]
+
+
+def test_controls_stay_in_the_queue_at_a_restart(audit: Path) -> None:
+    (audit / "controls").mkdir()
+    with VerdictStore.open(audit) as store:
+        row = {"query_id": "c", "query_path": "controls/c.flac", "reference_id": "r", "reference_path": "r.wav", "score": 5.0}
+        store.add_controls([Control(pair_id("c", "r"), "different", row)])
+    for options, there in (({}, True), ({"controls": 1}, True), ({"controls": 0}, False)):
+        with client(audit, **options) as web:
+            assert (pair_id("c", "r") in web.get("/api/queue").json()["pairs"]) == there, options
+            assert ("agreement" in web.get("/api/stats").json()) != there
+
+
+@pytest.mark.parametrize("options", [{"blind": True}, {"reviewer_fixed": True}])
+def test_a_fixed_reviewer_sees_and_writes_only_their_own(audit: Path, options: dict[str, bool]) -> None:
+    with client(audit) as web:
+        assert web.get("/api/session").json()["reviewer_fixed"] is False
+        web.post("/api/verdicts", json=verdict(0, FLAGGED[0], reviewer="bob"))
+    with client(audit, **options) as web:
+        assert web.get("/api/session").json()["reviewer_fixed"] is True
+        for address in ("queue", f"pairs/{FLAGGED[0]}", "clusters"):
+            assert web.get(f"/api/{address}?reviewer=ann").status_code == 200
+            refused = web.get(f"/api/{address}?reviewer=bob")
+            assert (refused.status_code, "this review is ann's" in refused.json()["error"]) == (403, True)
+        assert web.post("/api/verdicts", json=verdict(1, FLAGGED[1], reviewer="bob")).status_code == 403
+        assert web.post("/api/verdicts", json=verdict(2, FLAGGED[1])).status_code == 201
+        stats = web.get("/api/stats").json()
+        assert set(stats) == {"verdicts", "pairs", "reviewers"}
+        assert (stats["verdicts"], list(stats["reviewers"])) == (1, ["ann"])
+
+
+def test_a_blind_gallery_is_one_reviewers(tmp_path: Path) -> None:
+    with client(write_dedup(tmp_path / "dedup"), blind=True) as web:
+        key = web.get("/api/clusters").json()["clusters"][0]["cluster_key"]
+        members = [member["clip_id"] for member in web.get(f"/api/clusters/{key}").json()["members"]]
+        event = {"event_id": "event-00000001", "cluster_key": key, "decision": "all_one", "groups": [members]}
+        event |= {"kept": members[:1], "note": ""}
+        assert web.get(f"/api/clusters/{key}?reviewer=bob").status_code == 403
+        assert web.post("/api/clusters", json={**event, "reviewer": "bob"}).status_code == 403
+        assert web.post("/api/clusters", json=event).status_code == 201
+
+
+def test_what_is_wrong_with_the_folder_is_told_before_the_port(audit: Path, tmp_path: Path) -> None:
+    with listen(port=0).socket as taken:
+        port = taken.getsockname()[1]
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(AuscultError, match="empty"):
+            serve(tmp_path / "empty", port=port)
+        with pytest.raises(ValueError, match="reviewer should be a name"):
+            serve(audit, port=port, reviewer=" ")
+        with pytest.raises(AuscultError, match="is taken"):
+            serve(audit, port=port)
+
+
+def test_with_a_host_the_reviewer_is_fixed(audit: Path) -> None:
+    process, address = start(audit, "--port", "0", "--host", "127.0.0.1", "--reviewer", "eve")
+    try:
+        base, token = address.split("?token=")
+        with httpx.Client(base_url=base, follow_redirects=True) as web:
+            web.get(f"/?token={token}")
+            assert web.get("/api/session").json()["reviewer_fixed"] is True
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
 
 
 def test_nothing_to_review_is_said(tmp_path: Path) -> None:

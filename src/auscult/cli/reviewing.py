@@ -30,7 +30,9 @@ def review(
     order: Annotated[str, typer.Option(help="score, uncertain (around tau first) or random.")] = "score",
     everything: Annotated[bool, typer.Option("--all", help="Begin with all pairs, not with the undecided ones.")] = False,
     blind: Annotated[bool, typer.Option("--blind", help="Hide what the audit thinks; the order is random.")] = False,
-    controls: Annotated[int, typer.Option(min=0, help="Mix in so many pairs whose truth is known.")] = 0,
+    controls: Annotated[
+        int | None, typer.Option(min=0, help="Mix in so many pairs whose truth is known (default: those made before).")
+    ] = None,
     sample: Annotated[int, typer.Option(min=0, help="Draw so many unflagged clips, for a rate.")] = 0,
     seed: Annotated[int, typer.Option(help="Of what is random.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,

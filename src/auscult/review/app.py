@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -28,7 +28,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..errors import AudioDecodeError, StoreError
-from .desk import ROLES, Desk, NotHereError, Role
+from .desk import ROLES, Desk, ForbiddenError, NotHereError, Role
 from .listening import PORT, listen
 from .media import ClipAudio, close_files
 from .replies import PageFile, cached, digest, json_response, page_file, page_files, ranged
@@ -48,14 +48,9 @@ def create_app(
     folder: str | Path,
     *,
     reviewer: str | None = None,
-    blind: bool = False,
-    order: str = "score",
-    controls: int = 0,
-    sample: int = 0,
-    seed: int = 0,
-    unreviewed: bool = True,
     token: str | None = None,
     allowed_hosts: Iterable[str] = LOOPBACK,
+    **options: Any,
 ) -> Starlette:
     """The review of an audit or a deduplication as an ASGI application.
 
@@ -65,20 +60,10 @@ def create_app(
         Of the audit or the deduplication; verdicts go to ``review.db`` there.
     reviewer
         Who reviews where the page does not say; the login name by default.
-    blind
-        Keep scores, p-values, flags, ranks, paths and clip ids on the server, and make every order random.
-    order
-        Of the queue: ``score``, ``uncertain`` (around tau first) or ``random``.
-    controls
-        Control pairs to make in ``folder/controls`` and mix in; 0 for none.
-    sample
-        Unflagged clips to draw for an estimate; 0 for the sample drawn last, if there is one.
-    seed
-        Of all that is random.
-    unreviewed
-        Whether the page should begin with what its reviewer has not decided.
     token, allowed_hosts
         As :class:`~auscult.review.security.Guard` takes them.
+    options
+        As :class:`~auscult.review.desk.Desk` takes them.
 
     Raises
     ------
@@ -87,16 +72,14 @@ def create_app(
     ValueError
         An argument is out of range.
     """
-    desk = Desk(
-        Path(folder),
-        reviewer=login_name() if reviewer is None else reviewer,
-        blind=blind,
-        order=order,
-        controls=controls,
-        sample=sample,
-        seed=seed,
-        unreviewed=unreviewed,
-    )
+    return _app(_desk(folder, reviewer, options), token, allowed_hosts)
+
+
+def _desk(folder: str | Path, reviewer: str | None, options: Mapping[str, Any]) -> Desk:
+    return Desk(Path(folder), reviewer=login_name() if reviewer is None else reviewer, **options)
+
+
+def _app(desk: Desk, token: str | None, allowed_hosts: Iterable[str]) -> Starlette:
     files = page_files(STATIC)
 
     @asynccontextmanager
@@ -112,6 +95,7 @@ def create_app(
         exception_handlers={
             HTTPException: _failed,
             NotHereError: _failed,
+            ForbiddenError: _failed,
             AudioDecodeError: _failed,
             StoreError: _failed,
             OSError: _failed,
@@ -243,6 +227,8 @@ async def _failed(request: Request, error: Exception) -> Response:
         return json_response({"error": error.detail}, error.status_code)
     if isinstance(error, NotHereError):
         return json_response({"error": str(error)}, 404)
+    if isinstance(error, ForbiddenError):
+        return json_response({"error": str(error)}, 403)
     if isinstance(error, AudioDecodeError):
         return json_response({"error": cast(Desk, request.app.state.desk).explain(error)}, 404)
     logger.error("review: %s", error)
@@ -310,14 +296,15 @@ def serve(
     host: str | None = None,
     port: int = PORT,
     ready: Callable[[str], None] = lambda url: None,
+    reviewer: str | None = None,
     **options: Any,
 ) -> None:
     """Serve the review of a folder until it is interrupted.
 
     Parameters
     ----------
-    folder, options
-        As :func:`create_app` takes them.
+    folder, reviewer, options
+        As :func:`create_app` takes them. With a ``host`` the reviewer is fixed: all who have the address share one name.
     host, port
         As :func:`listen` takes them; port 0 is any free one.
     ready
@@ -330,12 +317,14 @@ def serve(
     """
     import uvicorn
 
-    place = listen(host, port)
+    # what is wrong with the folder or the name is told before a port that is taken hides it
+    desk = _desk(folder, reviewer, {"reviewer_fixed": host is not None or options.get("blind", False)} | options)
     try:
-        app = create_app(folder, token=place.token, allowed_hosts=place.allowed_hosts, **options)
+        place = listen(host, port)
     except BaseException:
-        place.socket.close()
+        desk.close()
         raise
+    app = _app(desk, place.token, place.allowed_hosts)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3, ws="none"
     )

@@ -44,6 +44,10 @@ class NotHereError(AuscultError):
     """No such pair, cluster or clip in this review."""
 
 
+class ForbiddenError(AuscultError):
+    """This review is another reviewer's."""
+
+
 class Desk:
     """One folder under review. Any thread may call any method; those that decode sound take their time.
 
@@ -53,12 +57,15 @@ class Desk:
         Of an audit or a deduplication.
     reviewer
         Who reviews where a request does not say.
+    reviewer_fixed
+        Whether nobody else may, or see what anybody else decided; by default in a blind review.
     blind
         Whether scores, p-values, flags, ranks, paths, clip ids and orders that tell stay here.
     order
         Of the queue where a request does not say.
     controls, sample
-        How many control pairs to make and mix in, and how many unflagged clips to draw; 0 for none.
+        How many control pairs to mix in, and how many unflagged clips to draw; 0 for none. By default the controls that were
+        made before.
     seed
         Of what is random.
     unreviewed
@@ -77,19 +84,21 @@ class Desk:
         folder: Path,
         *,
         reviewer: str,
+        reviewer_fixed: bool | None = None,
         blind: bool = False,
         order: str = "score",
-        controls: int = 0,
+        controls: int | None = None,
         sample: int = 0,
         seed: int = 0,
         unreviewed: bool = True,
     ) -> None:
         if order not in ORDERS:
             raise ValueError(f"order should be one of {', '.join(ORDERS)}, got {order!r}")
-        if controls < 0 or sample < 0:
+        if (controls or 0) < 0 or sample < 0:
             raise ValueError(f"controls and sample count pairs, got {controls} and {sample}")
         self.folder, self.blind, self.seed, self.unreviewed = folder, blind, seed, unreviewed
         self.reviewer = reviewer_name(reviewer)
+        self.reviewer_fixed = blind if reviewer_fixed is None else reviewer_fixed
         self.order = BLIND_ORDER if blind else order
         self.pairs = load_pairs(folder)
         self.clusters = ReviewClusters.load(folder, self.pairs.kind)
@@ -97,8 +106,9 @@ class Desk:
             raise StoreError(f"{folder}: nothing to review, it lists no pair; see {folder / 'report.html'}")
         self.store = VerdictStore.open(folder)
         self.sample = self._sample(sample)
-        self.controls = controls > 0
-        if self.controls:
+        made = len(self.pairs.controls)
+        self.controls = bool(made if controls is None else controls)
+        if controls is not None and controls > made:
             from .controls import make_controls  # only here: what it needs takes a while to load
 
             self.store.add_controls(make_controls(folder, controls, seed=seed))
@@ -142,6 +152,7 @@ class Desk:
             "title": self.folder.resolve().name,
             "folder": str(self.folder),
             "reviewer": self.reviewer,
+            "reviewer_fixed": self.reviewer_fixed,
             "blind": self.blind,
             "order": self.order,
             "orders": [BLIND_ORDER] if self.blind else list(ORDERS),
@@ -185,7 +196,12 @@ class Desk:
         return self._orders[key]
 
     def _name(self, reviewer: str | None) -> str:
-        return self.reviewer if reviewer is None else reviewer_name(reviewer)
+        name = self.reviewer if reviewer is None else reviewer_name(reviewer)
+        if self.reviewer_fixed and name != self.reviewer:
+            raise ForbiddenError(
+                f"this review is {self.reviewer}'s; whoever else reviews should start their own with `--reviewer NAME`"
+            )
+        return name
 
     # --- one pair ---
 
@@ -289,7 +305,7 @@ class Desk:
     def decide(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """Store a verdict; when this returns, it is on the disk."""
         row = self.row(text(event, "pair_id"))
-        reviewer = reviewer_name(text(event, "reviewer", self.reviewer))
+        reviewer = self._name(text(event, "reviewer", self.reviewer))
         return self.ledger.decide(
             row["query_id"],
             row["reference_id"],
@@ -374,7 +390,7 @@ class Desk:
         ids = {name: member.clip_id for member in self.clusters.members(key) for name in (member.clip_key, member.clip_id)}
         return self.ledger.decide_cluster(
             key,
-            reviewer=reviewer_name(text(event, "reviewer", self.reviewer)),
+            reviewer=self._name(text(event, "reviewer", self.reviewer)),
             decision=text(event, "decision"),
             groups=[named(group, ids, "groups") for group in sequence(event.get("groups", ()), "groups")],
             kept=named(event.get("kept", ()), ids, "kept"),
@@ -385,10 +401,18 @@ class Desk:
     # --- statistics ---
 
     def stats(self) -> dict[str, Any]:
-        """What the verdicts so far say; to blind reviewers only how many there are, since precision tells which are flagged."""
+        """What the verdicts so far say; to blind reviewers only how many there are, since precision tells which are flagged.
+
+        Where the reviewer is fixed, only what that one decided counts.
+        """
         from .statistics import review_statistics
 
-        return review_statistics(self.folder, self.store, counts_only=self.blind or self.controls)
+        return review_statistics(
+            self.folder,
+            self.store,
+            counts_only=self.blind or self.controls or self.reviewer_fixed,
+            only=self.reviewer if self.reviewer_fixed else None,
+        )
 
 
 # --- values ---------------------------------------------------------------------------------------------------------

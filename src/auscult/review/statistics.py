@@ -16,7 +16,9 @@ from .verdicts import VERDICTS, VerdictStore
 from .verified import precision, verified_clips
 
 
-def review_statistics(folder: Path, store: VerdictStore, *, counts_only: bool = False) -> dict[str, Any]:
+def review_statistics(
+    folder: Path, store: VerdictStore, *, counts_only: bool = False, only: str | None = None
+) -> dict[str, Any]:
     """Statistics of one folder's verdicts, as JSON can hold them.
 
     Parameters
@@ -28,6 +30,8 @@ def review_statistics(folder: Path, store: VerdictStore, *, counts_only: bool = 
     counts_only
         Leave out all that would tell a reviewer which pairs are flagged or controls, or what others decided: then the counts
         are all there is.
+    only
+        Count this reviewer's verdicts, and nobody else's; goes with ``counts_only``.
 
     Returns
     -------
@@ -35,12 +39,12 @@ def review_statistics(folder: Path, store: VerdictStore, *, counts_only: bool = 
         ``verdicts``, ``pairs`` and, by name, ``reviewers``; of an audit ``rate`` and ``precision`` (None as long as no verdict
         tells); ``agreement`` of every two reviewers, and ``controls`` by reviewer.
     """
-    latest = store.latest()
+    latest = store.latest(only)
     names, verdicts = latest["reviewer"].to_pylist(), latest["verdict"].to_pylist()
     counts: dict[str, Counter[str]] = {}
     for reviewer, verdict in zip(names, verdicts, strict=True):
         counts.setdefault(reviewer, Counter())[verdict] += 1
-    clusters = Counter(store.latest_clusters()["reviewer"].to_pylist())
+    clusters = Counter(store.latest_clusters(only)["reviewer"].to_pylist())
     reviewers = sorted({*counts, *clusters})
     answer: dict[str, Any] = {
         "verdicts": latest.num_rows,
@@ -50,7 +54,7 @@ def review_statistics(folder: Path, store: VerdictStore, *, counts_only: bool = 
             for name in reviewers
         },
     }
-    if counts_only:
+    if counts_only or only is not None:
         return answer
     truth = {pair: control.truth for pair, control in store.controls().items()}
     if read_card(folder)["kind"] == AUDIT_KIND:
