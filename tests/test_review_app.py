@@ -21,16 +21,18 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
 from auscult.audit import AuditConfig
 from auscult.audit import audit as run_audit
+from auscult.cli import app
 from auscult.corpus import open_corpus
 from auscult.errors import AuscultError, StoreError
 from auscult.review.app import create_app, serve
 from auscult.review.listening import listen
 from auscult.review.replies import parse_range
 from auscult.review.statistics import review_statistics
-from auscult.review.verdicts import Control, VerdictStore, pair_id
+from auscult.review.verdicts import Control, VerdictStore, cluster_key, pair_id
 from conftest import sound
 from review_folders import RATE_HZ, TAU, write_audit, write_dedup, write_sounds
 
@@ -629,13 +631,50 @@ def test_export_import_and_statistics_without_serving(audit: Path, tmp_path: Pat
 
     assert auscult(audit, "--export", tmp_path / "v.csv").returncode == 0
     assert json.loads(auscult(other, "--import", tmp_path / "v.csv", "--stats", "--json").stdout)["verdicts"] == 1
-    assert json.loads(auscult(other, "--import", tmp_path / "v.csv", "--json").stdout) == {"imported": 0}
+    assert json.loads(auscult(other, "--import", tmp_path / "v.csv", "--json").stdout) == {
+        "imported": 0, "verdicts_in_file": 1, "on_pairs_here": 1, "controls_left_out": 0,
+    }  # fmt: skip
+    with VerdictStore.open(audit) as store:
+        store.add("elsewhere", "reference-clip-0-1", reviewer="ann", verdict="similar")
+        store.add("query-clip-1", "reference-clip-1-1", reviewer="ann", verdict="similar")
+        store.add_controls([Control(FLAGGED[1], "different", {})])
+    assert auscult(audit, "--export", tmp_path / "v.csv").returncode == 0
+    said = auscult(other, "--import", tmp_path / "v.csv").stdout
+    assert "1 of 3 are on pairs of this folder" in said
+    assert "1 are on controls of another review" in said
+    counted = json.loads(auscult(other, "--stats", "--json").stdout)
+    assert (counted["verdicts"], counted["pairs"]) == (1, 1)  # neither the pair from elsewhere nor the control
+    nowhere = auscult(audit, "--export", tmp_path / "nope" / "v.csv")
+    assert (nowhere.returncode, (tmp_path / "nope").exists()) == (2, False)
+    assert "no folder; make it first" in " ".join(nowhere.stderr.split())
     shown = auscult(other, "--stats").stdout
     assert "ann" in shown
     assert "At least" in shown
     missing = auscult(tmp_path / "nowhere", "--stats")
     assert missing.returncode == 2
     assert "does not exist" in missing.stderr
+
+
+def test_decisions_on_clusters_are_exchanged(tmp_path: Path) -> None:
+    folder, other = write_dedup(tmp_path / "dedup"), write_dedup(tmp_path / "other")
+    clips = [f"cluster-clip-0-{member}" for member in range(3)]
+    with VerdictStore.open(folder) as store:
+        store.add_cluster(cluster_key(clips), reviewer="ann", decision="all_one", groups=[clips], kept=clips[:1], note='é, "x"')
+        store.add_cluster(cluster_key(["a"]), reviewer="ann", decision="all_one", groups=[["a"]], kept=["a"])
+        store.add("pair-clip-a", "pair-clip-b", reviewer="ann", verdict="similar")
+    for ending in ("csv", "parquet"):
+        files = tmp_path / f"v.{ending}", tmp_path / f"v.clusters.{ending}"
+        result = CliRunner().invoke(app, ["review", str(folder), "--export", str(files[0])])
+        assert result.exit_code == 0, result.output
+        for file, new in ((files[0], 0 if ending == "parquet" else 2), (files[1], 0)):
+            result = CliRunner().invoke(app, ["review", str(other), "--import", str(file), "--json"])
+            assert result.exit_code == 0, result.output
+            facts = json.loads(result.stdout)
+            assert (facts["imported_clusters"], facts["decisions_in_file"], facts["on_clusters_here"]) == (new, 2, 1)
+    with VerdictStore.open(folder) as one, VerdictStore.open(other) as two:
+        assert two.latest_clusters().equals(one.latest_clusters())
+        assert two.latest().equals(one.latest())
+        assert review_statistics(other, two)["reviewers"]["ann"]["clusters"] == 1
 
 
 def test_a_verdict_does_not_wait_for_pictures(web: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -342,6 +342,21 @@ def test_a_plain_list_is_imported_once(store: VerdictStore, tmp_path: Path) -> N
     assert store.decided("Ann") == {pair_id("a", "b"): "similar"}
 
 
+@pytest.mark.parametrize(
+    ("groups", "kept", "message"),
+    [("[[1]]", "[]", "as JSON"), ("a|b", "[]", "as JSON"), ('["ab"]', '["a"]', "as JSON"), ('[["a"]]', '["a"]', "each clip")],
+)
+def test_a_bad_import_of_clusters_adds_nothing(store: VerdictStore, tmp_path: Path, groups, kept, message) -> None:
+    with open(tmp_path / "bad.clusters.csv", "w", newline="") as handle:
+        rows = csv.writer(handle)
+        rows.writerow(["cluster_key", "reviewer", "decision", "groups", "kept"])
+        rows.writerow([cluster_key("ab"), "Ann", "all_one", '[["a", "b"]]', '["a"]'])
+        rows.writerow([cluster_key("ab"), "Ann", "all_one", groups, kept])
+    with pytest.raises(ValueError, match=f"row 2.*{message}"):
+        store.import_clusters(tmp_path / "bad.clusters.csv")
+    assert store.latest_clusters().num_rows == 0
+
+
 def test_imported_verdicts_find_their_place_in_time(store: VerdictStore, tmp_path: Path) -> None:
     store.add(*PAIR, reviewer="Ann", verdict="replication")
     file = tmp_path / "older.parquet"
@@ -402,7 +417,9 @@ def test_overwrite_refuses_to_lose_verdicts(tmp_path: Path) -> None:
     assert not (folder / "review.db").exists()
     with VerdictStore.open(folder) as store:
         store.add(*PAIR, reviewer="Ann", verdict="similar")
-        with pytest.raises(OutputFolderError, match=r"1 verdicts on pairs.*would be lost.*--export verdicts\.csv"):
+        with pytest.raises(
+            OutputFolderError, match=r"1 verdicts on pairs.*would be lost.*keep a copy of review\.db.*--export verdicts\.csv"
+        ):
             _make(folder, overwrite=True)
     with pytest.raises(OutputFolderError, match="would be lost"):
         _make(folder, overwrite=True)

@@ -405,13 +405,14 @@ class Desk:
 
         Where the reviewer is fixed, only what that one decided counts.
         """
-        from .statistics import review_statistics
+        from .statistics import Here, review_statistics
 
         return review_statistics(
             self.folder,
             self.store,
             counts_only=self.blind or self.controls or self.reviewer_fixed,
             only=self.reviewer if self.reviewer_fixed else None,
+            here=Here(self.pairs.every_row, self.clusters),
         )
 
 
