@@ -28,6 +28,8 @@ from auscult.audit import audit as run_audit
 from auscult.cli import app
 from auscult.corpus import open_corpus
 from auscult.errors import AuscultError, StoreError
+from auscult.folders import file_digest
+from auscult.review import originals
 from auscult.review.app import create_app, serve
 from auscult.review.listening import listen
 from auscult.review.replies import parse_range
@@ -560,6 +562,34 @@ def test_nothing_to_review_is_said(tmp_path: Path) -> None:
         create_app(audit)
     with pytest.raises(ValueError, match="score, uncertain, random"):
         create_app(audit, order="best")
+
+
+def test_a_file_that_has_changed_since_the_audit_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sounds = write_sounds(tmp_path / "sounds")
+    audit = write_audit(tmp_path / "audit", sounds=sounds)
+    clips = [{"clip_id": f"reference-clip-{n}-1", "path": str(path)} for n, path in enumerate(sounds)]
+    for clip in clips:
+        clip |= {"start_s": None, "duration_s": None, "caption": None, "sha256": file_digest(Path(clip["path"]))}  # type: ignore[dict-item]
+    (audit / "stores" / "references").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(clips), audit / "stores" / "references" / "clips.parquet")
+    digested: list[Path] = []
+    monkeypatch.setattr(originals, "file_digest", lambda path: digested.append(path) or file_digest(path))
+    with client(audit) as web:
+        for _ in range(2):
+            side = web.get(f"/api/pairs/{FLAGGED[1]}").json()["query"]
+            assert (side["changed"], side["changed_text"]) == (False, None)
+        assert digested == [sounds[1]]
+        sf.write(sounds[1], sound(50), RATE_HZ)
+        pair = web.get(f"/api/pairs/{FLAGGED[1]}").json()
+        words = "this file has changed since the audit"
+        assert [(pair[role]["changed"], pair[role]["changed_text"]) for role in ("query", "reference")] == [(True, words)] * 2
+        refused = web.post("/api/verdicts", json=verdict(0, FLAGGED[1]))
+        assert (refused.status_code, words in refused.json()["error"]) == (409, True)
+        for number, what in enumerate(("unsure", "withdrawn"), 1):
+            assert web.post("/api/verdicts", json=verdict(number, FLAGGED[1], what)).status_code == 201
+        assert web.post("/api/verdicts", json=verdict(3, FLAGGED[0])).status_code == 201
+        monkeypatch.setattr(originals, "LARGEST", 1000)
+        assert web.get(f"/api/pairs/{FLAGGED[1]}").json()["query"]["changed"] is False  # too large to digest
 
 
 # --- size -----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..errors import AudioDecodeError, StoreError
-from .desk import ROLES, Desk, ForbiddenError, NotHereError, Role
+from .desk import ROLES, ChangedError, Desk, ForbiddenError, NotHereError, Role
 from .listening import PORT, listen
 from .media import ClipAudio, close_files
 from .replies import PageFile, cached, digest, json_response, page_file, page_files, ranged
@@ -96,6 +96,7 @@ def _app(desk: Desk, token: str | None, allowed_hosts: Iterable[str]) -> Starlet
             HTTPException: _failed,
             NotHereError: _failed,
             ForbiddenError: _failed,
+            ChangedError: _failed,
             AudioDecodeError: _failed,
             StoreError: _failed,
             OSError: _failed,
@@ -142,7 +143,10 @@ def _routes(desk: Desk, files: dict[str, PageFile]) -> list[Route]:
         )
 
     async def pair(request: Request) -> Response:
-        return await _answer(lambda: desk.pair(request.path_params["name"], reviewer=request.query_params.get("reviewer")))
+        name = request.path_params["name"]
+        if not await run_in_threadpool(desk.compared, name):  # digests of both files, with what else reads files
+            await _decoded(request, lambda: desk.compare(name))
+        return await _answer(lambda: desk.pair(name, reviewer=request.query_params.get("reviewer")))
 
     async def pair_difference(request: Request) -> Response:
         facts, _ = await _decoded(request, lambda: desk.difference(request.path_params["name"]))
@@ -227,6 +231,8 @@ async def _failed(request: Request, error: Exception) -> Response:
         return json_response({"error": error.detail}, error.status_code)
     if isinstance(error, NotHereError):
         return json_response({"error": str(error)}, 404)
+    if isinstance(error, ChangedError):
+        return json_response({"error": str(error)}, 409)
     if isinstance(error, ForbiddenError):
         return json_response({"error": str(error)}, 403)
     if isinstance(error, AudioDecodeError):

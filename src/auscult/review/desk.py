@@ -17,15 +17,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..audit import KIND as AUDIT_KIND
 from ..errors import AudioDecodeError, AuscultError, StoreError
 from ..figures import SCALES, frequency_ticks
 from .clusters import ClusterMember, ReviewClusters
 from .fields import reviewer_name
 from .ledger import Ledger
 from .media import ClipAudio, clip_of, difference, difference_wav, levels, open_clip, spectrogram
+from .originals import Originals
 from .queue import ORDERS, load_pairs, order_pairs, other_pairs, pair_row
 from .sampling import draw_sample
-from .verdicts import Sample, VerdictStore
+from .verdicts import WITHDRAWN, Sample, VerdictStore
 
 Role = Literal["query", "reference"]
 ROLES: tuple[Role, ...] = ("query", "reference")
@@ -46,6 +48,10 @@ class NotHereError(AuscultError):
 
 class ForbiddenError(AuscultError):
     """This review is another reviewer's."""
+
+
+class ChangedError(AuscultError):
+    """A file is not the one that was compared."""
 
 
 class Desk:
@@ -114,6 +120,10 @@ class Desk:
             self.store.add_controls(make_controls(folder, controls, seed=seed))
             self.pairs = load_pairs(folder)
         self.ledger = Ledger(self.store)
+        self.originals = Originals(folder)
+        self._compared: set[str] = set()
+        what = "audit" if self.pairs.kind == AUDIT_KIND else "deduplication"
+        self.changed_words = f"this file has changed since the {what}"
         self._orders: dict[tuple[str, bool], list[str]] = {}
         self._sounds: OrderedDict[str, tuple[dict[str, Any], bytes | None]] = OrderedDict()
         self._lock = Lock()
@@ -212,6 +222,17 @@ class Desk:
         except StoreError as error:
             raise NotHereError("no such pair here; reload the page") from error
 
+    def compared(self, pair: str) -> bool:
+        """Whether the files of a pair were compared with those of the audit; if not, :meth:`compare` reads them whole."""
+        return pair in self._compared
+
+    def compare(self, pair: str) -> list[Role]:
+        """Sides of a pair whose files have changed since the audit."""
+        row = self.row(pair)
+        changed = [role for role in ROLES if self.originals.changed(row[f"{role}_path"])]
+        self._compared.add(pair)
+        return changed
+
     def pair(self, pair: str, *, reviewer: str | None = None) -> dict[str, Any]:
         """What the page shows of a pair."""
         row = self.row(pair)
@@ -257,8 +278,10 @@ class Desk:
             "audio": f"/media/{pair}/{role}/audio.wav",
             "spectrogram": f"/media/{pair}/{role}/spectrogram.png",
             "missing": None,
+            "changed": self.originals.changed(row[f"{role}_path"]),
             "caption": row[f"{role}_caption"],
         }
+        side["changed_text"] = self.changed_words if side["changed"] else None
         side |= self._sound(lambda: clip_of(row, role))
         if self.blind:
             return side
@@ -303,8 +326,10 @@ class Desk:
         return answer, sound
 
     def decide(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Store a verdict; when this returns, it is on the disk."""
+        """Store a verdict; when this returns, it is on the disk. Of changed files one may only be unsure."""
         row = self.row(text(event, "pair_id"))
+        if event.get("verdict") not in {"unsure", WITHDRAWN} and (changed := self.compare(row["pair_id"])):
+            raise ChangedError(f"{' and '.join(changed)}: {self.changed_words}; only unsure can be said of it")
         reviewer = self._name(text(event, "reviewer", self.reviewer))
         return self.ledger.decide(
             row["query_id"],
