@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from auscult.errors import OutputFolderError, StoreError
 from auscult.folders import building, write_card
+from auscult.review import schema
 from auscult.review.verdicts import VERDICTS, Control, Sample, Stratum, VerdictStore, cluster_key, pair_id
 
 PAIR = ("g/1.wav", "t/7.wav")
@@ -188,6 +189,26 @@ def test_many_may_open_a_new_folder_at_once(tmp_path: Path) -> None:
         assert all(pool.map(decide, range(16)))
     with VerdictStore.open(tmp_path) as store:
         assert store.latest().num_rows == 16
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_tables_that_appear_while_one_looks_are_ours(tmp_path: Path, after: int) -> None:
+    """Whichever of the three questions about a fresh file the making of its tables falls between."""
+    file = tmp_path / "review.db"
+    asked = []
+
+    class Slow(sqlite3.Connection):
+        def execute(self, *arguments):
+            if len(asked) == after:
+                other = sqlite3.connect(file, isolation_level=None)
+                schema.prepare(other, file)
+                other.close()
+            asked.append(arguments)
+            return super().execute(*arguments)
+
+    looking = sqlite3.connect(file, factory=Slow, isolation_level=None)
+    schema._version(looking, file)
+    looking.close()
 
 
 _WRITER = """
