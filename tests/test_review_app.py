@@ -21,16 +21,20 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
 from auscult.audit import AuditConfig
 from auscult.audit import audit as run_audit
+from auscult.cli import app
 from auscult.corpus import open_corpus
 from auscult.errors import AuscultError, StoreError
-from auscult.review.app import create_app
+from auscult.folders import file_digest
+from auscult.review import originals
+from auscult.review.app import create_app, serve
 from auscult.review.listening import listen
 from auscult.review.replies import parse_range
 from auscult.review.statistics import review_statistics
-from auscult.review.verdicts import VerdictStore, pair_id
+from auscult.review.verdicts import Control, VerdictStore, cluster_key, pair_id
 from conftest import sound
 from review_folders import RATE_HZ, TAU, write_audit, write_dedup, write_sounds
 
@@ -488,6 +492,70 @@ def test_controls_look_like_pairs(tmp_path: Path) -> None:
         assert review_statistics(folder, store)["controls"]["ann"]
 
 
+def test_controls_stay_in_the_queue_at_a_restart(audit: Path) -> None:
+    (audit / "controls").mkdir()
+    with VerdictStore.open(audit) as store:
+        row = {"query_id": "c", "query_path": "controls/c.flac", "reference_id": "r", "reference_path": "r.wav", "score": 5.0}
+        store.add_controls([Control(pair_id("c", "r"), "different", row)])
+    for options, there in (({}, True), ({"controls": 1}, True), ({"controls": 0}, False)):
+        with client(audit, **options) as web:
+            assert (pair_id("c", "r") in web.get("/api/queue").json()["pairs"]) == there, options
+            assert ("agreement" in web.get("/api/stats").json()) != there
+
+
+@pytest.mark.parametrize("options", [{"blind": True}, {"reviewer_fixed": True}])
+def test_a_fixed_reviewer_sees_and_writes_only_their_own(audit: Path, options: dict[str, bool]) -> None:
+    with client(audit) as web:
+        assert web.get("/api/session").json()["reviewer_fixed"] is False
+        web.post("/api/verdicts", json=verdict(0, FLAGGED[0], reviewer="bob"))
+    with client(audit, **options) as web:
+        assert web.get("/api/session").json()["reviewer_fixed"] is True
+        for address in ("queue", f"pairs/{FLAGGED[0]}", "clusters"):
+            assert web.get(f"/api/{address}?reviewer=ann").status_code == 200
+            refused = web.get(f"/api/{address}?reviewer=bob")
+            assert (refused.status_code, "this review is ann's" in refused.json()["error"]) == (403, True)
+        assert web.post("/api/verdicts", json=verdict(1, FLAGGED[1], reviewer="bob")).status_code == 403
+        assert web.post("/api/verdicts", json=verdict(2, FLAGGED[1])).status_code == 201
+        stats = web.get("/api/stats").json()
+        assert set(stats) == {"verdicts", "pairs", "reviewers"}
+        assert (stats["verdicts"], list(stats["reviewers"])) == (1, ["ann"])
+
+
+def test_a_blind_gallery_is_one_reviewers(tmp_path: Path) -> None:
+    with client(write_dedup(tmp_path / "dedup"), blind=True) as web:
+        key = web.get("/api/clusters").json()["clusters"][0]["cluster_key"]
+        members = [member["clip_id"] for member in web.get(f"/api/clusters/{key}").json()["members"]]
+        event = {"event_id": "event-00000001", "cluster_key": key, "decision": "all_one", "groups": [members]}
+        event |= {"kept": members[:1], "note": ""}
+        assert web.get(f"/api/clusters/{key}?reviewer=bob").status_code == 403
+        assert web.post("/api/clusters", json={**event, "reviewer": "bob"}).status_code == 403
+        assert web.post("/api/clusters", json=event).status_code == 201
+
+
+def test_what_is_wrong_with_the_folder_is_told_before_the_port(audit: Path, tmp_path: Path) -> None:
+    with listen(port=0).socket as taken:
+        port = taken.getsockname()[1]
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(AuscultError, match="empty"):
+            serve(tmp_path / "empty", port=port)
+        with pytest.raises(ValueError, match="reviewer should be a name"):
+            serve(audit, port=port, reviewer=" ")
+        with pytest.raises(AuscultError, match="is taken"):
+            serve(audit, port=port)
+
+
+def test_with_a_host_the_reviewer_is_fixed(audit: Path) -> None:
+    process, address = start(audit, "--port", "0", "--host", "127.0.0.1", "--reviewer", "eve")
+    try:
+        base, token = address.split("?token=")
+        with httpx.Client(base_url=base, follow_redirects=True) as web:
+            web.get(f"/?token={token}")
+            assert web.get("/api/session").json()["reviewer_fixed"] is True
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
 def test_nothing_to_review_is_said(tmp_path: Path) -> None:
     audit = write_audit(tmp_path / "audit", 1)
     pq.write_table(pq.read_table(audit / "matches.parquet").slice(0, 0), audit / "matches.parquet")
@@ -495,6 +563,34 @@ def test_nothing_to_review_is_said(tmp_path: Path) -> None:
         create_app(audit)
     with pytest.raises(ValueError, match="score, uncertain, random"):
         create_app(audit, order="best")
+
+
+def test_a_file_that_has_changed_since_the_audit_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sounds = write_sounds(tmp_path / "sounds")
+    audit = write_audit(tmp_path / "audit", sounds=sounds)
+    clips = [{"clip_id": f"reference-clip-{n}-1", "path": str(path)} for n, path in enumerate(sounds)]
+    for clip in clips:
+        clip |= {"start_s": None, "duration_s": None, "caption": None, "sha256": file_digest(Path(clip["path"]))}  # type: ignore[dict-item]
+    (audit / "stores" / "references").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(clips), audit / "stores" / "references" / "clips.parquet")
+    digested: list[Path] = []
+    monkeypatch.setattr(originals, "file_digest", lambda path: digested.append(path) or file_digest(path))
+    with client(audit) as web:
+        for _ in range(2):
+            side = web.get(f"/api/pairs/{FLAGGED[1]}").json()["query"]
+            assert (side["changed"], side["changed_text"]) == (False, None)
+        assert digested == [sounds[1]]
+        sf.write(sounds[1], sound(50), RATE_HZ)
+        pair = web.get(f"/api/pairs/{FLAGGED[1]}").json()
+        words = "this file has changed since the audit"
+        assert [(pair[role]["changed"], pair[role]["changed_text"]) for role in ("query", "reference")] == [(True, words)] * 2
+        refused = web.post("/api/verdicts", json=verdict(0, FLAGGED[1]))
+        assert (refused.status_code, words in refused.json()["error"]) == (409, True)
+        for number, what in enumerate(("unsure", "withdrawn"), 1):
+            assert web.post("/api/verdicts", json=verdict(number, FLAGGED[1], what)).status_code == 201
+        assert web.post("/api/verdicts", json=verdict(3, FLAGGED[0])).status_code == 201
+        monkeypatch.setattr(originals, "LARGEST", 1000)
+        assert web.get(f"/api/pairs/{FLAGGED[1]}").json()["query"]["changed"] is False  # too large to digest
 
 
 # --- size -----------------------------------------------------------------------------------------------------------
@@ -566,13 +662,50 @@ def test_export_import_and_statistics_without_serving(audit: Path, tmp_path: Pat
 
     assert auscult(audit, "--export", tmp_path / "v.csv").returncode == 0
     assert json.loads(auscult(other, "--import", tmp_path / "v.csv", "--stats", "--json").stdout)["verdicts"] == 1
-    assert json.loads(auscult(other, "--import", tmp_path / "v.csv", "--json").stdout) == {"imported": 0}
+    assert json.loads(auscult(other, "--import", tmp_path / "v.csv", "--json").stdout) == {
+        "imported": 0, "verdicts_in_file": 1, "on_pairs_here": 1, "controls_left_out": 0,
+    }  # fmt: skip
+    with VerdictStore.open(audit) as store:
+        store.add("elsewhere", "reference-clip-0-1", reviewer="ann", verdict="similar")
+        store.add("query-clip-1", "reference-clip-1-1", reviewer="ann", verdict="similar")
+        store.add_controls([Control(FLAGGED[1], "different", {})])
+    assert auscult(audit, "--export", tmp_path / "v.csv").returncode == 0
+    said = auscult(other, "--import", tmp_path / "v.csv").stdout
+    assert "1 of 3 are on pairs of this folder" in said
+    assert "1 are on controls of another review" in said
+    counted = json.loads(auscult(other, "--stats", "--json").stdout)
+    assert (counted["verdicts"], counted["pairs"]) == (1, 1)  # neither the pair from elsewhere nor the control
+    nowhere = auscult(audit, "--export", tmp_path / "nope" / "v.csv")
+    assert (nowhere.returncode, (tmp_path / "nope").exists()) == (2, False)
+    assert "no folder; make it first" in " ".join(nowhere.stderr.split())
     shown = auscult(other, "--stats").stdout
     assert "ann" in shown
     assert "At least" in shown
     missing = auscult(tmp_path / "nowhere", "--stats")
     assert missing.returncode == 2
     assert "does not exist" in missing.stderr
+
+
+def test_decisions_on_clusters_are_exchanged(tmp_path: Path) -> None:
+    folder, other = write_dedup(tmp_path / "dedup"), write_dedup(tmp_path / "other")
+    clips = [f"cluster-clip-0-{member}" for member in range(3)]
+    with VerdictStore.open(folder) as store:
+        store.add_cluster(cluster_key(clips), reviewer="ann", decision="all_one", groups=[clips], kept=clips[:1], note='é, "x"')
+        store.add_cluster(cluster_key(["a"]), reviewer="ann", decision="all_one", groups=[["a"]], kept=["a"])
+        store.add("pair-clip-a", "pair-clip-b", reviewer="ann", verdict="similar")
+    for ending in ("csv", "parquet"):
+        files = tmp_path / f"v.{ending}", tmp_path / f"v.clusters.{ending}"
+        result = CliRunner().invoke(app, ["review", str(folder), "--export", str(files[0])])
+        assert result.exit_code == 0, result.output
+        for file, new in ((files[0], 0 if ending == "parquet" else 2), (files[1], 0)):
+            result = CliRunner().invoke(app, ["review", str(other), "--import", str(file), "--json"])
+            assert result.exit_code == 0, result.output
+            facts = json.loads(result.stdout)
+            assert (facts["imported_clusters"], facts["decisions_in_file"], facts["on_clusters_here"]) == (new, 2, 1)
+    with VerdictStore.open(folder) as one, VerdictStore.open(other) as two:
+        assert two.latest_clusters().equals(one.latest_clusters())
+        assert two.latest().equals(one.latest())
+        assert review_statistics(other, two)["reviewers"]["ann"]["clusters"] == 1
 
 
 def test_a_verdict_does_not_wait_for_pictures(web: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -522,7 +522,8 @@ def test_a_file_that_changed_is_said_to_have_changed(audited: Path, serve: Any, 
                 return new Response('{"error": "The file has changed."}', {status: 409});
             if (!String(url).startsWith('/api/pairs/' + id)) return answer;
             const pair = await answer.json();
-            pair.query.changed = 'This file has changed since the audit.';
+            pair.query.changed = true;
+            pair.query.changed_text = 'This file has changed since the audit.';
             return new Response(JSON.stringify(pair));
         };""",
         second,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+import shutil
 import time
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from auscult.corpus import open_corpus
 from auscult.duplicates import DedupConfig, deduplicate
 from auscult.errors import StoreError
 from auscult.folders import write_card, write_table
-from auscult.review.controls import make_controls, transformed
+from auscult.review.controls import _Names, make_controls, transformed
 from auscult.review.queue import ReviewSet, load_pairs, order_pairs, other_pairs, pair_row
 from auscult.review.sampling import draw_sample
 from auscult.review.verdicts import Control, VerdictStore, pair_id
@@ -137,17 +139,30 @@ def test_controls_are_spread_over_the_beginning_and_skipping_moves_nothing(tmp_p
     with VerdictStore.open(folder) as store:
         store.add_controls(controls)
     review_set = load_pairs(folder)
-    plain, mixed = order_pairs(review_set), order_pairs(review_set, controls=True)
+    plain, mixed = order_pairs(review_set, order="random"), order_pairs(review_set, order="random", controls=True)
     names = {control.pair_id for control in controls}
     assert [pair for pair in mixed if pair not in names] == plain
     places = [place for place, pair in enumerate(mixed) if pair in names]
     assert len(places) == 6
     for number, place in enumerate(places):  # one in each ten pairs; those before it have moved it on
         assert 10 * number <= place - number <= 10 * number + 10
-    assert order_pairs(review_set, controls=True, skip=mixed[:30]) == mixed[30:]
+    assert order_pairs(review_set, order="random", controls=True, skip=mixed[:30]) == mixed[30:]
     few = load_pairs(planted_audit(tmp_path / "few", 3))
     few = ReviewSet(**{**vars(few), "controls": review_set.controls})
-    assert set(order_pairs(few, controls=True)) == {*few.pair_ids, *names}
+    assert set(order_pairs(few, order="random", controls=True)) == {*few.pair_ids, *names}
+
+
+def test_controls_stand_where_their_scores_put_them(tmp_path: Path) -> None:
+    folder = planted_audit(tmp_path, 40)
+    with VerdictStore.open(folder) as store:
+        store.add_controls([Control(f"{at:016x}", "different", {"score": score}) for at, score in enumerate((0.91, 0.4, None))])
+    review_set = load_pairs(folder)
+    score = dict(zip(review_set.pair_ids, review_set.scores.tolist(), strict=True))
+    score |= {f"{at:016x}": value for at, value in enumerate((0.91, 0.4))}
+    for order, key in {"score": lambda pair: -score[pair], "uncertain": lambda pair: abs(score[pair] - 0.8)}.items():
+        ordered = order_pairs(review_set, order=order, controls=True)
+        assert ordered[-1] == f"{2:016x}"  # without a score, as real pairs without one
+        assert ordered[:-1] == sorted(score, key=key)
 
 
 # --- sample ---
@@ -295,11 +310,50 @@ def test_controls_are_what_they_say_and_look_like_the_others(real_audit: Path) -
         assert peaks[source] > 0.5
         assert (source == row["reference_id"]) == (control.truth == "replication")
         assert (source, row["reference_id"]) not in nearest and (row["reference_id"], source) not in nearest
-    scores = {
-        truth: {control.row["score"] for control in controls if control.truth == truth}
+    looks = {
+        truth: {control.row["p_value"] for control in controls if control.truth == truth}
         for truth in ("replication", "different")
     }
-    assert scores["replication"] & scores["different"]  # what is shown beside the sound does not tell which is which
+    assert looks["replication"] & looks["different"]  # what is shown beside the sound does not tell which is which
+    for control in controls:  # among real pairs, but no real pair's own: two equal ones would give it away
+        assert review_set.scores.min() < control.row["score"] < review_set.scores.max()
+        assert control.row["score"] not in review_set.scores.tolist()
+
+
+@pytest.mark.parametrize(("trained_s", "generated_s"), [(2.0, 3.0), (4.0, 3.0)])
+def test_controls_last_as_long_as_real_queries_wherever_the_store_is(
+    write_sounds, tmp_path: Path, trained_s: float, generated_s: float
+) -> None:
+    """An audit of stores given on the command line knows of its training clips only what its matches list."""
+    training = write_sounds("training", 12, duration_s=trained_s)
+    generated = write_sounds("generated", 6, first=200, duration_s=generated_s)
+    sf.write(generated / "0301.wav", 0.5 * sound(3, generated_s), 16_000)
+    audit(open_corpus(generated), open_corpus(training), output=tmp_path / "audit", config=AuditConfig(tau=0.1))
+    shutil.rmtree(tmp_path / "audit" / "stores" / "references")
+    controls = make_controls(tmp_path / "audit", 6)
+    assert {control.truth for control in controls} == {"replication", "different"}
+    for control in controls:
+        length = sf.info(tmp_path / "audit" / control.row["query_path"])
+        assert (length.duration, length.samplerate) == (pytest.approx(generated_s, abs=0.001), 16_000)
+        assert control.row["query_duration_s"] == pytest.approx(generated_s, abs=0.001)
+        assert control.row["reference_duration_s"] is None  # to the end of the file, as that of real pairs
+
+
+@pytest.mark.parametrize(
+    ("queries", "pattern"),
+    [
+        ([f"g/clip_{number:03d}.wav" for number in range(0, 60, 2)], r"g/clip_0\d\d\.wav"),
+        ([f"g/{number}.wav" for number in range(5)], r"g/\d+\.wav"),
+        (["g/loud dog.wav", "g/soft rain.wav", "g/far bell.wav"], r"g/(loud|soft|far) (dog|rain|bell)\.wav"),
+        (["g/dog.wav", "g/rain.wav"], r"g/(bell|gong|thunder)\.wav"),
+        (["g/a1b2.wav"], r"g/a1b\d\.wav"),
+    ],
+)
+def test_names_of_controls_are_as_those_of_queries(queries: list[str], pattern: str) -> None:
+    names, rng = _Names(queries, ["bell.wav", "gong.wav", "thunder.wav"]), np.random.default_rng(0)
+    invented = [names.invented(queries[number % len(queries)], rng) for number in range(3)]
+    assert len({*invented, *queries}) == len(queries) + 3
+    assert all(re.fullmatch(pattern, name) for name in invented), invented
 
 
 def test_controls_of_the_two_stage_detector_have_spans_as_its_pairs_have(write_sounds, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from auscult.errors import OutputFolderError, StoreError
 from auscult.folders import building, write_card
+from auscult.review import schema
 from auscult.review.verdicts import VERDICTS, Control, Sample, Stratum, VerdictStore, cluster_key, pair_id
 
 PAIR = ("g/1.wav", "t/7.wav")
@@ -193,6 +194,26 @@ def test_many_may_open_a_new_folder_at_once(tmp_path: Path) -> None:
         assert store.latest().num_rows == 16
 
 
+@pytest.mark.parametrize("after", range(4))
+def test_tables_that_appear_while_one_looks_are_ours(tmp_path: Path, after: int) -> None:
+    """Whichever of the three questions about a fresh file the making of its tables falls between."""
+    file = tmp_path / "review.db"
+    asked = []
+
+    class Slow(sqlite3.Connection):
+        def execute(self, *arguments):
+            if len(asked) == after:
+                other = sqlite3.connect(file, isolation_level=None)
+                schema.prepare(other, file)
+                other.close()
+            asked.append(arguments)
+            return super().execute(*arguments)
+
+    looking = sqlite3.connect(file, factory=Slow, isolation_level=None)
+    schema._version(looking, file)
+    looking.close()
+
+
 _WRITER = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -345,6 +366,21 @@ def test_a_plain_list_is_imported_once(store: VerdictStore, tmp_path: Path) -> N
     assert store.decided("Ann") == {pair_id("a", "b"): "similar"}
 
 
+@pytest.mark.parametrize(
+    ("groups", "kept", "message"),
+    [("[[1]]", "[]", "as JSON"), ("a|b", "[]", "as JSON"), ('["ab"]', '["a"]', "as JSON"), ('[["a"]]', '["a"]', "each clip")],
+)
+def test_a_bad_import_of_clusters_adds_nothing(store: VerdictStore, tmp_path: Path, groups, kept, message) -> None:
+    with open(tmp_path / "bad.clusters.csv", "w", newline="") as handle:
+        rows = csv.writer(handle)
+        rows.writerow(["cluster_key", "reviewer", "decision", "groups", "kept"])
+        rows.writerow([cluster_key("ab"), "Ann", "all_one", '[["a", "b"]]', '["a"]'])
+        rows.writerow([cluster_key("ab"), "Ann", "all_one", groups, kept])
+    with pytest.raises(ValueError, match=f"row 2.*{message}"):
+        store.import_clusters(tmp_path / "bad.clusters.csv")
+    assert store.latest_clusters().num_rows == 0
+
+
 def test_imported_verdicts_find_their_place_in_time(store: VerdictStore, tmp_path: Path) -> None:
     store.add(*PAIR, reviewer="Ann", verdict="replication")
     file = tmp_path / "older.parquet"
@@ -405,7 +441,9 @@ def test_overwrite_refuses_to_lose_verdicts(tmp_path: Path) -> None:
     assert not (folder / "review.db").exists()
     with VerdictStore.open(folder) as store:
         store.add(*PAIR, reviewer="Ann", verdict="similar")
-        with pytest.raises(OutputFolderError, match=r"1 verdicts on pairs.*would be lost.*--export verdicts\.csv"):
+        with pytest.raises(
+            OutputFolderError, match=r"1 verdicts on pairs.*would be lost.*keep a copy of review\.db.*--export verdicts\.csv"
+        ):
             _make(folder, overwrite=True)
     with pytest.raises(OutputFolderError, match="would be lost"):
         _make(folder, overwrite=True)

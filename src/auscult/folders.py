@@ -294,6 +294,6 @@ def refuse_to_lose_verdicts(folder: Path) -> None:
     if verdicts or clusters:
         decided = f"{verdicts:,} verdicts on pairs and {clusters:,} on clusters, which would be lost"
         raise OutputFolderError(
-            f"{folder}: holds {decided}; choose another -o, or export them first "
-            f"(auscult review {folder} --export verdicts.csv) and then move {REVIEW_DB} away"
+            f"{folder}: holds {decided}; choose another -o, or keep a copy of {REVIEW_DB} elsewhere (auscult review {folder} "
+            f"--export verdicts.csv writes what was decided, but no controls and no samples) and then move it away"
         )

@@ -30,7 +30,9 @@ def review(
     order: Annotated[str, typer.Option(help="score, uncertain (around tau first) or random.")] = "score",
     everything: Annotated[bool, typer.Option("--all", help="Begin with all pairs, not with the undecided ones.")] = False,
     blind: Annotated[bool, typer.Option("--blind", help="Hide what the audit thinks; the order is random.")] = False,
-    controls: Annotated[int, typer.Option(min=0, help="Mix in so many pairs whose truth is known.")] = 0,
+    controls: Annotated[
+        int | None, typer.Option(min=0, help="Mix in so many pairs whose truth is known (default: those made before).")
+    ] = None,
     sample: Annotated[int, typer.Option(min=0, help="Draw so many unflagged clips, for a rate.")] = 0,
     seed: Annotated[int, typer.Option(help="Of what is random.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
@@ -81,18 +83,27 @@ def review(
 
 def _exchange(folder: Path, store: Any, *, stats: bool, export: Path | None, import_: Path | None, as_json: bool) -> None:
     """Import, then export, then statistics, as far as each is wanted."""
+    from ..folders import read_card
+    from ..review.exchange import clusters_file, is_clusters_file
     from ..review.statistics import review_statistics
 
     facts: dict[str, Any] = {}
     if import_ is not None:
-        facts["imported"] = store.import_verdicts(import_)
+        facts |= _import(folder, store, import_)
         if not as_json:
-            out.print(Text(f"{facts['imported']:,} verdicts were new in {import_}"))
+            _print_imported(facts, import_)
     if export is not None:
+        if is_clusters_file(export):
+            raise ValueError(f"{export}: such a name is that of the second file, for clusters; give the first one's")
         facts["exported"] = store.export_verdicts(export)
         if not as_json:
             out.print(Text(f"{facts['exported']:,} verdicts written"))
             print_paths(export)
+        if read_card(folder)["kind"] == "dedup":
+            facts["exported_clusters"] = store.export_clusters(clusters_file(export))
+            if not as_json:
+                out.print(Text(f"{facts['exported_clusters']:,} decisions on clusters written"))
+                print_paths(clusters_file(export))
     if stats:
         found = review_statistics(folder, store)
         facts |= found
@@ -100,6 +111,40 @@ def _exchange(folder: Path, store: Any, *, stats: bool, export: Path | None, imp
             _print_statistics(found)
     if as_json:
         print_json(facts)
+
+
+def _import(folder: Path, store: Any, path: Path) -> dict[str, Any]:
+    """Take in verdicts and, of a file of that name or of one beside it, decisions on clusters; say how many belong here."""
+    from ..review.exchange import clusters_file, is_clusters_file, read_cluster_rows, read_rows
+    from ..review.statistics import Here
+
+    here, facts = Here.read(folder), dict[str, Any]()
+    if not is_clusters_file(path):
+        known, rows = store.controls(), read_rows(path)
+        facts["imported"] = store.import_verdicts(path)
+        facts["verdicts_in_file"] = len(rows)
+        taken = [row["pair_id"] for row in rows if row["control"] is None or row["pair_id"] in known]
+        facts["on_pairs_here"] = sum(pair in here.pairs or pair in known for pair in taken)
+        facts["controls_left_out"] = len(rows) - len(taken)
+    if is_clusters_file(path) or clusters_file(path).is_file():
+        decisions = read_cluster_rows(clusters_file(path))
+        facts["imported_clusters"] = store.import_clusters(clusters_file(path))
+        facts["decisions_in_file"] = len(decisions)
+        facts["on_clusters_here"] = sum(row["cluster_key"] in here.clusters for row in decisions)
+    return facts
+
+
+def _print_imported(facts: dict[str, Any], path: Path) -> None:
+    if "imported" in facts:
+        out.print(Text(f"{facts['imported']:,} verdicts were new in {path}"))
+        out.print(
+            Text(f"{facts['on_pairs_here']:,} of {facts['verdicts_in_file']:,} are on pairs of this folder; only these count")
+        )
+        if facts["controls_left_out"]:
+            out.print(Text(f"{facts['controls_left_out']:,} are on controls of another review and were left out"))
+    if "imported_clusters" in facts:
+        out.print(Text(f"{facts['imported_clusters']:,} decisions on clusters were new"))
+        out.print(Text(f"{facts['on_clusters_here']:,} of {facts['decisions_in_file']:,} are on clusters of this folder"))
 
 
 def _print_statistics(found: dict[str, Any]) -> None:
@@ -123,6 +168,8 @@ def _print_statistics(found: dict[str, Any]) -> None:
     for pair in found["agreement"]:
         kappa = "" if pair["kappa"] is None else f"; Cohen's kappa {pair['kappa']['kappa']:.2f}"
         out.print(Text(f"{pair['first']} and {pair['second']} agree on {pair['agreed']:,} of {pair['pairs']:,} pairs{kappa}"))
+    for warning in found.get("warnings", ()):
+        out.print(Text(f"note: {warning}"))
     for name, result in found["controls"].items():
         for what, key in (("known copies", "sensitivity"), ("known non-copies", "specificity")):
             if result[key] is not None:

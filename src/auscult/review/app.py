@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -28,7 +28,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..errors import AudioDecodeError, StoreError
-from .desk import ROLES, Desk, NotHereError, Role
+from .desk import ROLES, ChangedError, Desk, ForbiddenError, NotHereError, Role
 from .listening import PORT, listen
 from .media import ClipAudio, close_files
 from .replies import PageFile, cached, digest, json_response, page_file, page_files, ranged
@@ -51,14 +51,9 @@ def create_app(
     folder: str | Path,
     *,
     reviewer: str | None = None,
-    blind: bool = False,
-    order: str = "score",
-    controls: int = 0,
-    sample: int = 0,
-    seed: int = 0,
-    unreviewed: bool = True,
     token: str | None = None,
     allowed_hosts: Iterable[str] = LOOPBACK,
+    **options: Any,
 ) -> Starlette:
     """The review of an audit or a deduplication as an ASGI application.
 
@@ -69,20 +64,10 @@ def create_app(
     reviewer
         Who reviews where the page does not say; by default the login name, or, where a token lets others in, nobody: the
         page asks.
-    blind
-        Keep scores, p-values, flags, ranks, paths and clip ids on the server, and make every order random.
-    order
-        Of the queue: ``score``, ``uncertain`` (around tau first) or ``random``.
-    controls
-        Control pairs to make in ``folder/controls`` and mix in; 0 for none.
-    sample
-        Unflagged clips to draw for an estimate; 0 for the sample drawn last, if there is one.
-    seed
-        Of all that is random.
-    unreviewed
-        Whether the page should begin with what its reviewer has not decided.
     token, allowed_hosts
         As :class:`~auscult.review.security.Guard` takes them.
+    options
+        As :class:`~auscult.review.desk.Desk` takes them.
 
     Raises
     ------
@@ -91,18 +76,15 @@ def create_app(
     ValueError
         An argument is out of range.
     """
-    desk = Desk(
-        Path(folder),
-        reviewer=login_name() if reviewer is None else reviewer,
-        blind=blind,
-        order=order,
-        controls=controls,
-        sample=sample,
-        seed=seed,
-        unreviewed=unreviewed,
-    )
+    return _app(_desk(folder, reviewer, options), token, allowed_hosts, named=reviewer is not None or token is None)
+
+
+def _desk(folder: str | Path, reviewer: str | None, options: Mapping[str, Any]) -> Desk:
+    return Desk(Path(folder), reviewer=login_name() if reviewer is None else reviewer, **options)
+
+
+def _app(desk: Desk, token: str | None, allowed_hosts: Iterable[str], *, named: bool) -> Starlette:
     files = page_files(STATIC)
-    named = reviewer is not None or token is None
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -117,6 +99,8 @@ def create_app(
         exception_handlers={
             HTTPException: _failed,
             NotHereError: _failed,
+            ForbiddenError: _failed,
+            ChangedError: _failed,
             AudioDecodeError: _failed,
             StoreError: _failed,
             OSError: _failed,
@@ -163,8 +147,11 @@ def _routes(desk: Desk, files: dict[str, PageFile], *, named: bool) -> list[Rout
         )
 
     async def pair(request: Request) -> Response:
+        name = request.path_params["name"]
+        if not await run_in_threadpool(desk.compared, name):  # digests of both files, with what else reads files
+            await _decoded(request, lambda: desk.compare(name))
         asked = request.query_params.get("reviewer")
-        return json_response(await _decoded(request, lambda: desk.pair(request.path_params["name"], reviewer=asked)))
+        return json_response(await _decoded(request, lambda: desk.pair(name, reviewer=asked)))
 
     async def pair_difference(request: Request) -> Response:
         facts, _ = await _decoded(request, lambda: desk.difference(request.path_params["name"]))
@@ -253,6 +240,10 @@ async def _failed(request: Request, error: Exception) -> Response:
         return json_response({"error": error.detail}, error.status_code)
     if isinstance(error, NotHereError):
         return json_response({"error": str(error)}, 404)
+    if isinstance(error, ChangedError):
+        return json_response({"error": str(error)}, 409)
+    if isinstance(error, ForbiddenError):
+        return json_response({"error": str(error)}, 403)
     if isinstance(error, AudioDecodeError):
         return json_response({"error": cast(Desk, request.app.state.desk).explain(error)}, 404)
     logger.error("review: %s", error)
@@ -338,14 +329,15 @@ def serve(
     host: str | None = None,
     port: int = PORT,
     ready: Callable[[str], None] = lambda url: None,
+    reviewer: str | None = None,
     **options: Any,
 ) -> None:
     """Serve the review of a folder until it is interrupted.
 
     Parameters
     ----------
-    folder, options
-        As :func:`create_app` takes them.
+    folder, reviewer, options
+        As :func:`create_app` takes them. With a ``host`` and a reviewer, or blind, only that reviewer may decide.
     host, port
         As :func:`listen` takes them; port 0 is any free one.
     ready
@@ -356,13 +348,18 @@ def serve(
     AuscultError
         It cannot listen there, or there is nothing to review.
     """
-    place = listen(host, port)
+    # what is wrong with the folder or the name is told before a port that is taken hides it
+    blind = bool(options.get("blind"))
+    fixed = blind or (host is not None and reviewer is not None)
+    desk = _desk(folder, reviewer, {"reviewer_fixed": fixed} | options)
     try:
-        app = create_app(folder, token=place.token, allowed_hosts=place.allowed_hosts, **options)
+        place = listen(host, port)
     except BaseException:
-        place.socket.close()
+        desk.close()
         raise
     import uvicorn
+
+    app = _app(desk, place.token, place.allowed_hosts, named=reviewer is not None or host is None or blind)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

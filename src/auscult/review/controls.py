@@ -2,16 +2,20 @@
 
 A control's query is a training clip, shifted, noised, re-levelled and gently low-passed. Its pair with its own source is a
 known replication, its pair with another training clip a known non-copy. What a reviewer sees beside the sound (id, path,
-caption, scores) is borrowed from real pairs, the same way for both kinds, so that it gives nothing away and says nothing.
+caption, scores, length, rate) is borrowed from real pairs, the same way for both kinds, so that it gives nothing away and
+says nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
+import math
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +26,7 @@ import pyarrow.parquet as pq
 import soundfile as sf
 from scipy.signal import butter, sosfiltfilt
 
-from ..audio import read_audio
+from ..audio import Audio, read_audio
 from ..audit import KIND as AUDIT_KIND
 from ..audit import TRAINING
 from ..duplicates import PAIRS
@@ -30,6 +34,7 @@ from ..errors import AudioDecodeError, StoreError
 from ..folders import atomic_file
 from .fields import pair_id
 from .queue import ReviewSet, load_pairs, pair_row
+from .streaming import open_clip
 from .verdicts import Control
 
 log = logging.getLogger(__name__)
@@ -39,7 +44,7 @@ SHIFT_S = (0.2, 1.0)
 GAIN_DB = (-6.0, 3.0)
 SNR_DB = (18.0, 22.0)
 LOW_PASS_HZ = (5000.0, 9000.0)
-MAX_S = 30.0  # of an hour-long training recording only the beginning is used
+MAX_S = 120.0  # of an hour-long recording only the beginning is used
 MIN_S = 0.5  # shorter clips give a reviewer nothing to recognize
 CLOSEST = 20  # real pairs whose scores are borrowed where none is flagged
 TRIES = 20  # sources that may prove unreadable or silent, for one control
@@ -49,12 +54,12 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class _Clip:
-    """A training clip; ``duration_s`` is how much of it is known to be there."""
+    """A training clip; without a ``duration_s`` it lasts to the end of its file."""
 
     clip_id: str
     path: str
     start_s: float
-    duration_s: float
+    duration_s: float | None
     caption: str | None
     sample_digest: str | None
 
@@ -82,12 +87,12 @@ def make_controls(folder: str | Path, n: int, *, seed: int = 0) -> list[Control]
             f"{folder}: controls need at least 2 different training clips of {MIN_S} s or more, this folder knows "
             f"{len(clips)}; audit corpora rather than stores kept elsewhere, or review without controls"
         )
-    taken = {*review_set.query_ids, *(clip.clip_id for clip in clips)}
+    names = _Names(review_set.query_ids, [clip.clip_id for clip in clips])
     controls: list[Control] = []
     for number in range(n):
         first_is_copy = np.random.default_rng([seed, number // 2, 0]).random() < 0.5
         copy = first_is_copy == (number % 2 == 0)
-        controls.append(_control(review_set, clips, near, copy, taken, np.random.default_rng([seed, number, 1])))
+        controls.append(_control(review_set, clips, near, copy, names, np.random.default_rng([seed, number, 1])))
     return controls
 
 
@@ -96,7 +101,7 @@ def _control(
     clips: list[_Clip],
     near: dict[str, set[str]],
     copy: bool,
-    taken: set[str],
+    names: _Names,
     rng: np.random.Generator,
 ) -> Control:
     lent = _lent_row(review_set, rng)
@@ -106,21 +111,19 @@ def _control(
             continue
         reference = source if copy else others[int(rng.integers(len(others)))]
         try:
-            rate = _rate_of(lent, source)
-            length_s = min(source.duration_s, max(lent["query_duration_s"] or MAX_S, MIN_S), MAX_S)  # as long as real ones
-            audio = read_audio(source.path, sample_rate_hz=rate, start_s=source.start_s, duration_s=length_s)
-            target = read_audio(
-                reference.path, sample_rate_hz=rate, start_s=reference.start_s, duration_s=min(reference.duration_s, MAX_S)
-            )
+            length_s, rate = _length_and_rate(lent, source)
+            audio = _beginning(source, rate, length_s)
+            target = _beginning(reference, rate, MAX_S)
         except AudioDecodeError as error:
             log.warning("%s: no control is made of it (%s)", source.path, error)
             continue
-        same = np.array_equal(audio.samples, target.samples[: len(audio.samples)])
-        if {"silent", "near_silent"} & {*audio.facts.flags, *target.facts.flags} or same != copy:
+        shared = min(len(audio.samples), len(target.samples)) * 19 // 20  # where a resampler stops, it has no more to go by
+        same = copy or np.allclose(audio.samples[:shared], target.samples[:shared], atol=1e-4)
+        if {"silent", "near_silent"} & {*audio.facts.flags, *target.facts.flags} or same != copy or shared < 0.9 * MIN_S * rate:
             continue
-        samples, lag_s = transformed(audio.samples, rate, rng)
-        query_id = _invented_id(lent["query_id"], taken, rng)
-        taken.add(query_id)
+        longer = max(0, round(length_s * rate) - len(audio.samples))
+        samples, lag_s = transformed(np.pad(audio.samples, (0, longer)), rate, rng)
+        query_id = names.invented(lent["query_id"], rng)
         path = f"{CONTROLS}/{hashlib.sha256(query_id.encode()).hexdigest()[:16]}.flac"
         with atomic_file(review_set.path / path) as handle:
             sf.write(handle, samples, rate, format="FLAC", subtype="PCM_16")
@@ -182,20 +185,22 @@ def _training_clips(review_set: ReviewSet) -> list[_Clip]:
         clips = [_Clip(*(row[name] for name in names[:-1])) for row in rows if "silent" not in (row["flags"] or ())]
     else:
         clips = _listed_clips(review_set.table)
-    return sorted((clip for clip in clips if clip.duration_s >= MIN_S), key=lambda clip: clip.clip_id)
+    long_enough = (clip for clip in clips if clip.duration_s is None or clip.duration_s >= MIN_S)
+    return sorted(long_enough, key=lambda clip: clip.clip_id)
 
 
 def _listed_clips(table: pa.Table) -> list[_Clip]:
-    """References of the listed matches; they are known to last as long as their matching spans."""
-    if "reference_end_s" not in table.column_names:
-        return []
+    """References of the listed matches; how long they are, only their files tell."""
     found: dict[str, _Clip] = {}
     for row in table.to_pylist():
-        clip_id, end_s = row["reference_id"], row["reference_end_s"] or 0.0
-        known = found[clip_id].duration_s if clip_id in found else 0.0
         start_s, caption = row.get("reference_offset_s") or 0.0, row.get("reference_caption")
-        found[clip_id] = _Clip(clip_id, row["reference_path"], start_s, max(known, end_s), caption, None)
+        found[row["reference_id"]] = _Clip(row["reference_id"], row["reference_path"], start_s, None, caption, None)
     return list(found.values())
+
+
+def _beginning(clip: _Clip, rate: int, length_s: float) -> Audio:
+    length_s = length_s if clip.duration_s is None else min(clip.duration_s, length_s)
+    return read_audio(clip.path, sample_rate_hz=rate, start_s=clip.start_s, duration_s=length_s)
 
 
 def _near(review_set: ReviewSet) -> dict[str, set[str]]:
@@ -221,33 +226,94 @@ def _lent_row(review_set: ReviewSet, rng: np.random.Generator) -> dict[str, Any]
     rows = np.flatnonzero(review_set.flagged)
     if not len(rows):
         rows = np.argsort(-review_set.scores, kind="stable")[:CLOSEST]
-    return pair_row(review_set, review_set.pair_ids[int(rng.choice(rows))])
+    rows = rows[np.argsort(-review_set.scores[rows], kind="stable")]
+    place = int(rng.integers(max(1, len(rows) - 1)))
+    lent, below = (
+        pair_row(review_set, review_set.pair_ids[at]) for at in rows[[place, min(place + 1, len(rows) - 1)]].tolist()
+    )
+    return lent | _between(lent, below, rng.random())
 
 
-def _rate_of(lent: dict[str, Any], source: _Clip) -> int:
-    """The sample rate of the real queries, in Hz; were the controls' another, it would tell."""
+def _between(lent: dict[str, Any], below: dict[str, Any], share: float) -> dict[str, Any]:
+    """Scores between those of two real pairs that follow each other: were they equal to one's, it would tell."""
+    ends = {name: (lent[name], below[name]) for name in ("similarity", "bias", "score") if lent.get(name) is not None}
+    if not all(end is not None and math.isfinite(end) for pair in ends.values() for end in pair):
+        return {}
+    mixed = {name: first + share * (second - first) for name, (first, second) in ends.items()}
+    narrow = all(np.float32(end) == end for pair in ends.values() for end in pair)
+    return {name: float(np.float32(value)) if narrow else value for name, value in mixed.items()}
+
+
+def _length_and_rate(lent: dict[str, Any], source: _Clip) -> tuple[float, int]:
+    """Length in seconds and sample rate in Hz of a real query as it is heard; were the controls' others, it would tell."""
     try:
-        path, start_s = lent["query_path"], lent["query_offset_s"]
-        facts = read_audio(path, sample_rate_hz=16_000, start_s=start_s, duration_s=1.0).facts
-    except AudioDecodeError:
-        facts = read_audio(source.path, sample_rate_hz=16_000, start_s=source.start_s, duration_s=1.0).facts
-    return min(max(facts.sample_rate_hz, 8000), 96_000)
+        real = open_clip(lent["query_path"], lent["query_offset_s"], lent["query_duration_s"])
+        length_s = real.duration_s
+    except (AudioDecodeError, OSError):
+        real = open_clip(source.path, source.start_s, source.duration_s)
+        length_s = lent["query_duration_s"] or real.duration_s
+    return min(max(length_s, MIN_S), MAX_S), min(max(real.source_rate_hz, 8000), 96_000)
 
 
-def _invented_id(lent: str, taken: set[str], rng: np.random.Generator) -> str:
-    """An id like a real query's: its last number another one, of as many digits."""
-    name = PurePosixPath(lent)
-    runs = list(re.finditer(r"\d+", name.stem))
-    stem, number, rest = name.stem + "-", "0", ""
-    if runs:
-        stem, number, rest = name.stem[: runs[-1].start()], runs[-1].group(), name.stem[runs[-1].end() :]
-    reach = 100
-    while True:
-        shifted = (int(number) + int(rng.integers(1, reach))) % 10 ** max(len(number), len(str(reach)))
-        invented = str(name.with_name(f"{stem}{shifted:0{len(number)}d}{rest}{name.suffix}"))
-        if invented not in taken:
-            return invented
-        reach *= 2
+@dataclass
+class _Names:
+    """Names for controls that could be real queries' own."""
+
+    queries: list[str]
+    training: list[str]
+    taken: set[str] = field(init=False)
+    numbers: dict[tuple[str, str], set[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.taken = {*self.queries, *self.training}
+        self.numbers = defaultdict(set)
+        for query in self.queries:
+            if parts := _numbered(query):
+                self.numbers[parts[0], parts[2]].add(int(parts[1]))
+
+    def invented(self, lent: str, rng: np.random.Generator) -> str:
+        """An id like a real query's: another number, or, where names have none, words of others of its kind."""
+        choices = self._other_numbers(lent, rng) if _numbered(lent) else self._other_words(lent, rng)
+        name = next(choice for choice in choices if choice not in self.taken)
+        self.taken.add(name)
+        return name
+
+    def _other_numbers(self, lent: str, rng: np.random.Generator) -> Iterator[str]:
+        """Numbers that the real ones leave free, then those that follow them."""
+        parts = _numbered(lent)
+        assert parts is not None  # asked before
+        before, number, after = parts
+        width, known = len(number), self.numbers[before, after] or {int(number)}
+        low, high = min(known), max(known)
+        if len(known) < 3:  # no series, such as the digits of a digest: any of this width
+            low, high = 0 if width == 1 else 10 ** (width - 1), 10**width - 1
+        for _ in range(100):
+            yield f"{before}{int(rng.integers(low, high + 1)):0{width}d}{after}"
+        for free in itertools.chain(range(low, min(high, low + 10_000)), itertools.count(high + 1)):
+            yield f"{before}{free:0{width}d}{after}"
+
+    def _other_words(self, lent: str, rng: np.random.Generator) -> Iterator[str]:
+        name = PurePosixPath(lent)
+        stems = sorted({PurePosixPath(query).stem for query in self.queries[:10_000]})
+        for _ in range(100):  # the beginning of one name and the end of another
+            one, other = (re.split(r"(?<=[-_ .])", stems[int(rng.integers(len(stems)))]) for _ in range(2))
+            if len(one) > 1 and len(other) > 1:
+                yield str(name.with_name("".join([*one[:-1], other[-1]]) + name.suffix))
+        for at in rng.permutation(len(self.training)).tolist():
+            yield str(name.with_name(PurePosixPath(self.training[at]).stem + name.suffix))
+        yield from (str(name.with_name(f"{name.stem}-{number}{name.suffix}")) for number in itertools.count(1))
+
+
+def _numbered(clip_id: str) -> tuple[str, str, str] | None:
+    """What is before, in and after the last number of a name (not of its folder or ending); None if it has none."""
+    name = PurePosixPath(clip_id)
+    runs = list(re.finditer(r"[0-9]+", name.stem))
+    if not runs:
+        return None
+    first, last = runs[-1].span()
+    whole = str(name.with_name(name.stem[:first] + "\0" + name.stem[last:] + name.suffix))
+    before, _, after = whole.partition("\0")
+    return before, name.stem[first:last], after
 
 
 def _row(

@@ -17,15 +17,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..audit import KIND as AUDIT_KIND
 from ..errors import AudioDecodeError, AuscultError, StoreError
 from ..figures import SCALES, frequency_ticks
 from .clusters import ClusterMember, ReviewClusters
 from .fields import reviewer_name
 from .ledger import Ledger
 from .media import ClipAudio, clip_of, difference, difference_wav, levels, open_clip, spectrogram
+from .originals import Originals
 from .queue import ORDERS, load_pairs, order_pairs, other_pairs, pair_row
 from .sampling import draw_sample
-from .verdicts import Sample, VerdictStore
+from .verdicts import WITHDRAWN, Sample, VerdictStore
 
 Role = Literal["query", "reference"]
 ROLES: tuple[Role, ...] = ("query", "reference")
@@ -44,6 +46,14 @@ class NotHereError(AuscultError):
     """No such pair, cluster or clip in this review."""
 
 
+class ForbiddenError(AuscultError):
+    """This review is another reviewer's."""
+
+
+class ChangedError(AuscultError):
+    """A file is not the one that was compared."""
+
+
 class Desk:
     """One folder under review. Any thread may call any method; those that decode sound take their time.
 
@@ -53,12 +63,15 @@ class Desk:
         Of an audit or a deduplication.
     reviewer
         Who reviews where a request does not say.
+    reviewer_fixed
+        Whether nobody else may, or see what anybody else decided; by default in a blind review.
     blind
         Whether scores, p-values, flags, ranks, paths, clip ids and orders that tell stay here.
     order
         Of the queue where a request does not say.
     controls, sample
-        How many control pairs to make and mix in, and how many unflagged clips to draw; 0 for none.
+        How many control pairs to mix in, and how many unflagged clips to draw; 0 for none. By default the controls that were
+        made before.
     seed
         Of what is random.
     unreviewed
@@ -77,19 +90,21 @@ class Desk:
         folder: Path,
         *,
         reviewer: str,
+        reviewer_fixed: bool | None = None,
         blind: bool = False,
         order: str = "score",
-        controls: int = 0,
+        controls: int | None = None,
         sample: int = 0,
         seed: int = 0,
         unreviewed: bool = True,
     ) -> None:
         if order not in ORDERS:
             raise ValueError(f"order should be one of {', '.join(ORDERS)}, got {order!r}")
-        if controls < 0 or sample < 0:
+        if (controls or 0) < 0 or sample < 0:
             raise ValueError(f"controls and sample count pairs, got {controls} and {sample}")
         self.folder, self.blind, self.seed, self.unreviewed = folder, blind, seed, unreviewed
         self.reviewer = reviewer_name(reviewer)
+        self.reviewer_fixed = blind if reviewer_fixed is None else reviewer_fixed
         self.order = BLIND_ORDER if blind else order
         self.pairs = load_pairs(folder)
         self.clusters = ReviewClusters.load(folder, self.pairs.kind)
@@ -97,13 +112,18 @@ class Desk:
             raise StoreError(f"{folder}: nothing to review, it lists no pair; see {folder / 'report.html'}")
         self.store = VerdictStore.open(folder)
         self.sample = self._sample(sample)
-        self.controls = controls > 0
-        if self.controls:
+        made = len(self.pairs.controls)
+        self.controls = bool(made if controls is None else controls)
+        if controls is not None and controls > made:
             from .controls import make_controls  # only here: what it needs takes a while to load
 
             self.store.add_controls(make_controls(folder, controls, seed=seed))
             self.pairs = load_pairs(folder)
         self.ledger = Ledger(self.store)
+        self.originals = Originals(folder)
+        self._compared: set[str] = set()
+        what = "audit" if self.pairs.kind == AUDIT_KIND else "deduplication"
+        self.changed_words = f"this file has changed since the {what}"
         self._orders: dict[tuple[str, bool], list[str]] = {}
         self._sounds: OrderedDict[str, tuple[dict[str, Any], bytes | None]] = OrderedDict()
         self._lock = Lock()
@@ -142,6 +162,7 @@ class Desk:
             "title": self.folder.resolve().name,
             "folder": str(self.folder),
             "reviewer": self.reviewer,
+            "reviewer_fixed": self.reviewer_fixed,
             "blind": self.blind,
             "order": self.order,
             "orders": [BLIND_ORDER] if self.blind else list(ORDERS),
@@ -154,7 +175,8 @@ class Desk:
         if self.blind:
             return {**open_fields, "counts": counts}
         counts |= {name: count for name, count in card["counts"].items() if isinstance(count, int)}
-        return {**open_fields, "tau": finite(self.pairs.tau), "descriptor": card["descriptor"], "counts": counts}
+        rule = card["threshold"]["rule"]
+        return {**open_fields, "tau": finite(self.pairs.tau), "rule": rule, "descriptor": card["descriptor"], "counts": counts}
 
     def queue(
         self, *, reviewer: str | None = None, order: str | None = None, which: str = "listed", unreviewed: bool = True
@@ -185,7 +207,12 @@ class Desk:
         return self._orders[key]
 
     def _name(self, reviewer: str | None) -> str:
-        return self.reviewer if reviewer is None else reviewer_name(reviewer)
+        name = self.reviewer if reviewer is None else reviewer_name(reviewer)
+        if self.reviewer_fixed and name != self.reviewer:
+            raise ForbiddenError(
+                f"this review is {self.reviewer}'s; whoever else reviews should start their own with `--reviewer NAME`"
+            )
+        return name
 
     # --- one pair ---
 
@@ -195,6 +222,17 @@ class Desk:
             return pair_row(self.pairs, pair)
         except StoreError as error:
             raise NotHereError("no such pair here; reload the page") from error
+
+    def compared(self, pair: str) -> bool:
+        """Whether the files of a pair were compared with those of the audit; if not, :meth:`compare` reads them whole."""
+        return pair in self._compared
+
+    def compare(self, pair: str) -> list[Role]:
+        """Sides of a pair whose files have changed since the audit."""
+        row = self.row(pair)
+        changed = [role for role in ROLES if self.originals.changed(row[f"{role}_path"])]
+        self._compared.add(pair)
+        return changed
 
     def pair(self, pair: str, *, reviewer: str | None = None) -> dict[str, Any]:
         """What the page shows of a pair."""
@@ -241,8 +279,10 @@ class Desk:
             "audio": f"/media/{pair}/{role}/audio.wav",
             "spectrogram": f"/media/{pair}/{role}/spectrogram.png",
             "missing": None,
+            "changed": self.originals.changed(row[f"{role}_path"]),
             "caption": row[f"{role}_caption"],
         }
+        side["changed_text"] = self.changed_words if side["changed"] else None
         side |= self._sound(lambda: clip_of(row, role))
         if self.blind:
             return side
@@ -287,9 +327,11 @@ class Desk:
         return answer, sound
 
     def decide(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Store a verdict; when this returns, it is on the disk."""
+        """Store a verdict; when this returns, it is on the disk. Of changed files one may only be unsure."""
         row = self.row(text(event, "pair_id"))
-        reviewer = reviewer_name(text(event, "reviewer", self.reviewer))
+        if event.get("verdict") not in {"unsure", WITHDRAWN} and (changed := self.compare(row["pair_id"])):
+            raise ChangedError(f"{' and '.join(changed)}: {self.changed_words}; only unsure can be said of it")
+        reviewer = self._name(text(event, "reviewer", self.reviewer))
         return self.ledger.decide(
             row["query_id"],
             row["reference_id"],
@@ -374,7 +416,7 @@ class Desk:
         ids = {name: member.clip_id for member in self.clusters.members(key) for name in (member.clip_key, member.clip_id)}
         return self.ledger.decide_cluster(
             key,
-            reviewer=reviewer_name(text(event, "reviewer", self.reviewer)),
+            reviewer=self._name(text(event, "reviewer", self.reviewer)),
             decision=text(event, "decision"),
             groups=[named(group, ids, "groups") for group in sequence(event.get("groups", ()), "groups")],
             kept=named(event.get("kept", ()), ids, "kept"),
@@ -385,10 +427,19 @@ class Desk:
     # --- statistics ---
 
     def stats(self) -> dict[str, Any]:
-        """What the verdicts so far say; to blind reviewers only how many there are, since precision tells which are flagged."""
-        from .statistics import review_statistics
+        """What the verdicts so far say; to blind reviewers only how many there are, since precision tells which are flagged.
 
-        return review_statistics(self.folder, self.store, counts_only=self.blind or self.controls)
+        Where the reviewer is fixed, only what that one decided counts.
+        """
+        from .statistics import Here, review_statistics
+
+        return review_statistics(
+            self.folder,
+            self.store,
+            counts_only=self.blind or self.controls or self.reviewer_fixed,
+            only=self.reviewer if self.reviewer_fixed else None,
+            here=Here(self.pairs.every_row, self.clusters),
+        )
 
 
 # --- values ---------------------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
-"""Verdicts as files for other programs: CSV or Parquet, out and in again."""
+"""Verdicts and decisions on clusters as files for other programs: CSV or Parquet, out and in again."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -15,11 +16,13 @@ import pyarrow.parquet as pq
 
 from ..errors import StoreError
 from ..folders import atomic_file, write_table
-from .fields import event_name, note_text, one_of, pair_id, reviewer_name, text_of, time_text
-from .schema import VERDICTS, WITHDRAWN
+from .fields import check_groups, event_name, note_text, one_of, pair_id, reviewer_name, text_of, time_text
+from .schema import DECISIONS, VERDICTS, WITHDRAWN
 
 NEEDED = ("query_id", "reference_id", "reviewer", "verdict")
-# counts: whether the row is in force; control: the pair's truth if it is known. Both are for readers: import derives them anew.
+CLUSTERS_NEEDED = ("cluster_key", "reviewer", "decision", "groups", "kept")
+CLUSTERS_ACCEPTED = (*CLUSTERS_NEEDED, "event_id", "note", "decided_at", "counts")
+# counts: whether the row is in force, which import finds out anew; control: the pair's truth if it is known
 ACCEPTED = (*NEEDED, "event_id", "pair_id", "note", "decided_at", "counts", "control")
 SKEW = timedelta(days=1)  # between the clocks of two machines; a date further ahead is a mistake
 FORMATS = (".csv", ".parquet")
@@ -36,6 +39,8 @@ def write_rows(table: pa.Table, path: Path) -> None:
         The file cannot be written.
     """
     _check_ending(path)
+    if not path.parent.is_dir():
+        raise StoreError(f"{path.parent}: is no folder; make it first, or correct the path")
     try:
         if path.suffix.lower() == ".parquet":
             write_table(path, table)
@@ -59,7 +64,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        ``event_id, pair_id, query_id, reference_id, reviewer, verdict, note, decided_at``.
+        ``event_id, pair_id, query_id, reference_id, reviewer, verdict, note, decided_at`` and ``control``.
 
     Raises
     ------
@@ -68,16 +73,46 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     StoreError
         The file cannot be read.
     """
+    return _read(path, NEEDED, ACCEPTED, _checked)
+
+
+def read_cluster_rows(path: Path) -> list[dict[str, Any]]:
+    """Read decisions on clusters as :func:`read_rows` reads verdicts; ``groups`` and ``kept`` are lists as JSON.
+
+    Returns
+    -------
+    list of dict
+        ``event_id, cluster_key, reviewer, decision, groups, kept, note, decided_at``.
+    """
+    return _read(path, CLUSTERS_NEEDED, CLUSTERS_ACCEPTED, _checked_cluster)
+
+
+def clusters_file(path: Path) -> Path:
+    """Where the decisions on clusters lie that belong to a file of verdicts: ``NAME.clusters.csv`` of ``NAME.csv``."""
+    return path if is_clusters_file(path) else path.with_name(f"{path.stem}.clusters{path.suffix}")
+
+
+def is_clusters_file(path: Path) -> bool:
+    """Whether a file of this name holds decisions on clusters."""
+    return Path(path.stem).suffix.lower() == ".clusters"
+
+
+def _read(
+    path: Path,
+    needed: tuple[str, ...],
+    accepted: tuple[str, ...],
+    check: Callable[[Mapping[str, Any], dict[str, int]], dict[str, Any]],
+) -> list[dict[str, Any]]:
     _check_ending(path)
     try:
         columns, rows = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     except (OSError, pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: cannot be read ({error})") from error
-    _check_columns(path, columns)
+    _check_columns(path, columns, needed, accepted)
     checked, seen = [], dict[str, int]()
     for number, row in enumerate(rows, 1):
         try:
-            checked.append(_checked(row, seen))
+            checked.append(check(row, seen))
         except ValueError as error:
             raise ValueError(f"{path}, row {number}: {error}") from None
     return checked
@@ -107,14 +142,14 @@ def _read_parquet(path: Path) -> tuple[list[str], Iterable[Mapping[str, Any]]]:
     return table.column_names, table.to_pylist()
 
 
-def _check_columns(path: Path, columns: list[str]) -> None:
-    missing = [name for name in NEEDED if name not in columns]
-    unknown = [name for name in columns if name not in ACCEPTED]
+def _check_columns(path: Path, columns: list[str], needed: tuple[str, ...], accepted: tuple[str, ...]) -> None:
+    missing = [name for name in needed if name not in columns]
+    unknown = [name for name in columns if name not in accepted]
     if missing or unknown or len(set(columns)) != len(columns):
         hint = "; the columns should be separated by commas" if len(columns) == 1 and ";" in columns[0] else ""
         said = [f"{what} {', '.join(map(repr, names))}" for what, names in (("without", missing), ("with", unknown)) if names]
         raise ValueError(
-            f"{path}: expected the columns {', '.join(NEEDED)} and of {', '.join(ACCEPTED[len(NEEDED) :])} what there is, "
+            f"{path}: expected the columns {', '.join(needed)} and of {', '.join(accepted[len(needed) :])} what there is, "
             f"got a table {' and '.join(said) or 'that names a column twice'}{hint}"
         )
 
@@ -131,6 +166,31 @@ def _checked(row: Mapping[str, Any], seen: dict[str, int]) -> dict[str, Any]:
         "reference_id": text["reference_id"],
         "reviewer": reviewer_name(text["reviewer"]),
         "verdict": verdict,
+        "note": note_text(row.get("note") or ""),
+        "decided_at": _moment(row.get("decided_at")),
+    }
+    event = row.get("event_id")
+    event = event_name(event) if event else _event_of(checked, seen)
+    return {"event_id": event, **checked, "control": row.get("control") or None}
+
+
+def _checked_cluster(row: Mapping[str, Any], seen: dict[str, int]) -> dict[str, Any]:
+    key, decision = text_of("cluster_key", row["cluster_key"]), one_of("decision", row["decision"], (*DECISIONS, WITHDRAWN))
+    try:
+        groups, kept = (json.loads(row[name] or "[]") for name in ("groups", "kept"))
+        sound = all(isinstance(clip, str) for group in [*groups, kept] for clip in group)
+        sound &= all(isinstance(group, list) for group in [*groups, kept])
+    except (ValueError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise ValueError('groups and kept should be lists as JSON, such as [["a.wav", "b.wav"]] and ["a.wav"]')
+    check_groups(key, decision, groups, kept)
+    checked = {
+        "cluster_key": key,
+        "reviewer": reviewer_name(row["reviewer"]),
+        "decision": decision,
+        "groups": json.dumps(groups, ensure_ascii=False),
+        "kept": json.dumps(kept, ensure_ascii=False),
         "note": note_text(row.get("note") or ""),
         "decided_at": _moment(row.get("decided_at")),
     }

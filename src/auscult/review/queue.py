@@ -262,7 +262,8 @@ def order_pairs(
     sample
         Review this sample instead, in the order of drawing, so that any part of it is a sample, too.
     controls
-        Mix the control pairs in, about one in every ten pairs from the start.
+        Mix the control pairs in: by the scores that they show, or, in a random order and in a sample, one at a random place
+        of every ten pairs from the start, of fewer if there are few.
     """
     if order not in ORDERS:
         raise ValueError(f"order should be one of {', '.join(ORDERS)}, got {order!r}")
@@ -270,11 +271,16 @@ def order_pairs(
     if sample is not None:
         pairs = sample.pair_ids
     else:
-        keys = {"score": -review_set.scores, "uncertain": np.abs(review_set.scores - review_set.tau)}
-        key = rng.random(len(review_set)) if order == "random" else keys[order]
-        by_name = np.argsort(np.asarray(review_set.pair_ids, dtype=np.str_), kind="stable")  # among equals; NaN sorts last
-        pairs = [review_set.pair_ids[at] for at in by_name[np.argsort(key[by_name], kind="stable")].tolist()]
-    if controls:
+        names, scores = review_set.pair_ids, review_set.scores
+        if controls and order != "random":  # where their scores put them: elsewhere they would stand out
+            names = [*names, *review_set.controls]
+            shown = [control.row.get("score") for control in review_set.controls.values()]
+            scores = np.concatenate([scores, [np.nan if score is None else score for score in shown]])
+        keys = {"score": -scores, "uncertain": np.abs(scores - review_set.tau)}
+        key = rng.random(len(names)) if order == "random" else keys[order]
+        by_name = np.argsort(np.asarray(names, dtype=np.str_), kind="stable")  # among equals; NaN sorts last
+        pairs = [names[at] for at in by_name[np.argsort(key[by_name], kind="stable")].tolist()]
+    if controls and (order == "random" or sample is not None):
         pairs = _mixed(pairs, sorted(review_set.controls), np.random.default_rng([seed, 1]))
     left_out = frozenset(skip)
     return [pair for pair in pairs if pair not in left_out]

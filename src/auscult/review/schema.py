@@ -57,9 +57,10 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:
+    # another process may be making the tables: what is read last is at least as new, so ours are never taken for a stranger's
+    tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' LIMIT 3").fetchall()
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     application = int(connection.execute("PRAGMA application_id").fetchone()[0])
-    tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' LIMIT 3").fetchall()
     if application != APPLICATION and (version or tables):
         names = ", ".join(name for (name,) in tables)
         raise StoreError(f"{path}: a database of another program (it holds {names or 'no table'}); move it away")

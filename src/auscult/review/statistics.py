@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Container
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from ..audit import KIND as AUDIT_KIND
 from ..audit import Audit
 from ..folders import read_card
 from .agreement import against_controls, agreement
+from .clusters import ReviewClusters
 from .estimate import stratified_rate
 from .fields import pair_id
+from .queue import load_pairs
 from .verdicts import VERDICTS, VerdictStore
 from .verified import UNSURE, Verified, precision, verified_clips
 
@@ -20,8 +25,24 @@ LEAST_KAPPA = 0.6  # "substantial" agreement begins there
 LEAST_CONTROL, LEAST_CONTROL_HIGH = 0.8, 0.9  # share of controls recognized, and the upper bound of its interval
 
 
-def review_statistics(folder: Path, store: VerdictStore, *, counts_only: bool = False) -> dict[str, Any]:
-    """Statistics of one folder's verdicts, as JSON can hold them.
+@dataclass(frozen=True)
+class Here:
+    """Pairs and clusters that a folder lists, by name."""
+
+    pairs: Container[object]
+    clusters: Container[object]
+
+    @classmethod
+    def read(cls, folder: Path) -> Here:
+        """Of an audit or a deduplication."""
+        pairs = load_pairs(folder)
+        return cls(pairs.every_row, ReviewClusters.load(folder, pairs.kind))
+
+
+def review_statistics(
+    folder: Path, store: VerdictStore, *, counts_only: bool = False, only: str | None = None, here: Here | None = None
+) -> dict[str, Any]:
+    """Statistics of one folder's verdicts, as JSON can hold them; imported ones on what it does not list do not count.
 
     Parameters
     ----------
@@ -32,6 +53,10 @@ def review_statistics(folder: Path, store: VerdictStore, *, counts_only: bool = 
     counts_only
         Leave out all that would tell a reviewer which pairs are flagged or controls, or what others decided: then the counts
         are all there is.
+    only
+        Count this reviewer's verdicts, and nobody else's; goes with ``counts_only``.
+    here
+        What the folder lists; read, if it is not known.
 
     Returns
     -------
@@ -40,12 +65,18 @@ def review_statistics(folder: Path, store: VerdictStore, *, counts_only: bool = 
         tells); ``agreement`` of every two reviewers, ``controls`` by reviewer, and ``warnings``: sentences about reviewers who
         agree too little or miss controls.
     """
-    latest = store.latest()
+    here, truth = here or Here.read(folder), {pair: control.truth for pair, control in store.controls().items()}
+    latest = store.latest(only)
+    latest = latest.filter(
+        pa.array([pair in here.pairs or pair in truth for pair in latest["pair_id"].to_pylist()], pa.bool_())
+    )
     names, verdicts = latest["reviewer"].to_pylist(), latest["verdict"].to_pylist()
     counts: dict[str, Counter[str]] = {}
     for reviewer, verdict in zip(names, verdicts, strict=True):
         counts.setdefault(reviewer, Counter())[verdict] += 1
-    clusters = Counter(store.latest_clusters()["reviewer"].to_pylist())
+    decided = store.latest_clusters(only)
+    keyed = zip(decided["reviewer"].to_pylist(), decided["cluster_key"].to_pylist(), strict=True)
+    clusters = Counter(reviewer for reviewer, key in keyed if key in here.clusters)
     reviewers = sorted({*counts, *clusters})
     answer: dict[str, Any] = {
         "verdicts": latest.num_rows,
@@ -55,9 +86,8 @@ def review_statistics(folder: Path, store: VerdictStore, *, counts_only: bool = 
             for name in reviewers
         },
     }
-    if counts_only:
+    if counts_only or only is not None:
         return answer
-    truth = {pair: control.truth for pair, control in store.controls().items()}
     if read_card(folder)["kind"] == AUDIT_KIND:
         answer |= _estimates(Audit.open(folder), store)
     answer["agreement"] = [asdict(one) for one in agreement(latest, exclude=truth.keys())]

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from ..errors import StoreError
 from ..folders import REVIEW_DB
-from .exchange import read_rows, write_rows
+from .exchange import read_cluster_rows, read_rows, write_rows
 from .fields import check_groups, cluster_key, event_name, majority, note_text, now, one_of, pair_id, reviewer_name
 from .schema import DECISIONS, TRUTHS, VERDICTS, WITHDRAWN, prepare
 
@@ -286,17 +286,10 @@ class VerdictStore:
         truth of a control pair (null, in CSV empty, for all others).
         """
         history, latest, controls = self.history(), self.latest(), self.controls()
-        subjects = [history["pair_id"].to_pylist(), history["reviewer"].to_pylist(), history["decided_at"].to_pylist()]
-        last = {
-            (pair, name): row
-            for row, (pair, name, when) in sorted(
-                enumerate(zip(*subjects, strict=True)), key=lambda item: (item[1][2], item[0])
-            )
-        }
-        alive = set(zip(latest["pair_id"].to_pylist(), latest["reviewer"].to_pylist(), strict=True))
-        rows = {row for subject, row in last.items() if subject in alive}
-        counts = pa.array([row in rows for row in range(history.num_rows)], pa.bool_())
-        truth = pa.array([controls[pair].truth if pair in controls else None for pair in subjects[0]], pa.string())
+        counts = _in_force(history, latest, "pair_id")
+        truth = pa.array(
+            [controls[pair].truth if pair in controls else None for pair in history["pair_id"].to_pylist()], pa.string()
+        )
         write_rows(history.append_column("counts", counts).append_column("control", truth), Path(path))
         return history.num_rows
 
@@ -304,7 +297,8 @@ class VerdictStore:
         """Add the verdicts of a CSV or Parquet file, all of them or none; returns how many were new.
 
         Needed columns: ``query_id, reference_id, reviewer, verdict``; ``event_id, pair_id, note, decided_at`` are taken where
-        they are. A file that was imported before adds nothing.
+        they are. A file that was imported before adds nothing. Rows with a ``control`` that is none of this folder's are left
+        out: they are of another review's controls, and would count as verdicts on what was found.
 
         Raises
         ------
@@ -313,13 +307,19 @@ class VerdictStore:
         StoreError
             The file cannot be read.
         """
+        known = self.controls()
+        rows = [row if row["control"] is None or row["pair_id"] in known else None for row in read_rows(Path(path))]
+        return self._import(Path(path), "verdicts", rows)
+
+    def _import(self, path: Path, table: str, rows: Iterable[dict[str, Any] | None]) -> int:
         added = 0
-        rows = read_rows(Path(path))
         with self._writing() as connection:
             for number, row in enumerate(rows, 1):
-                columns = _VERDICT_COLUMNS if row["decided_at"] is not None else _VERDICT_COLUMNS[:-1]
+                if row is None:
+                    continue
+                columns = _COLUMNS[table] if row["decided_at"] is not None else _COLUMNS[table][:-1]
                 try:
-                    added += _insert(connection, "verdicts", [row[name] for name in columns])
+                    added += _insert(connection, table, [row[name] for name in columns])
                 except ValueError as error:
                     raise ValueError(f"{path}, row {number}: {error}") from None
         return added
@@ -368,6 +368,26 @@ class VerdictStore:
             (*values, WITHDRAWN),
         )
         return _table([(*row[:3], json.loads(row[3]), json.loads(row[4]), *row[5:]) for row in rows], CLUSTER_SCHEMA)
+
+    def export_clusters(self, path: str | Path) -> int:
+        """Write every decision on a cluster ever stored, as :meth:`export_verdicts` does verdicts; returns how many.
+
+        ``groups`` and ``kept`` are lists as JSON; ``counts`` tells whether the row is the reviewer's decision in force.
+        """
+        rows = self._read(f"SELECT {_quoted(_CLUSTER_COLUMNS)} FROM cluster_verdicts ORDER BY id")
+        history = _table(rows, pa.schema([(name, pa.string()) for name in _CLUSTER_COLUMNS]))
+        write_rows(history.append_column("counts", _in_force(history, self.latest_clusters(), "cluster_key")), Path(path))
+        return history.num_rows
+
+    def import_clusters(self, path: str | Path) -> int:
+        """Add the decisions of a file as :meth:`export_clusters` writes it, all or none; returns how many were new.
+
+        Raises
+        ------
+        ValueError, StoreError
+            As :meth:`import_verdicts`.
+        """
+        return self._import(Path(path), "cluster_verdicts", read_cluster_rows(Path(path)))
 
     # --- controls and samples ---
 
@@ -436,6 +456,14 @@ def _insert(connection: sqlite3.Connection, table: str, row: Sequence[str]) -> b
         row = (*row, max(now(), last or ""))
     connection.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})", row)
     return True
+
+
+def _in_force(history: pa.Table, latest: pa.Table, subject: str) -> pa.Array:
+    """Of each row of a history whether it is the reviewer's last word on its subject, and not withdrawn."""
+    rows = list(zip(*(history[name].to_pylist() for name in (subject, "reviewer", "decided_at")), strict=True))
+    last = {row[:2]: at for at, row in sorted(enumerate(rows), key=lambda item: (item[1][2], item[0]))}
+    alive = set(zip(latest[subject].to_pylist(), latest["reviewer"].to_pylist(), strict=True))
+    return pa.array([last[row[:2]] == at and row[:2] in alive for at, row in enumerate(rows)], pa.bool_())
 
 
 def _quoted(names: Iterable[str]) -> str:

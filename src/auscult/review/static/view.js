@@ -66,7 +66,7 @@ export class View {
     for (const role of ROLES) {
       const { images, missing, altered } = this.parts[role];
       altered.hidden = !alignment.pair[role].changed;
-      altered.textContent = alignment.pair[role].changed || "";
+      altered.textContent = alignment.pair[role].changed_text || "";
       images.replaceChildren();
       missing.hidden = !alignment.pair[role].missing;
       missing.textContent = alignment.pair[role].missing ? `No picture, no sound: ${alignment.pair[role].missing}` : "";
