@@ -15,7 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from ..indexing import Changes
 
-out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
+out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_card(card: dict[str, Any]) -> None:

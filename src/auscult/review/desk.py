@@ -175,7 +175,7 @@ class Desk:
         if self.blind:
             return {**open_fields, "counts": counts}
         counts |= {name: count for name, count in card["counts"].items() if isinstance(count, int)}
-        rule = card["threshold"]["rule"]
+        rule = card["threshold"].get("rule")
         return {**open_fields, "tau": finite(self.pairs.tau), "rule": rule, "descriptor": card["descriptor"], "counts": counts}
 
     def queue(
