@@ -154,7 +154,7 @@ def test_verdicts_turn_the_report_from_suspicions_into_a_rate(write_sounds, tmp_
     assert "<b>heard</b>" not in page
     assert "Share of replications among the verified pairs" in page  # the reliability figure
     ids = re.findall(r' id="([^"]*)"', page)
-    assert page.count("<svg") == 4 and len(ids) == len(set(ids))  # both figures, for wide and for narrow screens
+    assert page.count("<svg") == 6 and len(ids) == len(set(ids))  # three figures, for wide and for narrow screens
     assert "Look at the review again" not in page
     with VerdictStore.open(result.path) as store:
         for row in flagged:  # a second reader who hears the opposite of it all

@@ -287,11 +287,52 @@ def reliability_svg(
         for x, top, count in zip(middle, high, verified[filled], strict=True):
             axes.annotate(f"{count:,}", (x, top), (0, 4), textcoords="offset points", ha="center", fontsize=9, color="#4b5563")
         axes.set_ylim(-0.03, 1.12)
-        axes.set_yticks(np.linspace(0, 1, 6), [f"{percent} %" for percent in range(0, 101, 20)])
+        axes.set_yticks(np.linspace(0, 1, 6), [f"{percent}%" for percent in range(0, 101, 20)])
         if even:
             axes.set_xticks(place, [f"{edge:.3g}" for edge in edges], rotation=45 if narrow else 0)
         axes.set_xlabel(label)
         axes.set_ylabel("replications among verified")
+        axes.spines[["top", "right"]].set_visible(False)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    return _only_ids_in_use(svg[svg.index("<svg") :])
+
+
+def precision_recall_svg(
+    recall: npt.NDArray[np.float64], precision: npt.NDArray[np.float64], *, at: tuple[float, float] | None, narrow: bool = False
+) -> str:
+    """Precision against recall of the scores, as an SVG element.
+
+    Parameters
+    ----------
+    recall, precision
+        (n,) from the highest threshold down, 0 to 1.
+    at
+        Recall and precision of what is flagged, drawn as a point; None: none.
+    narrow
+        For screens under 560 px.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    salt = "auscult precision recall" + " narrow" * narrow
+    with mpl.rc_context({"svg.hashsalt": salt, "font.size": 11, "font.family": "sans-serif", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(3.8, 3.0) if narrow else (7.2, 3.0), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.step(np.concatenate([[0.0], recall]), np.concatenate([precision[:1], precision]), color=QUERY_COLOR, linewidth=2)
+        if at is not None:
+            axes.plot(*at, "o", color="#111827", markersize=7, label="what is flagged")
+            axes.legend(frameon=False, fontsize=10, loc="lower left")
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.05)
+        ticks = np.linspace(0, 1, 6)
+        for set_ticks in (axes.set_xticks, axes.set_yticks):
+            set_ticks(ticks, [f"{tick:.0%}" for tick in ticks])
+        axes.set_xlabel("recall")
+        axes.set_ylabel("precision")
         axes.spines[["top", "right"]].set_visible(False)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})

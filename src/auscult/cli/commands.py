@@ -261,10 +261,11 @@ def _verified_table(rows: list[dict[str, Any]]) -> Table:
     """What people found among the clips that each audit flags by itself."""
     table = Table(title="Flagged clips that people verified, each audit at its own threshold", title_justify="left")
     names = ("flagged", "verified", "unsure", "replications", "shared", "same_reference")
-    for column in ("descriptor", *names[:-1], "same match"):
+    for column in ("descriptor", *names[:-1], "same match", "AP"):
         table.add_column(column, justify="left" if column == "descriptor" else "right", overflow="fold")
     for row in rows:
-        table.add_row(Text(row["descriptor"]), *(f"{row[name]:,}" for name in names))
+        precision = "" if row["average_precision"] is None else f"{row['average_precision']:.3f}"
+        table.add_row(Text(row["descriptor"]), *(f"{row[name]:,}" for name in names), precision)
     return table
 
 

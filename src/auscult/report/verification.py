@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from ..audit import Audit
 from ..duplicates import Duplicates
-from ..figures import reliability_svg
+from ..figures import precision_recall_svg, reliability_svg
 from ..folders import REVIEW_DB
-from ..review.curves import audit_curve, audit_reliability
+from ..review.curves import PrecisionRecall, audit_curve, audit_reliability
 from ..review.lists import ReviewedLists, reviewed_lists, write_reviewed_lists
 from ..review.statistics import review_statistics
 from ..review.verdicts import VerdictStore
@@ -51,9 +51,9 @@ def verification(audit: Audit) -> dict[str, Any] | None:
     matches = audit.matches()
     try:
         clips = verified_clips(audit.queries(), consensus, matches=matches, samples=samples)
-        average_precision = audit_curve(audit.queries(), clips).average_precision
+        curve = audit_curve(audit.queries(), clips)
     except ValueError:  # not all of the flagged clips are verified, or none is a replication: the page then has no such line
-        average_precision = None
+        curve = None
     by_p_value = audit.card["threshold"]["rule"] == "fdr"
     binned = "p_value" if by_p_value else "score"
     found = audit_reliability(matches, consensus, column=binned, bins=P_VALUE_EDGES if by_p_value else 8)
@@ -75,7 +75,8 @@ def verification(audit: Audit) -> dict[str, Any] | None:
         figure = Markup(wide_and_narrow(wide, narrow))
     return {
         "statistics": statistics,
-        "average_precision": average_precision,
+        "average_precision": None if curve is None else curve.average_precision,
+        "curve": None if curve is None else _curve(curve, float(audit.card["threshold"]["tau"])),
         "reliability": figure,
         "binned": "p-value" if by_p_value else "score",
     }
@@ -92,6 +93,14 @@ def review_warnings(folder: Path) -> list[str]:
 def wide_and_narrow(wide: str, narrow: str) -> str:
     """A figure twice, for wide and for narrow screens; the style sheet shows one of them."""
     return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
+
+
+def _curve(curve: PrecisionRecall, tau: float) -> Markup:
+    """The curve, with a point where the threshold cuts it."""
+    flagged = np.flatnonzero(curve.threshold >= tau)
+    at = (float(curve.recall[flagged[-1]]), float(curve.precision[flagged[-1]])) if len(flagged) else None
+    wide, narrow = (precision_recall_svg(curve.recall, curve.precision, at=at, narrow=narrow) for narrow in (False, True))
+    return Markup(wide_and_narrow(wide, narrow))
 
 
 def reviewed_clusters(dedup: Duplicates) -> ReviewedLists | None:

@@ -10,14 +10,16 @@ from typing import Any
 import pyarrow as pa
 
 from ..ensembles import Scores
+from .curves import audit_curve
 from .fields import majority
 from .verdicts import REVIEW_DB, WITHDRAWN, VerdictStore, pair_id
-from .verified import REPLICATION, UNSURE
+from .verified import REPLICATION, UNSURE, verified_clips
 
 SCHEMA = pa.schema(
     [
         ("descriptor", pa.string()),
         *((name, pa.int64()) for name in ("flagged", "verified", "unsure", "replications", "shared", "same_reference")),
+        ("average_precision", pa.float64()),
     ]
 )
 
@@ -66,7 +68,8 @@ def verified_table(audits: Sequence[Scores], verdicts: Mapping[str, str]) -> pa.
     pyarrow.Table
         One row an audit, in the order given: ``descriptor, flagged``, of these ``verified`` (with a verdict), of these
         ``unsure`` and ``replications``, of these ``shared`` (clips whose best match in another audit is flagged and a
-        replication, too), and of these ``same_reference`` (it is the same training clip).
+        replication, too), and of these ``same_reference`` (it is the same training clip); ``average_precision`` of the scores
+        against the verdicts (null as long as a flagged clip has none, or none is a replication).
 
     References
     ----------
@@ -79,7 +82,16 @@ def verified_table(audits: Sequence[Scores], verdicts: Mapping[str, str]) -> pa.
         shared = [query for query in mine if any(query in theirs for theirs in others)]
         same = [query for query in shared if any(theirs.get(query) == mine[query] for theirs in others)]
         rows.append({"descriptor": audit.name, **counts, "shared": len(shared), "same_reference": len(same)})
+        rows[-1]["average_precision"] = _average_precision(audit, verdicts)
     return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _average_precision(audit: Scores, verdicts: Mapping[str, str]) -> float | None:
+    """Of the audit's scores against all verdicts; None as long as a flagged clip has none, or none is a replication."""
+    try:
+        return audit_curve(audit.queries, verified_clips(audit.queries, verdicts)).average_precision
+    except ValueError:
+        return None
 
 
 def _replications(audit: Scores, verdicts: Mapping[str, str]) -> tuple[dict[str, int], dict[str, str]]:
