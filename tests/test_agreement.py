@@ -312,6 +312,8 @@ def test_the_papers_table() -> None:
     verdicts |= {pair_id(f"g{i}", "b"): "replication" if 30 <= i < 57 else "different" for i in range(30, 207)}
     table = verified_table([mel, clap], verdicts).to_pylist()
     common = {"flagged": 178, "verified": 178, "unsure": 0, "shared": 2, "same_reference": 1}
+    precisions = [row.pop("average_precision") for row in table]
+    assert precisions == pytest.approx([31 / 178, 28 / 178])  # all scores are equal
     assert table == [{"descriptor": "mel", "replications": 31, **common}, {"descriptor": "clap", "replications": 28, **common}]
     assert verified_table([mel, clap], {}).to_pylist()[0]["verified"] == 0
     third = found_by("other", ["b"] * 500, [40, 41])

@@ -223,7 +223,7 @@ def test_killed_at_random_moments_it_ends_equal_to_an_uninterrupted_run(write_so
 
 
 def test_interrupt_ends_cleanly_and_can_be_continued(write_sounds, tmp_path: Path) -> None:
-    folder = write_sounds("in", 1_500, duration_s=1.0)  # enough to be in the middle when the signal comes
+    folder = write_sounds("in", 600, duration_s=2.0)
     command = [
         sys.executable,
         "-m",
@@ -237,7 +237,13 @@ def test_interrupt_ends_cleanly_and_can_be_continued(write_sounds, tmp_path: Pat
         "-j",
         "2",
     ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+
+    def heed_ctrl_c() -> None:  # a shell's background job inherits that it is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_ctrl_c
+    ) as process:
         while not list((tmp_path / "store").glob("vectors/part-*.parquet")):
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)
@@ -247,7 +253,7 @@ def test_interrupt_ends_cleanly_and_can_be_continued(write_sounds, tmp_path: Pat
     assert "Traceback" not in errors
     assert not (tmp_path / "store" / "card.json").exists()
     assert subprocess.run(command, capture_output=True).returncode == 0
-    assert DescriptorStore.open(tmp_path / "store").card["counts"]["clips"] == 1_500
+    assert DescriptorStore.open(tmp_path / "store").card["counts"]["clips"] == 600
 
 
 def test_wrong_descriptor_is_refused(write_sounds, tmp_path: Path) -> None:
