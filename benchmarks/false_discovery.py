@@ -18,14 +18,14 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from auscult.calibration import fdr_threshold
 from auscult.comparison import AuditConfig
-from auscult.descriptors.contrast import SAMPLE_RATE, describe
+from auscult.descriptors.contrast import SAMPLE_RATE
 from auscult.detection import LevelSet, detect
 from auscult.sounds import FAMILIES, synthesise
 from copy_detection.dataset import read_esc10
+from copy_detection.systems import level_set
 from report import print_table, write_json
 
 FDR = 0.1
@@ -67,24 +67,6 @@ def copies_of(clips: list[np.ndarray], seed: int) -> list[np.ndarray]:
     return out
 
 
-def level_set(clips: list[np.ndarray], name: str) -> LevelSet:
-    """Clips in memory as a store gives them."""
-    rows = [
-        {
-            "clip_id": f"{name}-{n}",
-            "path": f"{name}-{n}",
-            "start_s": 0.0,
-            "duration_s": len(clip) / SAMPLE_RATE,
-            "caption": None,
-            "sample_digest": hashlib.sha256(clip.tobytes()).hexdigest(),
-            "flags": [],
-            "n_windows": 1,
-        }
-        for n, clip in enumerate(clips)
-    ]
-    return LevelSet([describe(clip) for clip in clips], pa.Table.from_pylist(rows))
-
-
 def resample(
     unrelated: np.ndarray, planted: np.ndarray, rng: np.random.Generator, *, null_clips: int, queries: int, copies: int
 ) -> tuple[float, float, float]:
@@ -101,8 +83,10 @@ def pools(esc10: Path, synthesized: int, seed: int, workers: int) -> tuple[np.nd
     """Scores of unrelated clips and of planted copies against one set of references, and how many clips there were."""
     shares = {"references": 0.25, "background": 0.1, "unrelated": 0.65}
     roles = deal(stock(esc10, synthesized, seed), shares, seed)
-    sets = {name: level_set(clips, name) for name, clips in roles.items()}
-    copies = level_set(copies_of(roles["references"][:120], seed), "copy")
+    roles |= {"copies": copies_of(roles["references"][:120], seed)}
+    sets = {
+        name: level_set(((f"{name}-{n}", clip) for n, clip in enumerate(clips)), SAMPLE_RATE) for name, clips in roles.items()
+    }
     config = AuditConfig(k=1, null_sample=1, tau=0.0, seed=seed)
 
     def top(queries: LevelSet) -> np.ndarray:
@@ -110,8 +94,7 @@ def pools(esc10: Path, synthesized: int, seed: int, workers: int) -> tuple[np.nd
         scores = found.queries["score"].to_numpy()
         return scores[np.isfinite(scores)]
 
-    sizes = {name: len(clips) for name, clips in roles.items()} | {"copies": len(copies.levels)}
-    return top(sets["unrelated"]), top(copies), sizes
+    return top(sets["unrelated"]), top(sets["copies"]), {name: len(clips) for name, clips in roles.items()}
 
 
 def main() -> None:

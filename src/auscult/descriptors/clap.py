@@ -91,6 +91,9 @@ class ClapDescriptor:
                 f"{self.model}: no folder of a model here, and no name of a model on the hub such as {DEFAULT_MODEL!r}"
             )
 
+    dtype = "float32"
+    tail = "move"  # the last window of a long recording ends where it ends
+
     @property
     def spec(self) -> DescriptorSpec:
         """``clap/1(model='...')``, and the digest if the model is a folder; everything else is fixed by the version."""
@@ -111,16 +114,6 @@ class ClapDescriptor:
     def dimension(self) -> int:
         """Length of a vector: the model's ``projection_dim``, 512 for the default; loads the model."""
         return int(self._loaded.model.config.projection_dim)
-
-    @property
-    def dtype(self) -> str:
-        """Single precision."""
-        return "float32"
-
-    @property
-    def tail(self) -> str:
-        """The last window of a long recording ends where it ends."""
-        return "move"
 
     def describe(self, windows: FloatArray) -> FloatArray:
         """Describe windows.

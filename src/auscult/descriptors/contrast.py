@@ -99,6 +99,9 @@ class ContrastDescriptor:
     windows follow each other without overlap, the last one padded; `assemble` puts them together again.
     """
 
+    dtype = "uint8"  # levels are bytes
+    tail = "pad"  # the last window of a recording is padded, so that frames keep their clock
+
     @property
     def spec(self) -> DescriptorSpec:
         """``contrast/1()``; everything is fixed by the version."""
@@ -118,16 +121,6 @@ class ContrastDescriptor:
     def dimension(self) -> int:
         """20,736 bytes."""
         return FRAMES * BANDS
-
-    @property
-    def dtype(self) -> str:
-        """Levels are bytes."""
-        return "uint8"
-
-    @property
-    def tail(self) -> str:
-        """The last window of a recording is padded, so that frames keep their clock."""
-        return "pad"
 
     def describe(self, windows: FloatArray) -> Levels:
         """Absolute levels (n, 20736) of windows (n, 165888)."""

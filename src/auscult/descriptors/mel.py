@@ -90,6 +90,9 @@ class MelDescriptor:
         if not 0.1 <= self.duration_s <= 600:
             raise ValueError(f"duration_s should be from 0.1 to 600 seconds, got {self.duration_s!r}")
 
+    dtype = "float32"
+    tail = "move"  # the last window of a long recording ends where it ends: padding would look alike in every clip
+
     @property
     def spec(self) -> DescriptorSpec:
         """``mel/1(duration_s=...)``; everything else is fixed by the version."""
@@ -114,16 +117,6 @@ class MelDescriptor:
     def dimension(self) -> int:
         """Length of a vector: 1712 for 10.242 s."""
         return N_MELS * self.n_frames
-
-    @property
-    def dtype(self) -> str:
-        """Single precision."""
-        return "float32"
-
-    @property
-    def tail(self) -> str:
-        """The last window of a long recording ends where it ends: padding would look alike in every clip."""
-        return "move"
 
     def describe(self, windows: FloatArray) -> FloatArray:
         """Describe windows.
