@@ -15,10 +15,20 @@ from auscult.alignment.correlation import build_bank, correlate, unit_rows
 from auscult.alignment.parts import HYPOTHESES, diagonals, scan
 from auscult.alignment.scoring import prepare_clips, score
 from auscult.alignment.spans import locate
+from auscult.audio import read_audio
 from auscult.audit import AuditConfig, audit
 from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
-from auscult.descriptors.contrast import BANDS, FRAME_S, ContrastDescriptor, describe, fingerprint, warp
+from auscult.descriptors.contrast import (
+    BANDS,
+    FRAME_S,
+    MONOTONOUS,
+    ContrastDescriptor,
+    describe,
+    effective_dimension,
+    fingerprint,
+    warp,
+)
 from auscult.detection import LevelSet, detect, load_levels
 from auscult.errors import DescriptorMismatchError
 from auscult.indexing import index
@@ -139,6 +149,15 @@ def test_monotonous_sound_has_no_pattern_to_copy(kind: str) -> None:
     references = prepare_clips([fingerprint(describe(take())) for _ in range(8)])
     background = prepare_clips([fingerprint(describe(clip(n))) for n in range(300, 316)])
     assert score(describe(take()), references, background).score.max() < 1
+
+
+def test_no_field_recording_is_monotonous(esc10: Path) -> None:
+    """The constant lies between tones (above) and the least varied of 240 recordings, whose figure stands beside it."""
+    recordings = sorted((esc10 / "audio").iterdir())
+    spread = [effective_dimension(fingerprint(describe(read_audio(str(x), sample_rate_hz=RATE).samples))) for x in recordings]
+    assert len(spread) == 240
+    assert 5 < min(spread) < 6
+    assert MONOTONOUS < 3
 
 
 @pytest.mark.parametrize(("factor", "semitones"), [(106, -1.0), (94, 1.0)])

@@ -28,7 +28,7 @@ from .identity import same_audio, same_place, same_place_warning, sample_clips, 
 from .search import DoubleArray, IntArray
 from .store import DescriptorStore, vector_matrix
 
-HISTOGRAM_CLIPS = 250
+HISTOGRAM_CLIPS = 250  # training clips scored against the others where null clips are given: enough to draw a histogram
 BACKGROUND_CLIPS = 64  # of the background set that each query is compared with
 CLOSE = 24  # candidates whose best stretch is looked for; the others can only score lower
 CACHED_PRINTS = 4096  # fingerprints of references kept for the next query, 80 KB for 10 s each
