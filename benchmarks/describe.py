@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
+from auscult.engine import Engine
 from auscult.indexing import index
 from report import print_table, write_json
 
@@ -81,7 +82,7 @@ def index_seconds(folder: Path, workers: int) -> float:
     """Seconds of one `index` call, processes and finishing included."""
     with tempfile.TemporaryDirectory() as store:
         started = time.perf_counter()
-        index(open_corpus(folder), Path(store) / "store", descriptor=load_descriptor("mel"), workers=workers)
+        index(open_corpus(folder), Path(store) / "store", descriptor=load_descriptor("mel"), engine=Engine(workers))
         return time.perf_counter() - started
 
 

@@ -23,6 +23,7 @@ from auscult.calibration import fdr_threshold
 from auscult.comparison import AuditConfig
 from auscult.descriptors.contrast import SAMPLE_RATE
 from auscult.detection import LevelSet, detect
+from auscult.engine import Engine
 from auscult.sounds import FAMILIES, synthesise
 from copy_detection.dataset import read_esc10
 from copy_detection.systems import level_set
@@ -90,7 +91,7 @@ def pools(esc10: Path, synthesized: int, seed: int, workers: int) -> tuple[np.nd
     config = AuditConfig(k=1, null_sample=1, tau=0.0, seed=seed)
 
     def top(queries: LevelSet) -> np.ndarray:
-        found = detect(queries, sets["references"], sets["background"], config=config, spec="", workers=workers)
+        found = detect(queries, sets["references"], sets["background"], config=config, spec="", engine=Engine(workers))
         scores = found.queries["score"].to_numpy()
         return scores[np.isfinite(scores)]
 

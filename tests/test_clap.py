@@ -21,6 +21,7 @@ from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 from auscult.corpus import open_corpus
 from auscult.descriptors import DescriptorSpec, load_descriptor
 from auscult.descriptors.clap import WINDOW_SAMPLES, ClapDescriptor, folder_digest
+from auscult.engine import Engine
 from auscult.errors import MissingExtraError, ModelError
 from auscult.indexing import index
 from conftest import sound
@@ -135,7 +136,7 @@ def test_no_seed_matters_and_none_is_touched(model: Path, windows: np.ndarray) -
 
 def test_a_long_file_is_covered_and_a_stopped_index_is_continued(model: Path, corpus: Path, tmp_path: Path) -> None:
     descriptor = load_descriptor("clap", model=str(model))
-    first = index(open_corpus(corpus), tmp_path / "store", descriptor=descriptor, workers=1)
+    first = index(open_corpus(corpus), tmp_path / "store", descriptor=descriptor, engine=Engine(workers=1))
     loaded = first.load()
     by_clip = {name: loaded.start_s[loaded.clip == row].tolist() for row, name in enumerate(loaded.clip_ids)}
     assert by_clip == {"long.wav": [0.0, 10.0, 15.0], "short.wav": [0.0], "silent.wav": []}

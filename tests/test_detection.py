@@ -30,6 +30,7 @@ from auscult.descriptors.contrast import (
     warp,
 )
 from auscult.detection import LevelSet, detect, load_levels
+from auscult.engine import Engine
 from auscult.errors import DescriptorMismatchError
 from auscult.indexing import index
 from auscult.sounds import synthesise
@@ -323,7 +324,7 @@ def test_audit_finds_shifted_copies_with_spans_and_p_values(sets, tmp_path: Path
 def test_workers_and_first_stage_change_nothing(sets, tmp_path: Path, chosen: int) -> None:
     """With 10 candidates of 40 the first stage decides; the best match must be the same."""
     whole = run(sets, tmp_path / "one", AuditConfig(k=1))
-    other = run(sets, tmp_path / "two", AuditConfig(k=1, candidates=chosen), workers=2)
+    other = run(sets, tmp_path / "two", AuditConfig(k=1, candidates=chosen), engine=Engine(workers=2))
     copies = [[row for row in audit.matches().to_pylist() if row["query_id"].startswith("copy")] for audit in (whole, other)]
     for one, two in zip(*copies, strict=True):
         assert one["reference_id"] == two["reference_id"]

@@ -20,6 +20,7 @@ import soundfile as sf
 from auscult import describing, indexing
 from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
+from auscult.engine import Engine
 from auscult.errors import DescriptorMismatchError, OutputFolderError, StoreError
 from auscult.folders import file_digest, locked
 from auscult.inputs import input_warnings
@@ -151,8 +152,8 @@ def test_what_could_not_be_read_is_tried_again_when_it_changed_or_on_request(wri
 def test_workers_and_batches_change_nothing(write_sounds, tmp_path: Path) -> None:
     folder = write_sounds("in", 40, duration_s=0.5)
     (folder / "bad.wav").write_bytes(b"")
-    build(folder, tmp_path / "one", workers=1)
-    build(folder, tmp_path / "two", workers=2)
+    build(folder, tmp_path / "one", engine=Engine(workers=1))
+    build(folder, tmp_path / "two", engine=Engine(workers=2))
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
 
 
@@ -172,8 +173,9 @@ def test_a_decoder_that_crashes_costs_one_clip(write_sounds, tmp_path: Path) -> 
         "if __name__ == '__main__':\n"
         "    from auscult.corpus import open_corpus\n"
         "    from auscult.descriptors import load_descriptor\n"
+        "    from auscult.engine import Engine\n"
         f"    s = indexing.index(open_corpus({str(folder)!r}), {str(tmp_path / 'store')!r},\n"
-        "        descriptor=load_descriptor('mel', duration_s=1.0), workers=2)\n"
+        "        descriptor=load_descriptor('mel', duration_s=1.0), engine=Engine(workers=2))\n"
     )
     subprocess.run([sys.executable, str(script)], check=True, timeout=120)
     store = DescriptorStore.open(tmp_path / "store")
@@ -186,11 +188,12 @@ import sys
 from auscult import describing, indexing
 from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
+from auscult.engine import Engine
 indexing.PART_INPUTS = 8
 if __name__ == "__main__":
     print("go", flush=True)
     indexing.index(open_corpus(sys.argv[1]), sys.argv[2], descriptor=load_descriptor("mel", duration_s=1.0),
-                   workers=int(sys.argv[3]))
+                   engine=Engine(workers=int(sys.argv[3])))
 """
 
 

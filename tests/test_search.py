@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auscult import search
-from auscult.search import self_join, top_k
+from auscult.search import join, nearest, self_join, top_k
+from auscult.search.exact import DECIMALS
 
 
 def brute_cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = a.astype(np.float64), b.astype(np.float64)
     product = (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
-    return np.round(product, search.DECIMALS)
+    return np.round(product, DECIMALS)
 
 
 def brute_top_k(queries, references, k, exclude, distinct, rank):
@@ -76,9 +76,9 @@ def test_blocks_change_nothing(block, monkeypatch) -> None:
     rng = np.random.default_rng(1)
     x = rng.standard_normal((100, 33)).astype(np.float32)
     whole_top, whole_join = top_k(x, x, k=7), self_join(x, threshold=0.2)
-    monkeypatch.setattr(search, "QUERY_BLOCK", block)
-    monkeypatch.setattr(search, "JOIN_ROWS", block)
-    monkeypatch.setattr(search, "JOIN_COLUMNS", 2 * block + 1)
+    monkeypatch.setattr(nearest, "QUERY_BLOCK", block)
+    monkeypatch.setattr(join, "JOIN_ROWS", block)
+    monkeypatch.setattr(join, "JOIN_COLUMNS", 2 * block + 1)
     np.testing.assert_array_equal(top_k(x, x, k=7).index, whole_top.index)
     np.testing.assert_array_equal(top_k(x, x, k=7).similarity, whole_top.similarity)
     joined = self_join(x, threshold=0.2)

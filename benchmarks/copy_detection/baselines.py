@@ -23,7 +23,7 @@ from auscult.audio import cut_windows
 from auscult.descriptors import load_descriptor
 from auscult.descriptors.base import Descriptor
 from auscult.metrics.copy_detection import Prediction
-from auscult.search import unit_rows
+from auscult.search.exact import unit_rows
 from auscult.similarity import background_bias
 
 from .sets import Benchmark

@@ -16,6 +16,7 @@ from auscult.alignment.candidates import candidates
 from auscult.comparison import AuditConfig, level
 from auscult.descriptors.contrast import SAMPLE_RATE, ContrastDescriptor, describe
 from auscult.detection import LevelSet
+from auscult.engine import Engine
 from auscult.metrics.copy_detection import Prediction, Span
 from auscult.store import CLIP_SCHEMA
 
@@ -54,7 +55,7 @@ def detect(benchmark: Benchmark, *, top: int, workers: int = 1) -> Answer:
         level_set(((s.clip_id, s.audio) for s in benchmark.null), benchmark.rate),
         config=config,
         spec=str(ContrastDescriptor().spec),
-        workers=workers,
+        engine=Engine(workers),
     )
     predictions = [
         Prediction(row["query_id"], row["reference_id"], row["score"], tuple(_span(span) for span in row["spans"]))

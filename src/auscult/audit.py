@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from .comparison import AuditConfig, Comparison, compare, with_identical
 from .detection import detect, load_levels
+from .engine import HERE, Engine
 from .folders import Progress, building, file_digests, no_progress, read_card, write_card, write_table
 from .inputs import (
     DEFAULT_DESCRIPTOR,
@@ -77,7 +78,7 @@ def audit(
     null: Source | None = None,
     output: str | Path,
     config: AuditConfig | None = None,
-    workers: int = 1,
+    engine: Engine = HERE,
     overwrite: bool = False,
     progress: Progress = no_progress,
     finish: Callable[[Path], object] | None = None,
@@ -97,8 +98,8 @@ def audit(
         Folder of the result. A run that was stopped is continued.
     config
         Settings.
-    workers
-        Processes for describing.
+    engine
+        Where the work is done.
     overwrite
         Replace a finished audit in ``output``.
     progress
@@ -123,8 +124,8 @@ def audit(
     descriptor = choose_descriptor(present, name, config.duration_s)
     task = {"config": dataclasses.asdict(config), "spec": str(descriptor.spec), "sources": task_sources(present)}
     with building(Path(output), KIND, task=task, overwrite=overwrite) as folder:
-        stores = describe_sources(present, folder / "stores", descriptor, workers=workers, progress=progress)
-        comparison = _compare(stores, config, workers, progress)
+        stores = describe_sources(present, folder / "stores", descriptor, engine=engine, progress=progress)
+        comparison = _compare(stores, config, engine, progress)
         comparison = with_identical(comparison, stores["generated"].clips(), stores["references"].clips())
         write_table(folder / MATCHES, comparison.matches)
         write_table(folder / QUERIES, comparison.queries)
@@ -167,7 +168,7 @@ def _chosen_by_store(sources: dict[str, Source], name: str | None) -> list[str]:
     return [f"Compared by {descriptor}, which the store given as {role} holds, and not by {DEFAULT_DESCRIPTOR}, the usual one."]
 
 
-def _compare(stores: dict[str, DescriptorStore], config: AuditConfig, workers: int, progress: Progress) -> Comparison:
+def _compare(stores: dict[str, DescriptorStore], config: AuditConfig, engine: Engine, progress: Progress) -> Comparison:
     """By the two-stage detector or by vectors, as the stores' descriptor wants it."""
     roles = ("generated", "references", "background", "null")
     spec = stores["generated"].spec
@@ -176,9 +177,7 @@ def _compare(stores: dict[str, DescriptorStore], config: AuditConfig, workers: i
         generated, references, background, null = levels
         assert generated is not None
         assert references is not None
-        return detect(
-            generated, references, background, null, config=config, spec=str(spec), workers=workers, progress=progress
-        )
+        return detect(generated, references, background, null, config=config, spec=str(spec), engine=engine, progress=progress)
     vectors = {role: store.load() for role, store in stores.items()}
     return compare(
         vectors["generated"],

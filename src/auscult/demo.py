@@ -18,6 +18,7 @@ from .audit import Audit, audit
 from .corpus import open_corpus
 from .duplicates import KIND as DEDUP_KIND
 from .duplicates import DedupConfig, Duplicates, deduplicate
+from .engine import HERE, Engine
 from .folders import Progress, building, is_folder_of, no_progress, write_card
 from .report import write_report
 from .sounds import FAMILIES, FloatArray, Rng, Sound, synthesise
@@ -53,7 +54,7 @@ class Demo:
     dedup: Duplicates
 
 
-def run_demo(output: str | Path, *, workers: int = 1, overwrite: bool = False, progress: Progress = no_progress) -> Demo:
+def run_demo(output: str | Path, *, engine: Engine = HERE, overwrite: bool = False, progress: Progress = no_progress) -> Demo:
     """Synthesise the four sets, plant copies, audit and deduplicate them, and write the reports.
 
     Raises
@@ -79,7 +80,7 @@ def run_demo(output: str | Path, *, workers: int = 1, overwrite: bool = False, p
         corpora["background"],
         null=corpora["null"],
         output=output / "audit",
-        workers=workers,
+        engine=engine,
         progress=progress,
         finish=lambda folder: write_report(folder, progress),
     )
@@ -88,7 +89,7 @@ def run_demo(output: str | Path, *, workers: int = 1, overwrite: bool = False, p
         background=corpora["background"],
         output=output / "dedup",
         config=DedupConfig(duration_s=DURATION_S),
-        workers=workers,
+        engine=engine,
         progress=progress,
         finish=lambda folder: write_report(folder, progress),
     )

@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from .audio import SILENT_PEAK, AudioStream, Window, cut_windows
 from .corpus import Clip, Skipped
 from .descriptors import Descriptor, load_descriptor
+from .engine import Engine
 from .errors import AudioDecodeError
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,9 @@ Item = tuple[Clip | Skipped, str, str]
 _worker_descriptor: Descriptor | None = None  # one a process: loaded once, by the initializer
 
 
-def describe_all(pending: Iterator[Item], descriptor: Descriptor, workers: int) -> Iterator[Described]:
+def describe_all(pending: Iterator[Item], descriptor: Descriptor, engine: Engine) -> Iterator[Described]:
     """Describe in the order of the input; with workers, a bounded number of batches is under way."""
+    workers = engine.workers
     if workers == 1:
         for item in pending:
             yield describe_item(item, descriptor)

@@ -23,6 +23,7 @@ from .alignment.spans import Alignment, MatchSpan, locate
 from .calibration import conformal_p_values, null_from_training
 from .comparison import AuditConfig, Comparison, choose_threshold, length_warning, level, null_rows, null_table
 from .descriptors.contrast import BANDS, HOP, SAMPLE_RATE, Frames, Levels, assemble, fingerprint, relative_levels
+from .engine import HERE, Engine
 from .folders import Progress, no_progress
 from .identity import same_audio, same_place, same_place_warning, sample_clips, shared_audio
 from .search import DoubleArray, IntArray
@@ -82,7 +83,7 @@ def detect(
     *,
     config: AuditConfig,
     spec: str,
-    workers: int = 1,
+    engine: Engine = HERE,
     progress: Progress = no_progress,
 ) -> Comparison:
     """Compare sets of clips by the two-stage detector.
@@ -96,8 +97,8 @@ def detect(
     null
         Clips known not to be in the training set, for p-values; None: the references' own leave-one-out scores, the
         duplicates among them left out, which is weaker.
-    config, workers, progress
-        Settings, threads, and a callable for progress.
+    config, engine, progress
+        Settings, where the work is done, and a callable for progress.
 
     Raises
     ------
@@ -114,7 +115,7 @@ def detect(
     elif shared := shared_audio(background.clips, references.clips):
         warnings.append(f"{shared} background clips are also training clips; that hides copies of them.")
     prints = _background_prints(references if background is None else background, config.seed, own=own_background)
-    detector = _Detector(references, prepare_clips(prints), own_background, config, workers)
+    detector = _Detector(references, prepare_clips(prints), own_background, config, engine)
 
     found = detector.matches(generated, config.k, progress, "generated clips scored")
     # with null clips of their own, the training clips' scores only draw a histogram
@@ -179,10 +180,10 @@ class _Detector:
     """The references and the background, prepared once for several sets of queries."""
 
     def __init__(
-        self, references: LevelSet, background: Clips, own_background: bool, config: AuditConfig, workers: int
+        self, references: LevelSet, background: Clips, own_background: bool, config: AuditConfig, engine: Engine
     ) -> None:
         self.references, self.background, self.own_background = references, background, own_background
-        self.config, self.workers = config, workers
+        self.config, self.engine = config, engine
         # the cache is the detector's own: it goes with it
         self.print_of = lru_cache(maxsize=CACHED_PRINTS)(self._print_of)
 
@@ -203,7 +204,7 @@ class _Detector:
                 [queries.levels[row] for row in audible],
                 self.references.levels,
                 k=self.config.candidates,
-                workers=self.workers,
+                workers=self.engine.workers,
                 progress=lambda done: progress(done, n, f"{what}: candidates"),
             )
             listed, everything = searched.index, None
@@ -232,7 +233,7 @@ class _Detector:
             ]
 
         found: list[list[_Match]] = [[] for _ in queries.levels]
-        with ThreadPoolExecutor(self.workers) as pool, threadpool_limits(1):
+        with ThreadPoolExecutor(self.engine.workers) as pool, threadpool_limits(1):
             for done, (row, matches) in enumerate(
                 zip(audible, pool.map(best, zip(audible, listed, strict=True)), strict=True), 1
             ):
@@ -255,7 +256,7 @@ class _Detector:
             )
 
         located: list[list[Alignment]] = [[] for _ in found]
-        with ThreadPoolExecutor(self.workers) as pool, threadpool_limits(1):
+        with ThreadPoolExecutor(self.engine.workers) as pool, threadpool_limits(1):
             for done, ((row, _), alignment) in enumerate(zip(jobs, pool.map(where, jobs), strict=True), 1):
                 located[row].append(alignment)
                 progress(done, len(jobs), "matches located")

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .clusters import CLUSTER_SCHEMA, cluster_rows
+from .engine import HERE, Engine
 from .errors import DescriptorMismatchError
 from .folders import Progress, building, file_digests, no_progress, read_card, write_card, write_table, write_text
 from .inputs import (
@@ -73,7 +74,7 @@ def deduplicate(
     against: Source | None = None,
     background: Source | None = None,
     config: DedupConfig | None = None,
-    workers: int = 1,
+    engine: Engine = HERE,
     overwrite: bool = False,
     progress: Progress = no_progress,
     finish: Callable[[Path], object] | None = None,
@@ -91,7 +92,7 @@ def deduplicate(
         ``corpus``.
     background
         Unrelated clips for the score normalization; without it, a sample of the corpus.
-    config, workers, overwrite, progress, finish
+    config, engine, overwrite, progress, finish
         As in ``audit``.
 
     Raises
@@ -112,7 +113,7 @@ def deduplicate(
         )
     task = {"config": dataclasses.asdict(config), "spec": str(descriptor.spec), "sources": task_sources(present)}
     with building(Path(output), KIND, task=task, overwrite=overwrite) as folder:
-        stores = describe_sources(present, folder / "stores", descriptor, workers=workers, progress=progress)
+        stores = describe_sources(present, folder / "stores", descriptor, engine=engine, progress=progress)
         vectors = {role: store.load() for role, store in stores.items()}
         joint, n_corpus = _joined(vectors["corpus"], vectors.get("against"))
         threshold, pairs, top1 = find_pairs(joint, n_corpus, vectors.get("background"), config=config, progress=progress)

@@ -25,6 +25,7 @@ from .corpus.archive import container
 from .corpus.folder import printable
 from .describing import BATCH, describe_all
 from .descriptors import Descriptor
+from .engine import HERE, Engine
 from .errors import DescriptorMismatchError, OutputFolderError
 from .folders import (
     CARD,
@@ -78,7 +79,7 @@ def index(
     store: str | Path,
     *,
     descriptor: Descriptor,
-    workers: int = 1,
+    engine: Engine = HERE,
     dtype: str | None = None,
     retry_skipped: bool = False,
     keep_vanished: bool = True,
@@ -98,8 +99,8 @@ def index(
         Folder of the store; created if it does not exist.
     descriptor
         What to compute.
-    workers
-        Processes, one thread each. With more than one, a script must guard its entry by ``if __name__ == "__main__"``.
+    engine
+        Where the work is done. With more than one worker, a script must guard its entry by ``if __name__ == "__main__"``.
     dtype
         How vectors are kept on disk: None for the descriptor's own way, or ``"float16"`` to halve float32.
     retry_skipped
@@ -125,8 +126,6 @@ def index(
     if dtype not in {None, descriptor.dtype} and (dtype, descriptor.dtype) != ("float16", "float32"):
         raise ValueError(f"dtype should be {descriptor.dtype} for {descriptor.spec}, or float16 for float32; got {dtype!r}")
     dtype = dtype or descriptor.dtype
-    if workers < 1:
-        raise ValueError(f"workers should be at least 1, got {workers}")
     folder = Path(os.path.abspath(store))
     _check_folder(folder, descriptor, dtype)
     known = _known_states(folder) if (folder / PARTS).is_dir() else {}
@@ -146,7 +145,7 @@ def index(
         (folder / CARD).unlink(missing_ok=True)  # until it is back, the store counts as incomplete
         pending = _pending(corpus, known, retry_skipped)
         progress(0, todo, "described")
-        _write_parts(folder, pending, descriptor, workers if todo >= 4 * BATCH else 1, dtype, todo, progress)
+        _write_parts(folder, pending, descriptor, engine if todo >= 4 * BATCH else HERE, dtype, todo, progress)
         _drop_rows(folder, gone - set(vanished), descriptor)
         _finish(folder, corpus, descriptor, dtype, vanished)
     return DescriptorStore.open(folder)
@@ -259,14 +258,14 @@ def _write_parts(
     folder: Path,
     pending: Iterator[tuple[Clip | Skipped, str, str]],
     descriptor: Descriptor,
-    workers: int,
+    engine: Engine,
     dtype: str,
     todo: int,
     progress: Progress,
 ) -> None:
     paths = _part_paths(folder)
     number = 1 + int(paths[-1].stem.removeprefix("part-")) if paths else 0
-    results = describe_all(pending, descriptor, workers)
+    results = describe_all(pending, descriptor, engine)
     done = 0
     while True:
         part, owners, starts, vectors, n_windows = Part([], []), [], [], [], 0

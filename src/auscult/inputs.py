@@ -11,6 +11,7 @@ from .corpus import Corpus, open_corpus
 from .corpus.folder import printable
 from .descriptors import Descriptor, load_descriptor
 from .descriptors.base import check_request
+from .engine import Engine
 from .errors import CorpusError, DescriptorMismatchError
 from .folders import Progress, is_folder_of
 from .indexing import index, padding_warning
@@ -63,7 +64,7 @@ def task_sources(sources: dict[str, Source]) -> dict[str, Any]:
 
 
 def describe_sources(
-    sources: dict[str, Source], folder: Path, descriptor: Descriptor, *, workers: int, progress: Progress
+    sources: dict[str, Source], folder: Path, descriptor: Descriptor, *, engine: Engine, progress: Progress
 ) -> dict[str, DescriptorStore]:
     """Open each source's store, describing the corpora into ``folder / role`` first.
 
@@ -82,7 +83,7 @@ def describe_sources(
                 progress(done, total, f"{role} {what}")
 
             stores[role] = index(
-                source, folder / role, descriptor=descriptor, workers=workers, keep_vanished=False, progress=described
+                source, folder / role, descriptor=descriptor, engine=engine, keep_vanished=False, progress=described
             )
         counts = stores[role].card["counts"]
         if counts["windows"] == 0:

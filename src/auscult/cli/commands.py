@@ -16,16 +16,19 @@ from .options import (
     Background,
     ConfigFile,
     DescriptorName,
+    Device,
     Duration,
     Encoding,
     MaxSkipped,
+    Memory,
     Output,
     Overwrite,
+    Ray,
     Workers,
     as_text,
+    engine_of,
     settings_of,
     tau_of,
-    worker_count,
 )
 from .printing import changes_line, err, finish, out, print_card, print_json, print_paths, print_summary
 from .progress import continued, progress_bars
@@ -44,7 +47,7 @@ def demo(
     from ..demo import run_demo
 
     with progress_bars() as progress:
-        result = run_demo(output, workers=worker_count(workers), overwrite=overwrite, progress=progress)
+        result = run_demo(output, engine=engine_of(workers), overwrite=overwrite, progress=progress)
     if as_json:
         print_json(
             {
@@ -84,6 +87,9 @@ def index(
     descriptor: DescriptorName = None,
     duration: Duration = None,
     workers: Workers = None,
+    memory: Memory = "4G",
+    device: Device = "cpu",
+    ray: Ray = None,
     float16: Annotated[bool, typer.Option(help="Keep vectors in half precision.")] = False,
     retry_skipped: Annotated[bool, typer.Option(help="Try again what could not be read last time.")] = False,
     audio_root: AudioRoot = None,
@@ -104,7 +110,7 @@ def index(
             open_corpus(source, audio_root=audio_root, encoding=encoding),
             output,
             descriptor=load_descriptor(descriptor or ("mel" if parameters else DEFAULT_DESCRIPTOR), **parameters),
-            workers=worker_count(workers),
+            engine=engine_of(workers, memory, device, ray),
             dtype="float16" if float16 else None,
             retry_skipped=retry_skipped,
             progress=progress,
@@ -140,6 +146,9 @@ def audit(
     top: Annotated[int | None, typer.Option("--top", "-k", help="Matches listed for each clip (default: 5)")] = None,
     config: ConfigFile = None,
     workers: Workers = None,
+    memory: Memory = "4G",
+    device: Device = "cpu",
+    ray: Ray = None,
     audio_root: AudioRoot = None,
     encoding: Encoding = "utf-8",
     overwrite: Overwrite = False,
@@ -164,7 +173,7 @@ def audit(
             null=None if null is None else source_of(null, audio_root=as_text(audio_root), encoding=encoding),
             output=output,
             config=settings,
-            workers=worker_count(workers),
+            engine=engine_of(workers, memory, device, ray),
             overwrite=overwrite,
             progress=progress,
             finish=lambda folder: write_report(folder, progress),
@@ -184,6 +193,9 @@ def dedup(
     keep: Annotated[str | None, typer.Option(help="longest, highest_rate, best_captioned or first (default: longest)")] = None,
     config: ConfigFile = None,
     workers: Workers = None,
+    memory: Memory = "4G",
+    device: Device = "cpu",
+    ray: Ray = None,
     audio_root: AudioRoot = None,
     encoding: Encoding = "utf-8",
     overwrite: Overwrite = False,
@@ -204,7 +216,7 @@ def dedup(
             against=None if against is None else source_of(against, audio_root=as_text(audio_root), encoding=encoding),
             background=None if background is None else source_of(background, audio_root=as_text(audio_root), encoding=encoding),
             config=settings,
-            workers=worker_count(workers),
+            engine=engine_of(workers, memory, device, ray),
             overwrite=overwrite,
             progress=progress,
             finish=lambda folder: write_report(folder, progress),

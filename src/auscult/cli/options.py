@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..engine import Engine
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")]
 DescriptorName = Annotated[
@@ -15,6 +19,9 @@ DescriptorName = Annotated[
 ]
 Duration = Annotated[float | None, typer.Option("--duration", help="Window of the descriptor in seconds (default: 10.242)")]
 Workers = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Processes (default: one a core)")]
+Memory = Annotated[str, typer.Option(help="What a search may hold in memory at once, such as 8G.")]
+Device = Annotated[str, typer.Option(help="Where models and searches run: cpu, cuda or cuda:N.")]
+Ray = Annotated[str | None, typer.Option(help="Address of a Ray cluster, or 'local' to start one on this machine.")]
 AudioRoot = Annotated[
     Path | None,
     typer.Option(help="Folder that a manifest's paths are relative to; AudioCaps: the folder of its audio."),
@@ -50,7 +57,18 @@ def as_text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def worker_count(wanted: int | None) -> int:
-    if wanted is not None:
-        return wanted
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+def engine_of(workers: int | None, memory: str = "4G", device: str = "cpu", ray: str | None = None) -> Engine:
+    """The engine that the options describe."""
+    from ..engine import Engine
+
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return Engine(workers, bytes_of(memory), device, ray)
+
+
+def bytes_of(text: str) -> int:
+    """``8G`` as bytes; K, M, G and T are powers of 1024."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", text.strip().upper())
+    if match is None:
+        raise ValueError(f"expected an amount of memory such as 8G or 500M, got {text!r}")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))

@@ -1,0 +1,68 @@
+"""How and where work is done: processes, memory, device. Nothing here changes a result."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from threadpoolctl import threadpool_limits
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where the work is done. Results do not depend on it.
+
+    Attributes
+    ----------
+    workers
+        Processes that describe clips, and threads that align them.
+    memory_bytes
+        What the vectors that a search holds at once may take.
+    device
+        Of models and of the search: ``cpu``, ``cuda`` or ``cuda:N``.
+    ray
+        Address of a Ray cluster, ``local`` to start one here, or None for this machine without Ray.
+    """
+
+    workers: int = 1
+    memory_bytes: int = 4 * GIB
+    device: str = "cpu"
+    ray: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers should be at least 1, got {self.workers}")
+        if self.memory_bytes < GIB // 4:
+            raise ValueError(f"memory should be at least 256 MB, got {self.memory_bytes / 1e6:.0f} MB")
+
+    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job], *, threads: int = 1) -> Iterator[Result]:
+        """Results of ``function`` in the order of ``jobs``, which are taken as they are needed.
+
+        Parameters
+        ----------
+        threads
+            On this machine: how many jobs run at once, each with one thread of its own. With 1 a job has all cores, as
+            a matrix product wants them. A cluster decides for itself.
+        """
+        if threads == 1:
+            yield from map(function, jobs)
+            return
+        with ThreadPoolExecutor(threads) as pool, threadpool_limits(1):
+            waiting: deque[Future[Result]] = deque()
+            for job in jobs:
+                waiting.append(pool.submit(function, job))
+                if len(waiting) >= 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+
+HERE = Engine()

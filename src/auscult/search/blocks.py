@@ -1,0 +1,60 @@
+"""Vectors in blocks of rows: in memory, or read from disk when their turn comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .exact import FloatArray
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows ``start`` to ``stop`` of a matrix.
+
+    Attributes
+    ----------
+    load
+        Returns them, (stop - start, d) float16 or float32. It can be pickled, so that another process may load them.
+    """
+
+    start: int
+    stop: int
+    load: Callable[[], npt.NDArray[Any]]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+Matrix = FloatArray | Sequence[Block]
+
+
+def as_blocks(matrix: Matrix, rows: int | None = None) -> Sequence[Block]:
+    """An array as blocks of at most ``rows`` rows (None: as one); blocks as they are.
+
+    Examples
+    --------
+    >>> [(block.start, block.stop) for block in as_blocks(np.zeros((5, 2), np.float32), 2)]
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    if not isinstance(matrix, np.ndarray):
+        return matrix
+    if matrix.ndim != 2:
+        raise ValueError(f"expected (n, d), got {matrix.shape}")
+    step = rows or max(len(matrix), 1)
+    parts = [matrix[start : start + step] for start in range(0, len(matrix), step)]
+    return [Block(at * step, at * step + len(part), partial(_itself, part)) for at, part in enumerate(parts)]
+
+
+def _itself(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array
+
+
+def total_rows(matrix: Matrix) -> int:
+    """How many rows a matrix has."""
+    return len(matrix) if isinstance(matrix, np.ndarray) else sum(map(len, matrix))
