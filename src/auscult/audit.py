@@ -178,12 +178,13 @@ def _compare(stores: dict[str, DescriptorStore], config: AuditConfig, engine: En
         assert generated is not None
         assert references is not None
         return detect(generated, references, background, null, config=config, spec=str(spec), engine=engine, progress=progress)
-    vectors = {role: store.load() for role, store in stores.items()}
+    vectors = {role: store.load(engine.memory_bytes // 2) for role, store in stores.items()}
     return compare(
         vectors["generated"],
         vectors["references"],
         vectors.get("background"),
         vectors.get("null"),
         config=config,
+        engine=engine,
         progress=progress,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from .calibration import (
     matched_threshold,
     null_from_training,
 )
+from .engine import HERE, Engine
 from .folders import Progress, no_progress, read_card
 from .identity import same_audio, same_place, same_place_warning, sample_clips, shared_audio, unshared_rows
-from .search import DoubleArray, IntArray, TopK, top_k
+from .search import DoubleArray, FloatArray, IntArray, TopK, top_k
 from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_group
 from .store import Vectors
 
@@ -114,9 +116,10 @@ def compare(
     null: Vectors | None = None,
     *,
     config: AuditConfig,
+    engine: Engine = HERE,
     progress: Progress = no_progress,
 ) -> Comparison:
-    """Compare vectors in memory: normalized top matches, the training set's own top-1 scores, tau and p-values.
+    """Compare sets of vectors: normalized top matches, the training set's own top-1 scores, tau and p-values.
 
     A clip's score with another is the largest over their windows. A generated clip is never matched with itself (the
     same stretch of the same file), should the sets overlap.
@@ -133,10 +136,10 @@ def compare(
     elif shared := shared_audio(background.clips, references.clips):
         warnings.append(f"{shared} background clips are also training clips; that hides copies of them.")
 
-    normalized = _Normalizer(references, background, config, own_background=own_background)
-    best = normalized.best_matches(generated, config.k, progress)
+    normalized = _Normalizer(references, background, config, engine, own_background=own_background)
+    best = normalized.best_matches(generated, config.k, "generated", progress)
     sample = references.subset(sample_clips(references.clips, config.training_sample, config.seed))
-    own = normalized.best_matches(sample, 1, progress)
+    own = normalized.best_matches(sample, 1, "training", progress)
     own_top = own.top_score(sample.clips.num_rows)
     top = best.top_score(generated.clips.num_rows)
     if null is None:
@@ -144,7 +147,7 @@ def compare(
         null_top = null_from_training(own_top)
     else:
         null = null.subset(null_rows(null.clips, references.clips, warnings))
-        null_best, null_clips = normalized.best_matches(null, 1, progress), null
+        null_best, null_clips = normalized.best_matches(null, 1, "null", progress), null
         null_top = null_best.top_score(null.clips.num_rows)
     warnings += length_warning(generated.clips, null_clips.clips)
     threshold = choose_threshold(config, "gap", top, own_top, null_top)
@@ -193,41 +196,54 @@ class _Best:
 class _Normalizer:
     """The references and the background, prepared once for several sets of queries."""
 
-    def __init__(self, references: Vectors, background: Vectors, config: AuditConfig, *, own_background: bool) -> None:
-        self.references, self.background, self.config, self.own_background = references, background, config, own_background
+    def __init__(
+        self, references: Vectors, background: Vectors, config: AuditConfig, engine: Engine, *, own_background: bool
+    ) -> None:
+        self.references, self.background, self.config, self.engine = references, background, config, engine
+        self.own_background = own_background
         order = np.lexsort((references.start_s, references.clip_ids[references.clip]))
         self.rank = np.empty(len(order), np.int64)
         self.rank[order] = np.arange(len(order))
 
-    def best_matches(self, queries: Vectors, k: int, progress: Progress) -> _Best:
+    def best_matches(self, queries: Vectors, k: int, role: str, progress: Progress) -> _Best:
+        """The ``k`` best references of each query, a panel of queries at a time; ``role`` says which queries these are."""
         mine, theirs = same_place(queries.clips, self.references.clips)
-        found = top_k(
-            queries.vectors,
-            self.references.vectors,
-            k=min(k, self.references.clips.num_rows),
-            exclude=(mine[queries.clip], theirs[self.references.clip]),
-            distinct=self.references.clip,
-            rank=self.rank,
-            progress=progress,
-        )
-        # neither the query itself nor what it may be a copy of counts as background
         audio = same_audio(queries.clips, self.references.clips, self.background.clips)
-        excluded = np.column_stack([audio[0][queries.clip], self._suspects(queries, found, audio[1])])
-        bias = background_bias(
-            queries.vectors,
-            self.background.vectors,
-            k=self.config.background_k,
-            beta=self.config.beta,
-            exclude=(excluded, audio[2][self.background.clip]),
-        )
-        return self._by_clip(queries, found.index, found.similarity, bias, k)
+        k = min(k, self.references.clips.num_rows)
+        index, similarity = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), np.nan)
+        bias = np.zeros(len(queries))
+        for rows, vectors in queries.panels(self.engine):
+            clip = queries.clip[rows]
+            found = top_k(
+                vectors,
+                self.references.vectors,
+                k=k,
+                exclude=(mine[clip], theirs[self.references.clip]),
+                distinct=self.references.clip,
+                rank=self.rank,
+                engine=self.engine,
+                name=f"{role}-{rows.start}",
+                progress=partial(of_all, progress, rows, len(queries), f"{role} clips: "),
+            )
+            # neither the query itself nor what it may be a copy of counts as background
+            suspects = self._suspects(vectors, found, audio[1], f"{role}-near-{rows.start}")
+            bias[rows] = background_bias(
+                vectors,
+                self.background.loaded,
+                k=self.config.background_k,
+                beta=self.config.beta,
+                exclude=(np.column_stack([audio[0][clip], suspects]), audio[2][self.background.clip]),
+            )
+            index[rows], similarity[rows] = found.index, found.similarity
+        return self._by_clip(queries, index, similarity, bias, k)
 
-    def _suspects(self, queries: Vectors, found: TopK, audio: IntArray) -> IntArray:
+    def _suspects(self, queries: FloatArray, found: TopK, audio: IntArray, name: str) -> IntArray:
         """Audio of the references that each query may be a copy of: its best match, and where the background is drawn from
         the references, every reference that is as close as copies are."""
         nearest = found.index[:, :1]
         if self.own_background:
-            near = top_k(queries.vectors, self.references.vectors, k=min(CLOSE_K, len(self.references)))
+            references = self.references.vectors
+            near = top_k(queries, references, k=min(CLOSE_K, len(self.references)), engine=self.engine, name=name)
             within = np.arange(near.index.shape[1]) < close_group(near.similarity)[:, None]
             nearest = np.column_stack([nearest, np.where(within, near.index, -1)])
         return np.where(nearest >= 0, audio[self.references.clip[nearest]], -1)
@@ -252,6 +268,12 @@ class _Normalizer:
             queries.start_s[row][order],
             self.references.start_s[window][order],
         )
+
+
+def of_all(progress: Progress, rows: slice, n: int, prefix: str, done: int, total: int | None, what: str) -> None:
+    """Progress of one panel of queries as that of all ``n``."""
+    whole = (total or 0) // (rows.stop - rows.start)  # references
+    progress(rows.start * whole + done, n * whole, prefix + what)
 
 
 def _rank_in_group(groups: IntArray) -> IntArray:

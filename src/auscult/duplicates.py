@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,7 +31,6 @@ from .inputs import (
     task_sources,
 )
 from .pairs import ClipPair, DedupConfig, find_pairs
-from .store import Vectors
 
 __all__ = ["DedupConfig", "Duplicates", "deduplicate"]
 
@@ -114,9 +112,13 @@ def deduplicate(
     task = {"config": dataclasses.asdict(config), "spec": str(descriptor.spec), "sources": task_sources(present)}
     with building(Path(output), KIND, task=task, overwrite=overwrite) as folder:
         stores = describe_sources(present, folder / "stores", descriptor, engine=engine, progress=progress)
-        vectors = {role: store.load() for role, store in stores.items()}
-        joint, n_corpus = _joined(vectors["corpus"], vectors.get("against"))
-        threshold, pairs, top1 = find_pairs(joint, n_corpus, vectors.get("background"), config=config, progress=progress)
+        vectors = {role: store.load(engine.memory_bytes // 2) for role, store in stores.items()}
+        joint, n_corpus = vectors["corpus"], vectors["corpus"].clips.num_rows
+        if "against" in vectors:
+            joint = joint.joined(vectors["against"])
+        threshold, pairs, top1 = find_pairs(
+            joint, n_corpus, vectors.get("background"), config=config, engine=engine, progress=progress
+        )
         rows = cluster_rows(joint.clips, pairs, n_corpus, config)
         dropped = {row["clip_id"] for row in rows if not row["keep"]}
         write_table(folder / PAIRS, _pairs_table(pairs, joint.clips))
@@ -165,22 +167,6 @@ def deduplicate(
         if finish is not None:
             finish(folder)
     return Duplicates.open(output)
-
-
-def _joined(corpus: Vectors, against: Vectors | None) -> tuple[Vectors, int]:
-    """Both sets as one, the corpus first, and how many clips are the corpus's."""
-    n = corpus.clips.num_rows
-    if against is None:
-        return corpus, n
-    joint = Vectors(
-        np.concatenate([corpus.vectors, against.vectors]),
-        np.concatenate([corpus.clip, against.clip + n]),
-        np.concatenate([corpus.start_s, against.start_s]),
-        pa.concat_tables([corpus.clips, against.clips]),
-        corpus.window_s,
-        corpus.spec,
-    )
-    return joint, n
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -13,7 +14,7 @@ from threadpoolctl import threadpool_limits
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,26 @@ class Engine:
         Of models and of the search: ``cpu``, ``cuda`` or ``cuda:N``.
     ray
         Address of a Ray cluster, ``local`` to start one here, or None for this machine without Ray.
+    scratch
+        Folder where searches that take long keep what they have found so far, to go on from there; None: nowhere. It belongs
+        to one task on one set of inputs.
     """
 
     workers: int = 1
     memory_bytes: int = 4 * GIB
     device: str = "cpu"
     ray: str | None = None
+    scratch: Path | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers should be at least 1, got {self.workers}")
-        if self.memory_bytes < GIB // 4:
-            raise ValueError(f"memory should be at least 256 MB, got {self.memory_bytes / 1e6:.0f} MB")
+        if self.memory_bytes < MIB:
+            raise ValueError(f"memory should be at least 1 MB, got {self.memory_bytes:,} bytes")
+
+    def scratch_file(self, name: str | None) -> Path | None:
+        """Where the search of this name keeps its state; None if it is to keep none."""
+        return None if self.scratch is None or name is None else self.scratch / f"{name}.npz"
 
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job], *, threads: int = 1) -> Iterator[Result]:
         """Results of ``function`` in the order of ``jobs``, which are taken as they are needed.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from .calibration import MIN_SCORES, Threshold, fixed_threshold, gap_threshold
+from .comparison import of_all
+from .engine import HERE, Engine
 from .folders import Progress, no_progress
 from .search import DoubleArray, IntArray, Pairs, TopK, self_join, top_k
 from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_group
@@ -87,6 +90,7 @@ def find_pairs(
     background: Vectors | None,
     *,
     config: DedupConfig,
+    engine: Engine = HERE,
     progress: Progress = no_progress,
 ) -> tuple[Threshold, list[ClipPair], pa.Table]:
     """The pairs of clips that are identical, or similar by the symmetric rule; and every clip's top-1 score.
@@ -100,13 +104,13 @@ def find_pairs(
     groups = _identical_groups(joint.clips, n_corpus)
     pairs = _identical_pairs(groups, joint.clips, n_corpus)
     rows = np.array(sorted(members[0] for members in groups), np.int64)  # of the clip table; one speaks for its group
-    speakers = joint.subset(rows)
+    speakers = joint.without(np.setdiff1d(np.arange(n), rows))
     side = (rows >= n_corpus).astype(np.int64)
-    bias, nearest = _bias_and_nearest(speakers, side if crossing else None, background, config, progress)
+    bias, nearest = _bias_and_nearest(speakers, side if crossing else None, background, config, engine, progress)
     scores, best = _top1(speakers, nearest, bias)
     threshold = _dedup_threshold(config, scores[np.isfinite(scores)])
     if threshold.separated:
-        found = self_join(speakers.vectors, threshold=threshold.tau, bias=bias, groups=speakers.clip, progress=progress)
+        found = self_join(speakers.loaded, threshold=threshold.tau, bias=bias, groups=speakers.clip, progress=progress)
     else:
         found = _closest(best, nearest, LISTED)
     members = {group[0]: group for group in groups}
@@ -150,44 +154,56 @@ def identity(clips: pa.Table, first: int, second: int) -> ClipPair:
 
 
 def _bias_and_nearest(
-    speakers: Vectors, side: IntArray | None, background: Vectors | None, config: DedupConfig, progress: Progress
+    speakers: Vectors,
+    side: IntArray | None,
+    background: Vectors | None,
+    config: DedupConfig,
+    engine: Engine,
+    progress: Progress,
 ) -> tuple[DoubleArray, TopK]:
-    """Background bias of each vector, and its nearest vectors of other clips (across the sets, if there are two)."""
-    clips = speakers.clip
-    k = 1 if background is not None else min(CLOSE_K, max(len(speakers) - 1, 1))
-    near = top_k(speakers.vectors, speakers.vectors, k=k, exclude=(clips, clips), progress=progress)
-    bias = _bias(speakers, near, background, config)
-    if side is None:
-        return bias, near
-    # search each set in the other, rather than exclude half of the references for every query
-    index, similarity = np.full((len(clips), 1), -1), np.full((len(clips), 1), np.nan)
-    for this in (0, 1):
-        mine, theirs = np.flatnonzero(side[clips] == this), np.flatnonzero(side[clips] != this)
-        across = top_k(speakers.vectors[mine], speakers.vectors[theirs], k=1, progress=progress)
-        index[mine] = np.where(across.index >= 0, theirs[np.maximum(across.index, 0)] if len(theirs) else -1, -1)
-        similarity[mine] = across.similarity
-    return bias, TopK(index, similarity)
+    """Background bias of each vector, and its nearest vector of another clip (of the other set, if there are two)."""
+    clips, n = speakers.clip, len(speakers)
+    bias, nearest = np.zeros(n), TopK(np.full((n, 1), -1, np.int64), np.full((n, 1), np.nan))
+    own = None if background is not None else _own_background(speakers.clips.num_rows, config)
+    sample = background if own is None else speakers.subset(own)
+    halves = (speakers,) if side is None else speakers.split(int(np.count_nonzero(side == 0)))
+    start = 0
+    for half in halves:
+        # search each set in the other, rather than exclude half of the references for every query
+        other, origin = (half, 0) if side is None else (halves[1 - (start > 0)], 0 if start else len(half))
+        for panel, vectors in half.panels(engine):
+            rows = slice(start + panel.start, start + panel.stop)
+            search = partial(top_k, vectors, engine=engine, progress=partial(of_all, progress, rows, n, ""))
+            if side is None or own is not None:
+                k = 1 if own is None else min(CLOSE_K, max(n - 1, 1))
+                near = search(speakers.vectors, k=k, exclude=(clips[rows], clips), name=f"near-{rows.start}")
+            if side is not None:
+                across = search(other.vectors, k=1, name=f"across-{rows.start}")
+            else:
+                across = near
+            if sample is not None:
+                exclude = None
+                if own is not None:
+                    exclude = (np.column_stack([clips[rows], _suspects(near, clips)]), own[sample.clip])
+                bias[rows] = background_bias(vectors, sample.loaded, k=config.background_k, beta=config.beta, exclude=exclude)
+            nearest.index[rows] = np.where(across.index[:, :1] >= 0, across.index[:, :1] + origin, -1)
+            nearest.similarity[rows] = across.similarity[:, :1]
+        start += len(half)
+    return bias, nearest
 
 
-def _bias(speakers: Vectors, near: TopK, background: Vectors | None, config: DedupConfig) -> DoubleArray:
-    clips = speakers.clip
-    if background is not None:
-        return background_bias(speakers.vectors, background.vectors, k=config.background_k, beta=config.beta)
-    n = speakers.clips.num_rows
-    if n < MIN_SCORES:
-        return np.zeros(len(clips))  # too few to be a background; no threshold is read off them either
-    chosen = np.sort(np.random.default_rng(config.seed).choice(n, min(n, config.background_sample), replace=False))
-    sample = speakers.subset(chosen)
-    # neither the clip itself nor what it may be a copy of counts as its background
+def _own_background(n_clips: int, config: DedupConfig) -> IntArray | None:
+    """The clips that take the place of a background set; None if there are too few, off which no threshold is read either."""
+    if n_clips < MIN_SCORES:
+        return None
+    chosen = np.random.default_rng(config.seed).choice(n_clips, min(n_clips, config.background_sample), replace=False)
+    return np.sort(chosen).astype(np.int64)
+
+
+def _suspects(near: TopK, clips: IntArray) -> IntArray:
+    """Clips that each vector may be a copy of: as the clip itself, they do not count as its background."""
     copies = np.arange(near.index.shape[1]) < close_group(near.similarity)[:, None]
-    suspects = np.where(copies & (near.index >= 0), clips[near.index], -1)
-    return background_bias(
-        speakers.vectors,
-        sample.vectors,
-        k=config.background_k,
-        beta=config.beta,
-        exclude=(np.column_stack([clips, suspects]), chosen[sample.clip]),
-    )
+    return np.where(copies & (near.index >= 0), clips[near.index], -1)
 
 
 def _top1(speakers: Vectors, nearest: TopK, bias: DoubleArray) -> tuple[DoubleArray, IntArray]:

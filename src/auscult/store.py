@@ -12,8 +12,9 @@ belongs to it; ``clips.parquet`` and ``skipped.parquet`` are gathered from the f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .descriptors import DescriptorSpec
+from .engine import Engine
 from .errors import DescriptorMismatchError, StoreError
 from .folders import CARD, atomic_file, damaged_files, read_card
+from .search.blocks import Block, Matrix, as_blocks, load_all, taken
+from .search.exact import FloatArray
 
 KIND = "store"
 CLIPS, SKIPPED, PARTS = "clips.parquet", "skipped.parquet", "vectors"
+BLOCK_ROWS = 65536  # of vectors on disk read at once, at most: what a checkpoint may lose and a task of a cluster is
+BLOCKS_AT_ONCE = 4  # queries, a block as it is kept, its unit rows, and the next one that is being read
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -68,12 +74,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Descriptor vectors in memory.
+    """Descriptor vectors, in memory or on disk.
 
     Attributes
     ----------
     vectors
-        (n, d) float32, or uint8 levels.
+        (n, d) float32, or uint8 levels; or blocks of them that are read when they are needed, each holding whole clips.
     clip
         (n,) row of each vector's clip in ``clips``.
     start_s
@@ -86,7 +92,7 @@ class Vectors:
         The descriptor.
     """
 
-    vectors: npt.NDArray[Any]
+    vectors: Matrix
     clip: npt.NDArray[np.int64]
     start_s: npt.NDArray[np.float64]
     clips: pa.Table
@@ -94,7 +100,7 @@ class Vectors:
     spec: DescriptorSpec
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return len(self.clip)
 
     @property
     def clip_ids(self) -> npt.NDArray[np.str_]:
@@ -102,19 +108,92 @@ class Vectors:
         return np.asarray(self.clips["clip_id"].to_pylist(), dtype=np.str_)
 
     def subset(self, clip_rows: npt.NDArray[np.int64]) -> Vectors:
-        """The same for some rows of ``clips`` only, in the given order of rows."""
+        """Some rows of ``clips`` only, in the given order of rows; in memory."""
         position = np.full(self.clips.num_rows, -1, np.int64)
         position[clip_rows] = np.arange(len(clip_rows))
         keep = np.flatnonzero(position[self.clip] >= 0)
         keep = keep[np.argsort(position[self.clip[keep]], kind="stable")]
         return Vectors(
-            self.vectors[keep],
+            taken(self.vectors, keep),
             position[self.clip[keep]],
             self.start_s[keep],
             self.clips.take(clip_rows),
             self.window_s,
             self.spec,
         )
+
+    def without(self, clip_rows: npt.NDArray[np.int64]) -> Vectors:
+        """All rows of ``clips`` but these, in the order of the rows; on disk where the vectors are."""
+        dropped = np.zeros(self.clips.num_rows, np.bool_)
+        dropped[clip_rows] = True
+        if not dropped.any():
+            return self
+        position = np.cumsum(~dropped) - 1
+        rows = ~dropped[self.clip]
+        vectors = self.vectors[rows] if isinstance(self.vectors, np.ndarray) else _filtered(self.vectors, rows)
+        clips = self.clips.filter(pa.array(~dropped))
+        return Vectors(vectors, position[self.clip[rows]], self.start_s[rows], clips, self.window_s, self.spec)
+
+    def split(self, n_clips: int) -> tuple[Vectors, Vectors]:
+        """The first ``n_clips`` clips and the others, where no block holds vectors of both."""
+        at = int(np.searchsorted(self.clip, n_clips))
+        before: Matrix
+        after: Matrix
+        if isinstance(self.vectors, np.ndarray):
+            before, after = self.vectors[:at], self.vectors[at:]
+        else:
+            before = [block for block in self.vectors if block.stop <= at]
+            after = [Block(block.start - at, block.stop - at, block.load) for block in self.vectors if block.start >= at]
+        clip, start_s, clips = self.clip, self.start_s, self.clips
+        first = Vectors(before, clip[:at], start_s[:at], clips.slice(0, n_clips), self.window_s, self.spec)
+        second = Vectors(after, clip[at:] - n_clips, start_s[at:], clips.slice(n_clips), self.window_s, self.spec)
+        return first, second
+
+    def joined(self, other: Vectors) -> Vectors:
+        """The clips of both, these first; on disk unless both are in memory."""
+        n, vectors = len(self), self.vectors
+        if isinstance(vectors, np.ndarray) and isinstance(other.vectors, np.ndarray):
+            vectors = np.concatenate([vectors, other.vectors])
+        else:
+            after = [Block(block.start + n, block.stop + n, block.load) for block in as_blocks(other.vectors)]
+            vectors = [*as_blocks(vectors), *after]
+        return Vectors(
+            vectors,
+            np.concatenate([self.clip, other.clip + self.clips.num_rows]),
+            np.concatenate([self.start_s, other.start_s]),
+            pa.concat_tables([self.clips, other.clips]),
+            self.window_s,
+            self.spec,
+        )
+
+    def panels(self, engine: Engine) -> Iterator[tuple[slice, FloatArray]]:
+        """The vectors part by part, in memory: which rows, and they themselves (float32)."""
+        for block in as_blocks(self.vectors):
+            vectors = block.load().astype(np.float32, copy=False)
+            rows = max(1, engine.memory_bytes // (BLOCKS_AT_ONCE * 4 * vectors.shape[1]))
+            for start in range(0, len(vectors), rows):
+                stop = min(start + rows, len(vectors))
+                yield slice(block.start + start, block.start + stop), vectors[start:stop]
+
+    @property
+    def loaded(self) -> FloatArray:
+        """(n, d) the vectors in memory, read if they are on disk."""
+        return self.vectors if isinstance(self.vectors, np.ndarray) else load_all(self.vectors, 0)
+
+
+def _filtered(blocks: Sequence[Block], rows: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
+    """The blocks with the marked rows only."""
+    kept, start = [], 0
+    for block in blocks:
+        here = rows[block.start : block.stop]
+        if count := int(np.count_nonzero(here)):
+            kept.append(Block(start, start + count, partial(_load_rows, block, here)))
+            start += count
+    return tuple(kept)
+
+
+def _load_rows(block: Block, rows: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    return block.load()[rows]
 
 
 @dataclass(frozen=True)
@@ -168,25 +247,32 @@ class DescriptorStore:
         for path in self.part_paths:
             yield _read_table(path)
 
-    def load(self) -> Vectors:
-        """Read every vector into memory.
+    def load(self, memory_bytes: int | None = None) -> Vectors:
+        """Read the vectors into memory, or leave them on disk if they would take more than ``memory_bytes``.
+
+        On disk they are read block by block, several blocks in ``memory_bytes``: see :class:`Vectors`.
 
         Raises
         ------
         StoreError
             A file of the store is missing or damaged.
         """
-        clips = self.clips()
-        vectors, owners, starts = [], [], []
-        for block in self.blocks():
-            vectors.append(vector_matrix(block))
-            owners.append(pc.index_in(block["clip_id"], value_set=clips["clip_id"].combine_chunks()).to_numpy())
-            starts.append(block["start_s"].to_numpy())
-        n_windows = sum(map(len, vectors))
-        if n_windows != self.card["counts"]["windows"]:
-            raise StoreError(f"{self.path}: expected {self.card['counts']['windows']} vectors, found {n_windows}")
+        clips, dimension = self.clips(), int(self.card["dimension"])
+        ids = clips["clip_id"].combine_chunks()
+        owners, starts, counts = [], [], []
+        for path in self.part_paths:
+            table = _read_table(path, ["clip_id", "start_s"])
+            owners.append(pc.index_in(table["clip_id"], value_set=ids).to_numpy())
+            starts.append(table["start_s"].to_numpy())
+            counts.append(table.num_rows)
+        if sum(counts) != self.card["counts"]["windows"]:
+            raise StoreError(f"{self.path}: expected {self.card['counts']['windows']} vectors, found {sum(counts)}")
+        size = 4 * dimension * sum(counts)
+        whole = memory_bytes is None or size <= memory_bytes
+        rows = size if memory_bytes is None else max(1, min(BLOCK_ROWS, memory_bytes // (BLOCKS_AT_ONCE * 8 * dimension)))
+        blocks = _grouped(self.part_paths, counts, rows)
         return Vectors(
-            np.concatenate(vectors) if vectors else np.zeros((0, self.card["dimension"]), np.float32),
+            load_all(blocks, dimension) if whole else blocks,
             np.concatenate(owners).astype(np.int64) if owners else np.zeros(0, np.int64),
             np.concatenate(starts) if starts else np.zeros(0),
             clips,
@@ -221,11 +307,13 @@ def check_same_spec(stores: dict[str, DescriptorStore]) -> DescriptorSpec:
 
 def vector_matrix(block: pa.Table) -> npt.NDArray[Any]:
     """The ``vector`` column as (n, d) float32, or uint8 if that is how it is kept."""
+    matrix = _kept_matrix(block)
+    return matrix if matrix.dtype == np.uint8 else matrix.astype(np.float32, copy=False)
+
+
+def _kept_matrix(block: pa.Table) -> npt.NDArray[Any]:
     column = block["vector"].combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    if flat.dtype != np.uint8:
-        flat = flat.astype(np.float32, copy=False)
-    matrix: npt.NDArray[Any] = flat.reshape(len(column), column.type.list_size)
+    matrix: npt.NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
     return matrix
 
 
@@ -269,8 +357,29 @@ def read_part(path: Path) -> Part:
     return Part(rows["clips"], rows["skipped"], rows["spec"], rows["dtype"])
 
 
-def _read_table(path: Path) -> pa.Table:
+def _grouped(paths: list[Path], counts: list[int], rows: int) -> tuple[Block, ...]:
+    """Shards as blocks, as many to a block as make up about ``rows`` rows."""
+    blocks: list[Block] = []
+    group: list[Path] = []
+    start = stop = 0
+    for path, count in zip(paths, counts, strict=True):
+        if group and stop + count - start > rows:
+            blocks.append(Block(start, stop, partial(_load_shards, tuple(group))))
+            group, start = [], stop
+        group.append(path)
+        stop += count
+    if stop > start:
+        blocks.append(Block(start, stop, partial(_load_shards, tuple(group))))
+    return tuple(blocks)
+
+
+def _load_shards(paths: tuple[Path, ...]) -> npt.NDArray[Any]:
+    """The vectors of some shards, as they are kept."""
+    return np.concatenate([_kept_matrix(_read_table(path, ["vector"])) for path in paths])
+
+
+def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
-        return pq.read_table(path)
+        return pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise StoreError(f"{path}: missing or damaged ({error}); see `auscult info --verify {path.parent}`") from error

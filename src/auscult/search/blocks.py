@@ -58,3 +58,29 @@ def _itself(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def total_rows(matrix: Matrix) -> int:
     """How many rows a matrix has."""
     return len(matrix) if isinstance(matrix, np.ndarray) else sum(map(len, matrix))
+
+
+def load_all(blocks: Sequence[Block], dimension: int) -> npt.NDArray[Any]:
+    """All rows in memory, float32 or uint8, one block at a time beside the result."""
+    whole: npt.NDArray[Any] = np.zeros((0, dimension), np.float32)
+    for block in blocks:
+        part = block.load()
+        if block.start == 0:
+            whole = np.empty((total_rows(blocks), dimension), part.dtype if part.dtype == np.uint8 else np.float32)
+        whole[block.start : block.stop] = part
+    return whole
+
+
+def taken(matrix: Matrix, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Some rows in memory, in the given order; blocks without any are not read."""
+    if isinstance(matrix, np.ndarray):
+        return matrix[rows]
+    result: npt.NDArray[Any] | None = None
+    for block in matrix:
+        at = np.flatnonzero((rows >= block.start) & (rows < block.stop))
+        if len(at):
+            part = block.load()
+            if result is None:
+                result = np.empty((len(rows), part.shape[1]), np.float32)
+            result[at] = part[rows[at] - block.start]
+    return np.zeros((0, 0), np.float32) if result is None else result

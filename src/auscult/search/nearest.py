@@ -12,6 +12,7 @@ from ..engine import HERE, Engine
 from ..folders import Progress, no_progress
 from .backends import Backend, FaissExact, Prepare
 from .blocks import Block, Matrix, as_blocks, total_rows
+from .checkpoint import Checkpoint
 from .exact import DoubleArray, FloatArray, IntArray, cosines, unit_rows
 
 QUERY_BLOCK = 4096
@@ -46,6 +47,7 @@ def top_k(
     rank: IntArray | None = None,
     engine: Engine = HERE,
     prepare: Prepare = FaissExact,
+    name: str | None = None,
     progress: Progress = no_progress,
 ) -> TopK:
     """The k references of largest cosine similarity for each query, exactly.
@@ -69,8 +71,10 @@ def top_k(
         Where the blocks are searched.
     prepare
         What proposes candidates. If it is not exhaustive, neither is the result.
+    name
+        Of this search among those that share ``engine.scratch``: it is continued from what is kept there.
     progress
-        Called with comparisons (queries times references) done, in millions.
+        Called with pairs compared, of all pairs.
 
     Raises
     ------
@@ -92,21 +96,24 @@ def top_k(
     found = TopK(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), np.nan))
     if len(queries) == 0 or n == 0:
         return found
+    checkpoint = Checkpoint(engine.scratch_file(name))
+    done, kept = checkpoint.restore()
+    if done:
+        found = TopK(kept["index"].astype(np.int64), kept["similarity"].astype(np.float64))
     task = _Search(queries, None if exclude is None else exclude[0].reshape(len(queries), -1), k, prepare)
 
     def jobs() -> Iterator[_Job]:
-        for block in blocks:
+        for block in blocks[done:]:
             here = slice(block.start, block.stop)
             groups = None if exclude is None else exclude[1][here]
             # what is farther than the k-th found so far need not be looked at; on a cluster, than those that have come in
             floor = np.where(found.index[:, -1] < 0, -np.inf, found.similarity[:, -1])
             yield _Job(block, groups, None if distinct is None else distinct[here], rank[here], floor)
 
-    done = 0
-    for block, nearest in zip(blocks, engine.map(task, jobs()), strict=True):
+    for at, nearest in enumerate(engine.map(task, jobs()), done + 1):
         found = _merged(found, nearest, rank)
-        done += len(block)
-        progress(len(queries) * done // 1_000_000, len(queries) * n // 1_000_000, "million pairs compared")
+        checkpoint.keep(at, {"index": found.index, "similarity": found.similarity}, now=at == len(blocks) > 1)
+        progress(len(queries) * blocks[at - 1].stop, len(queries) * n, "pairs compared")
     return found
 
 
