@@ -24,6 +24,7 @@ from auscult.alignment.spans import locate
 from auscult.descriptors.contrast import ContrastDescriptor, Levels, describe, fingerprint
 from auscult.descriptors.mel import MelDescriptor
 from auscult.detection import BACKGROUND_CLIPS, CLOSE
+from auscult.engine import Engine
 from auscult.sounds import FAMILIES, synthesise
 from report import print_table, write_json
 
@@ -64,7 +65,7 @@ def main() -> None:
     references, queries = make_levels(options.references, 0), make_levels(options.queries, 1)
     background = prepare_clips([fingerprint(x) for x in make_levels(BACKGROUND_CLIPS, 2)])
     started = time.perf_counter()
-    found = candidates(queries, references, k=100, workers=options.workers)
+    found = candidates(queries, references, k=100, engine=Engine(options.workers))
     first = time.perf_counter() - started
 
     def second(job: tuple[Levels, np.ndarray]) -> list[tuple[int, dict[str, int]]]:

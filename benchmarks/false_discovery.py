@@ -22,8 +22,9 @@ import numpy as np
 from auscult.calibration import fdr_threshold
 from auscult.comparison import AuditConfig
 from auscult.descriptors.contrast import SAMPLE_RATE
-from auscult.detection import LevelSet, detect
+from auscult.detection import detect
 from auscult.engine import Engine
+from auscult.levels import LevelSet
 from auscult.sounds import FAMILIES, synthesise
 from copy_detection.dataset import read_esc10
 from copy_detection.systems import level_set

@@ -29,10 +29,11 @@ from auscult.descriptors.contrast import (
     fingerprint,
     warp,
 )
-from auscult.detection import LevelSet, detect, load_levels
+from auscult.detection import detect
 from auscult.engine import Engine
 from auscult.errors import DescriptorMismatchError
 from auscult.indexing import index
+from auscult.levels import LevelSet, load_levels
 from auscult.sounds import synthesise
 from conftest import sound
 
@@ -257,7 +258,7 @@ def test_candidates_do_not_depend_on_threads_or_blocks(monkeypatch) -> None:
     one = candidates(queries, references, k=6)
     assert one.index[0, 0] == 0
     monkeypatch.setattr("auscult.alignment.candidates.BLOCK", 3)
-    again = candidates(queries, iter(references), k=6, workers=2)
+    again = candidates(queries, references, k=6, engine=Engine(workers=2))
     np.testing.assert_array_equal(one.index, again.index)
     np.testing.assert_allclose(one.z, again.z, atol=1e-3)  # float32 sums in another order
     assert (candidates(queries, references[:2], k=6).index[:, 2:] == -1).all()

@@ -26,6 +26,7 @@ ROOMS = [
     "similarity",
     "identity",
     "alignment",
+    "levels",
     "calibration",
     "comparison",
     "detection",

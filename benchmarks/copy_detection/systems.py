@@ -15,8 +15,8 @@ from auscult import detection
 from auscult.alignment.candidates import candidates
 from auscult.comparison import AuditConfig, level
 from auscult.descriptors.contrast import SAMPLE_RATE, ContrastDescriptor, describe
-from auscult.detection import LevelSet
 from auscult.engine import Engine
+from auscult.levels import LevelSet
 from auscult.metrics.copy_detection import Prediction, Span
 from auscult.store import CLIP_SCHEMA
 
@@ -84,7 +84,7 @@ def listed(benchmark: Benchmark, *, workers: int = 1) -> set[str]:
     references = reference_set(benchmark)
     copies = [q for q in benchmark.asked if q.truth.reference_id is not None]
     queries = level_set(((q.truth.query_id, q.audio) for q in copies), benchmark.rate)
-    found = candidates(queries.levels, references.levels, k=AuditConfig().candidates, workers=workers)
+    found = candidates(queries.levels, references.levels, k=AuditConfig().candidates, engine=Engine(workers))
     row = {s.clip_id: i for i, s in enumerate(benchmark.references)}
     return {
         q.truth.query_id for q, kept in zip(copies, found.index, strict=True) if row[str(q.truth.reference_id)] in kept.tolist()

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .comparison import AuditConfig, Comparison, compare, with_identical
-from .detection import detect, load_levels
+from .detection import detect
 from .engine import HERE, Engine
 from .folders import Progress, building, file_digests, no_progress, read_card, write_card, write_table
 from .inputs import (
@@ -31,6 +31,7 @@ from .inputs import (
     skipped_table,
     task_sources,
 )
+from .levels import load_levels
 from .store import DescriptorStore
 
 __all__ = ["Audit", "AuditConfig", "audit"]
@@ -173,7 +174,8 @@ def _compare(stores: dict[str, DescriptorStore], config: AuditConfig, engine: En
     roles = ("generated", "references", "background", "null")
     spec = stores["generated"].spec
     if spec.name == "contrast":
-        levels = [load_levels(stores[role]) if role in stores else None for role in roles]
+        half = engine.memory_bytes // 2
+        levels = [load_levels(stores[role], half) if role in stores else None for role in roles]
         generated, references, background, null = levels
         assert generated is not None
         assert references is not None

@@ -7,44 +7,30 @@ p-values against null clips -> the same tables that any comparison gives.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import groupby
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-from threadpoolctl import threadpool_limits
 
 from .alignment.candidates import candidates
 from .alignment.scoring import MIN_BACKGROUND, Clips, prepare_clips, score
 from .alignment.spans import Alignment, MatchSpan, locate
 from .calibration import conformal_p_values, null_from_training
 from .comparison import AuditConfig, Comparison, choose_threshold, length_warning, level, null_rows, null_table
-from .descriptors.contrast import BANDS, HOP, SAMPLE_RATE, Frames, Levels, assemble, fingerprint, relative_levels
+from .descriptors.contrast import Frames, Levels, fingerprint
 from .engine import HERE, Engine
 from .folders import Progress, no_progress
 from .identity import same_audio, same_place, same_place_warning, sample_clips, shared_audio
+from .levels import LevelSet
 from .search import DoubleArray, IntArray
-from .store import DescriptorStore, vector_matrix
 
 HISTOGRAM_CLIPS = 250  # training clips scored against the others where null clips are given: enough to draw a histogram
 BACKGROUND_CLIPS = 64  # of the background set that each query is compared with
 CLOSE = 24  # candidates whose best stretch is looked for; the others can only score lower
+TYPICAL_BYTES = 20_480  # levels of a clip of 10 s
+NONE = np.zeros(0, np.int64)
 CACHED_PRINTS = 4096  # fingerprints of references kept for the next query, 80 KB for 10 s each
-
-
-@dataclass(frozen=True)
-class LevelSet:
-    """The clips of a store: relative ``levels`` (frames, 64) of each, in the order of the table ``clips``."""
-
-    levels: list[Levels]
-    clips: pa.Table
-
-    def subset(self, rows: IntArray) -> LevelSet:
-        """Some of the clips, in the given order."""
-        return LevelSet([self.levels[row] for row in rows], self.clips.take(rows))
 
 
 @dataclass(frozen=True)
@@ -59,20 +45,6 @@ class _Match:
     hypothesis: int
     query_start: int
     reference_start: int
-
-
-def load_levels(store: DescriptorStore) -> LevelSet:
-    """Read a store of the ``contrast`` descriptor; silent clips get levels of zero."""
-    clips = store.clips()
-    frames = [int(duration * SAMPLE_RATE) // HOP + 1 for duration in clips["duration_s"].to_pylist()]
-    levels: list[Levels] = [np.zeros((1, BANDS), np.uint8)] * clips.num_rows
-    for block in store.blocks():
-        owners = pc.index_in(block["clip_id"], value_set=clips["clip_id"].combine_chunks()).to_numpy()
-        rows = zip(owners.tolist(), block["start_s"].to_pylist(), vector_matrix(block), strict=True)
-        for owner, windows in groupby(rows, key=lambda row: row[0]):
-            pieces = [(start, window) for _, start, window in windows]
-            levels[owner] = relative_levels(assemble(pieces, frames[owner]))
-    return LevelSet(levels, clips)
 
 
 def detect(
@@ -117,11 +89,11 @@ def detect(
     prints = _background_prints(references if background is None else background, config.seed, own=own_background)
     detector = _Detector(references, prepare_clips(prints), own_background, config, engine)
 
-    found = detector.matches(generated, config.k, progress, "generated clips scored")
+    found = detector.matches(generated, config.k, progress, "generated")
     # with null clips of their own, the training clips' scores only draw a histogram
     wanted = config.null_sample if null is None else min(config.null_sample, HISTOGRAM_CLIPS)
     own = references.subset(sample_clips(references.clips, wanted, config.seed))
-    own_found = detector.matches(own, 1, progress, "training clips scored against each other")
+    own_found = detector.matches(own, 1, progress, "training")
     own_top = _top(own_found)
     if null is None:
         null_found, null_set = own_found, own
@@ -134,7 +106,7 @@ def detect(
         )
     else:
         null = null.subset(null_rows(null.clips, references.clips, warnings))
-        null_found, null_set = detector.matches(null, 1, progress, "null clips scored"), null
+        null_found, null_set = detector.matches(null, 1, progress, "null"), null
         null_top = _top(null_found)
         null_top = null_top[np.isfinite(null_top)]
     top = _top(found)
@@ -160,12 +132,13 @@ def _background_prints(source: LevelSet, seed: int, *, own: bool) -> list[Frames
     Silence and steady tones agree with nothing: as background they would make every clip look surprisingly close.
     """
     prints: list[Frames] = []
-    for row in sample_clips(source.clips, len(source.levels), seed).tolist():
-        print_of_row = fingerprint(source.levels[row])
-        if print_of_row.any():
-            prints.append(print_of_row)
-        if len(prints) == BACKGROUND_CLIPS:
+    order = sample_clips(source.clips, len(source), seed)
+    for start in range(0, len(order), 2 * BACKGROUND_CLIPS):  # from a store, a few reads for many clips
+        heard = map(fingerprint, source.read(order[start : start + 2 * BACKGROUND_CLIPS]))
+        prints += [print_of_clip for print_of_clip in heard if print_of_clip.any()]
+        if len(prints) >= BACKGROUND_CLIPS:
             break
+    prints = prints[:BACKGROUND_CLIPS]
     least = MIN_BACKGROUND + own  # a training clip is not its own background
     if len(prints) < least:
         what = "training clips, which take the place of a background set," if own else "background clips"
@@ -176,6 +149,66 @@ def _background_prints(source: LevelSet, seed: int, *, own: bool) -> list[Frames
     return prints
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A query and its candidates: rows of the references, their levels, which of them have the very samples of the query, and
+    which are the query itself."""
+
+    query: Levels
+    rows: IntArray
+    levels: list[Levels]
+    twins: npt.NDArray[np.bool_]
+    itself: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores one query's candidates; what a cluster sends to its workers."""
+
+    background: Clips
+    own_background: bool
+    k: int
+    prints: dict[int, Frames] = field(default_factory=dict)  # of candidates that earlier queries had, too
+    prepared: dict[bytes, Clips] = field(default_factory=dict)  # the last list of candidates: in a small audit all have one
+
+    def __call__(self, case: _Case) -> list[_Match]:
+        scores = score(case.query, self._clips(case), self.background, close=CLOSE, own_background=self.own_background)
+        # identical samples come first: of a steady tone the score says nothing
+        order = np.lexsort((case.rows, -scores.score, ~case.twins))
+        picked = [at for at in order.tolist() if not case.itself[at] and np.isfinite(scores.score[at])]
+        return [
+            _Match(
+                int(case.rows[at]),
+                float(scores.score[at]),
+                (float(scores.halves[at, 0]), float(scores.halves[at, 1])),
+                float(scores.parts[at, 0]),
+                scores.usual,
+                int(scores.hypothesis[at]),
+                int(scores.query_start[at]),
+                int(scores.reference_start[at]),
+            )
+            for at in picked[: self.k]
+        ]
+
+    def _clips(self, case: _Case) -> Clips:
+        key = case.rows.tobytes()
+        found = self.prepared.get(key)
+        if found is None:
+            pairs = zip(case.rows.tolist(), case.levels, strict=True)
+            found = prepare_clips([self._print(row, levels) for row, levels in pairs])
+            self.prepared.clear()
+            self.prepared[key] = found
+        return found
+
+    def _print(self, row: int, levels: Levels) -> Frames:
+        found = self.prints.get(row)
+        if found is None:
+            if len(self.prints) >= CACHED_PRINTS:
+                self.prints.clear()
+            found = self.prints[row] = fingerprint(levels)
+        return found
+
+
 class _Detector:
     """The references and the background, prepared once for several sets of queries."""
 
@@ -184,83 +217,87 @@ class _Detector:
     ) -> None:
         self.references, self.background, self.own_background = references, background, own_background
         self.config, self.engine = config, engine
-        # the cache is the detector's own: it goes with it
-        self.print_of = lru_cache(maxsize=CACHED_PRINTS)(self._print_of)
+        # as many queries at a time as half of the memory holds candidates of, should all of them lie on disk
+        self.panel = max(1, engine.memory_bytes // (2 * config.candidates * TYPICAL_BYTES))
 
-    def _print_of(self, row: int) -> Frames:
-        return fingerprint(self.references.levels[row])
-
-    def matches(self, queries: LevelSet, k: int, progress: Progress, what: str) -> list[list[_Match]]:
+    def matches(self, queries: LevelSet, k: int, progress: Progress, role: str) -> list[list[_Match]]:
         """The best ``k`` references of each query, best first; a query is never matched with itself."""
-        n = len(self.references.levels)
         mine, theirs = same_place(queries.clips, self.references.clips)
         my_audio, their_audio = same_audio(queries.clips, self.references.clips)
-        audible = [row for row, levels in enumerate(queries.levels) if levels.any()]
-        if n <= self.config.candidates:
-            listed = np.broadcast_to(np.arange(n), (len(audible), n))
-            everything = prepare_clips([self.print_of(row) for row in range(n)])
-        else:
-            searched = candidates(
-                [queries.levels[row] for row in audible],
-                self.references.levels,
-                k=self.config.candidates,
-                workers=self.engine.workers,
-                progress=lambda done: progress(done, n, f"{what}: candidates"),
-            )
-            listed, everything = searched.index, None
-
-        def best(job: tuple[int, IntArray]) -> list[_Match]:
-            query, rows = job
-            # identical samples come first: of a steady tone the score says nothing
-            twins = np.flatnonzero((their_audio == my_audio[query]) & (their_audio >= 0))[: k + 1]
-            rows = np.concatenate([rows, np.setdiff1d(twins, rows)])
-            clips = everything or prepare_clips([self.print_of(row) for row in rows.tolist()])
-            scores = score(queries.levels[query], clips, self.background, close=CLOSE, own_background=self.own_background)
-            order = np.lexsort((rows, -scores.score, ~np.isin(rows, twins)))
-            picked = [at for at in order.tolist() if theirs[rows[at]] != mine[query] and np.isfinite(scores.score[at])]
-            return [
-                _Match(
-                    int(rows[at]),
-                    float(scores.score[at]),
-                    (float(scores.halves[at, 0]), float(scores.halves[at, 1])),
-                    float(scores.parts[at, 0]),
-                    scores.usual,
-                    int(scores.hypothesis[at]),
-                    int(scores.query_start[at]),
-                    int(scores.reference_start[at]),
-                )
-                for at in picked[:k]
+        twins = _rows_of(their_audio)
+        scorer = _Scorer(self.background, self.own_background, k)
+        found: list[list[_Match]] = [[] for _ in range(len(queries))]
+        for panel, levels in queries.panels(self.panel):
+            listed = self._candidates(levels, f"{role}-{panel[0]}", progress, f"{role} clips: candidates")
+            lists = [
+                np.concatenate([rows, np.setdiff1d(twins.get(int(my_audio[query]), NONE)[: k + 1], rows)])
+                for query, rows in zip(panel.tolist(), listed, strict=True)
             ]
-
-        found: list[list[_Match]] = [[] for _ in queries.levels]
-        with ThreadPoolExecutor(self.engine.workers) as pool, threadpool_limits(1):
-            for done, (row, matches) in enumerate(
-                zip(audible, pool.map(best, zip(audible, listed, strict=True)), strict=True), 1
-            ):
-                found[row] = matches
-                progress(done, len(audible), what)
+            wanted = np.unique(np.concatenate(lists))
+            near = dict(zip(wanted.tolist(), self.references.read(wanted), strict=True))
+            cases = (
+                _Case(
+                    query_levels,
+                    rows,
+                    [near[row] for row in rows.tolist()],
+                    (their_audio[rows] == my_audio[query]) & (their_audio[rows] >= 0),
+                    theirs[rows] == mine[query],
+                )
+                for query, query_levels, rows in zip(panel.tolist(), levels, lists, strict=True)
+            )
+            results = self.engine.map(scorer, cases, threads=self.engine.workers)
+            for query, matches in zip(panel.tolist(), results, strict=True):
+                found[query] = matches
+                progress(query + 1, len(queries), f"{role} clips scored")
         return found
+
+    def _candidates(self, queries: list[Levels], name: str, progress: Progress, what: str) -> IntArray:
+        """(queries, candidates) rows of the references that are looked at closely."""
+        n = len(self.references)
+        if n <= self.config.candidates:
+            return np.broadcast_to(np.arange(n), (len(queries), n))
+        searched = candidates(
+            queries,
+            self.references.levels,
+            k=self.config.candidates,
+            engine=self.engine,
+            name=name,
+            progress=lambda done: progress(done, n, what),
+        )
+        return searched.index.astype(np.int64)
 
     def locate(self, queries: LevelSet, found: list[list[_Match]], progress: Progress) -> list[list[Alignment]]:
         """Spans of every listed match."""
-        jobs = [(row, match) for row, matches in enumerate(found) for match in matches]
-
-        def where(job: tuple[int, _Match]) -> Alignment:
-            row, match = job
-            return locate(
-                queries.levels[row],
-                self.references.levels[match.reference],
-                hypothesis=match.hypothesis,
-                query_start=match.query_start,
-                reference_start=match.reference_start,
-            )
-
         located: list[list[Alignment]] = [[] for _ in found]
-        with ThreadPoolExecutor(self.engine.workers) as pool, threadpool_limits(1):
-            for done, ((row, _), alignment) in enumerate(zip(jobs, pool.map(where, jobs), strict=True), 1):
-                located[row].append(alignment)
-                progress(done, len(jobs), "matches located")
+        total, done = sum(map(len, found)), 0
+        for panel, levels in queries.panels(self.panel):
+            jobs = [(at, match) for at, row in enumerate(panel.tolist()) for match in found[row]]
+            references = self.references.read(np.array([match.reference for _, match in jobs], np.int64))
+            pairs = ((levels[at], near, match) for (at, match), near in zip(jobs, references, strict=True))
+            results = self.engine.map(_located, pairs, threads=self.engine.workers)
+            for (at, _), alignment in zip(jobs, results, strict=True):
+                located[panel[at]].append(alignment)
+                done += 1
+                progress(done, total, "matches located")
         return located
+
+
+def _located(job: tuple[Levels, Levels, _Match]) -> Alignment:
+    query, reference, match = job
+    return locate(
+        query,
+        reference,
+        hypothesis=match.hypothesis,
+        query_start=match.query_start,
+        reference_start=match.reference_start,
+    )
+
+
+def _rows_of(numbers: IntArray) -> dict[int, IntArray]:
+    """The rows of each number but -1, in order."""
+    order = np.argsort(numbers, kind="stable")
+    values, first = np.unique(numbers[order], return_index=True)
+    return {int(v): rows for v, rows in zip(values, np.split(order, first[1:]), strict=True) if v >= 0}
 
 
 def _top(found: list[list[_Match]]) -> DoubleArray:

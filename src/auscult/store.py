@@ -242,10 +242,10 @@ class DescriptorStore:
         """The table of skipped inputs and reasons."""
         return _read_table(self.path / SKIPPED)
 
-    def blocks(self) -> Iterator[pa.Table]:
-        """Yield the shards one by one (``clip_id, start_s, vector``)."""
-        for path in self.part_paths:
-            yield _read_table(path)
+    @property
+    def part_counts(self) -> list[int]:
+        """How many vectors each shard holds."""
+        return [pq.read_metadata(path).num_rows for path in self.part_paths]
 
     def load(self, memory_bytes: int | None = None) -> Vectors:
         """Read the vectors into memory, or leave them on disk if they would take more than ``memory_bytes``.
@@ -261,7 +261,7 @@ class DescriptorStore:
         ids = clips["clip_id"].combine_chunks()
         owners, starts, counts = [], [], []
         for path in self.part_paths:
-            table = _read_table(path, ["clip_id", "start_s"])
+            table = read_part_table(path, ["clip_id", "start_s"])
             owners.append(pc.index_in(table["clip_id"], value_set=ids).to_numpy())
             starts.append(table["start_s"].to_numpy())
             counts.append(table.num_rows)
@@ -375,7 +375,12 @@ def _grouped(paths: list[Path], counts: list[int], rows: int) -> tuple[Block, ..
 
 def _load_shards(paths: tuple[Path, ...]) -> npt.NDArray[Any]:
     """The vectors of some shards, as they are kept."""
-    return np.concatenate([_kept_matrix(_read_table(path, ["vector"])) for path in paths])
+    return np.concatenate([_kept_matrix(read_part_table(path, ["vector"])) for path in paths])
+
+
+def read_part_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """A shard's table (``clip_id, start_s, vector``), or some columns of it; a ``StoreError`` if it is damaged."""
+    return _read_table(path, columns)
 
 
 def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table:

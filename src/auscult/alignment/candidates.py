@@ -8,16 +8,17 @@ coarser grid of tempos and pitches blur, among so many references that the blurr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from ..descriptors.contrast import Frames, Levels, fingerprint, warp
+from ..engine import HERE, Engine
+from ..search.blocks import Block
+from ..search.checkpoint import Checkpoint
 from .correlation import CHUNK, Bank, build_bank, chunk_starts, correlate, decimate
 
 STEP = 2  # frames per tick of the coarse clock
@@ -50,20 +51,23 @@ def query_variants(levels: Levels) -> list[list[Frames]]:
 
 def candidates(
     queries: Sequence[Levels],
-    references: Iterable[Levels],
+    references: list[Levels] | tuple[Block, ...],
     *,
     k: int = 100,
-    workers: int = 1,
-    progress: Callable[[int], None] | None = None,
+    engine: Engine = HERE,
+    name: str | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Candidates:
     """The `k` references of largest `z` for each query; ties by lower index.
 
     Parameters
     ----------
     queries, references
-        Relative levels, `(frames, BANDS)` uint8 each. References are read once, in blocks.
-    workers
-        Threads; the result does not depend on their number.
+        Relative levels, `(frames, BANDS)` uint8 each. References are read once, in blocks, which may lie on disk.
+    engine
+        Where the blocks are searched; the result does not depend on it.
+    name
+        Of this search among those that share ``engine.scratch``.
     progress
         Called with the number of references searched so far.
 
@@ -73,37 +77,49 @@ def candidates(
     """
     variants = [query_variants(q) for q in queries]
     owner = np.repeat(np.arange(len(queries)), [len(v) for v in variants])
-    flat = [chunk for query in variants for chunk in query]
+    task = _FirstStage([chunk for query in variants for chunk in query], owner, len(queries), k)
     best = np.full((len(queries), k), -np.inf, np.float32)
     index = np.full((len(queries), k), -1, np.intp)
-
-    def search(block: list[Levels]) -> NDArray[np.float32]:
-        return _best_z(flat, owner, len(queries), build_bank([fingerprint(levels) for levels in block], step=STEP))
-
-    first, blocks = 0, _blocks(references)
-    with ThreadPoolExecutor(workers) as pool, threadpool_limits(1):
-        # a few blocks at a time: spectra of all references at once would not fit into memory
-        for group in iter(lambda: list(islice(blocks, workers)), []):
-            for z in pool.map(search, group):
-                ids = np.broadcast_to(first + np.arange(z.shape[1]), z.shape)
-                best, index = _keep(np.hstack([best, z]), np.hstack([index, ids]), k)
-                first += z.shape[1]
-                if progress:
-                    progress(first)
+    blocks = list(_blocks(references)) if isinstance(references, list) else references
+    checkpoint = Checkpoint(engine.scratch_file(name))
+    done, kept = checkpoint.restore()
+    if done:
+        best, index = kept["z"].astype(np.float32), kept["index"].astype(np.intp)
+    for at, (z, found) in enumerate(engine.map(task, blocks[done:], threads=engine.workers), done + 1):
+        best, index = _keep(np.hstack([best, z]), np.hstack([index, found]), k)
+        checkpoint.keep(at, {"z": best, "index": index}, now=at == len(blocks) > 1)
+        if progress:
+            progress(blocks[at - 1].stop)
     return Candidates(index, best)
 
 
-def _blocks(references: Iterable[Levels]) -> Iterator[list[Levels]]:
+@dataclass(frozen=True)
+class _FirstStage:
+    """The queries made ready, and the search of one block of references for all of them."""
+
+    flat: list[list[Frames]]
+    owner: NDArray[np.intp]
+    count: int
+    k: int
+
+    def __call__(self, references: Block) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+        best, index = np.zeros((self.count, 0), np.float32), np.zeros((self.count, 0), np.intp)
+        for block in _blocks(references.load()):
+            bank = build_bank([fingerprint(levels) for levels in block.load()], step=STEP)
+            z = _best_z(self.flat, self.owner, self.count, bank)
+            ids = np.broadcast_to(references.start + np.arange(block.start, block.stop), z.shape)
+            best, index = _keep(np.hstack([best, z]), np.hstack([index, ids]), self.k)
+        return best, index
+
+
+def _blocks(references: list[Levels]) -> Iterator[Block]:
     """Consecutive references, `BLOCK` chunks at a time."""
-    block, chunks = [], 0
-    for levels in references:
-        block.append(levels)
+    start, chunks = 0, 0
+    for stop, levels in enumerate(references, 1):
         chunks += len(chunk_starts(len(levels)))
-        if chunks >= BLOCK:
-            yield block
-            block, chunks = [], 0
-    if block:
-        yield block
+        if chunks >= BLOCK or stop == len(references):
+            yield Block(start, stop, partial(list, references[start:stop]))
+            start, chunks = stop, 0
 
 
 def _best_z(flat: list[list[Frames]], owner: NDArray[np.intp], count: int, bank: Bank) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Vectors in blocks of rows: in memory, or read from disk when their turn comes."""
+"""Rows in blocks: in memory, or read from disk when their turn comes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from .exact import FloatArray
 
 @dataclass(frozen=True)
 class Block:
-    """Rows ``start`` to ``stop`` of a matrix.
+    """Rows ``start`` to ``stop`` of a matrix or list.
 
     Attributes
     ----------
     load
-        Returns them, (stop - start, d) float16 or float32. It can be pickled, so that another process may load them.
+        Returns them: (stop - start, d) float16 or float32, or of the two-stage detector a list of levels. It can be pickled, so
+        that another process may load them.
     """
 
     start: int
     stop: int
-    load: Callable[[], npt.NDArray[Any]]
+    load: Callable[[], Any]
 
     def __len__(self) -> int:
         return self.stop - self.start
