@@ -28,6 +28,7 @@ from .inputs import (
     describe_sources,
     input_facts,
     input_warnings,
+    scratch,
     skipped_table,
     task_sources,
 )
@@ -126,7 +127,8 @@ def audit(
     task = {"config": dataclasses.asdict(config), "spec": str(descriptor.spec), "sources": task_sources(present)}
     with building(Path(output), KIND, task=task, overwrite=overwrite) as folder:
         stores = describe_sources(present, folder / "stores", descriptor, engine=engine, progress=progress)
-        comparison = _compare(stores, config, engine, progress)
+        with scratch(engine, folder, stores) as with_scratch:
+            comparison = _compare(stores, config, with_scratch, progress)
         comparison = with_identical(comparison, stores["generated"].clips(), stores["references"].clips())
         write_table(folder / MATCHES, comparison.matches)
         write_table(folder / QUERIES, comparison.queries)

@@ -26,6 +26,7 @@ from .inputs import (
     describe_sources,
     input_facts,
     input_warnings,
+    scratch,
     skipped_table,
     stored_descriptor,
     task_sources,
@@ -116,9 +117,10 @@ def deduplicate(
         joint, n_corpus = vectors["corpus"], vectors["corpus"].clips.num_rows
         if "against" in vectors:
             joint = joint.joined(vectors["against"])
-        threshold, pairs, top1 = find_pairs(
-            joint, n_corpus, vectors.get("background"), config=config, engine=engine, progress=progress
-        )
+        with scratch(engine, folder, stores) as with_scratch:
+            threshold, pairs, top1 = find_pairs(
+                joint, n_corpus, vectors.get("background"), config=config, engine=with_scratch, progress=progress
+            )
         rows = cluster_rows(joint.clips, pairs, n_corpus, config)
         dropped = {row["clip_id"] for row in rows if not row["keep"]}
         write_table(folder / PAIRS, _pairs_table(pairs, joint.clips))

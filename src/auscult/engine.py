@@ -52,16 +52,17 @@ class Engine:
         """Where the search of this name keeps its state; None if it is to keep none."""
         return None if self.scratch is None or name is None else self.scratch / f"{name}.npz"
 
-    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job], *, threads: int = 1) -> Iterator[Result]:
+    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job], *, threads: int | None = None) -> Iterator[Result]:
         """Results of ``function`` in the order of ``jobs``, which are taken as they are needed.
 
         Parameters
         ----------
         threads
-            On this machine: how many jobs run at once, each with one thread of its own. With 1 a job has all cores, as
-            a matrix product wants them. A cluster decides for itself.
+            On this machine: how many jobs run at once, each with one thread of its own, so that the last bits of a product
+            do not depend on their number. None: one job at a time with all cores, as a large matrix product wants it. A
+            cluster decides for itself.
         """
-        if threads == 1:
+        if threads is None:
             yield from map(function, jobs)
             return
         with ThreadPoolExecutor(threads) as pool, threadpool_limits(1):

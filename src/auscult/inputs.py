@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from . import __version__
 from .corpus import Corpus, open_corpus
 from .corpus.folder import printable
 from .descriptors import Descriptor, load_descriptor
@@ -15,10 +21,11 @@ from .engine import Engine
 from .errors import CorpusError, DescriptorMismatchError
 from .folders import Progress, is_folder_of
 from .indexing import index, padding_warning
+from .store import CLIPS, PARTS, SKIPPED_SCHEMA, DescriptorStore, check_same_spec
 from .store import KIND as STORE_KIND
-from .store import PARTS, SKIPPED_SCHEMA, DescriptorStore, check_same_spec
 
 DEFAULT_DESCRIPTOR = "contrast"
+SCRATCH = "search"
 Source = Corpus | DescriptorStore
 
 
@@ -131,6 +138,15 @@ def input_warnings(stores: dict[str, DescriptorStore]) -> list[str]:
 def listed(items: list[str]) -> str:
     """``a, b and c``."""
     return " and ".join(filter(None, (", ".join(items[:-1]), items[-1])))
+
+
+@contextmanager
+def scratch(engine: Engine, folder: Path, stores: dict[str, DescriptorStore]) -> Iterator[Engine]:
+    """The engine with a place below ``folder`` where searches keep their state, for these very inputs; it goes in the end."""
+    facts = [__version__, *(f"{role} {store.spec} {store.card['tables'][CLIPS]}" for role, store in sorted(stores.items()))]
+    digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    yield dataclasses.replace(engine, scratch=folder / SCRATCH / digest[:16])
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
 
 
 def skipped_table(stores: dict[str, DescriptorStore]) -> pa.Table:

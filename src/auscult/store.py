@@ -178,7 +178,7 @@ class Vectors:
     @property
     def loaded(self) -> FloatArray:
         """(n, d) the vectors in memory, read if they are on disk."""
-        return self.vectors if isinstance(self.vectors, np.ndarray) else load_all(self.vectors, 0)
+        return self.vectors if isinstance(self.vectors, np.ndarray) else load_all(self.vectors)
 
 
 def _filtered(blocks: Sequence[Block], rows: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
@@ -272,7 +272,7 @@ class DescriptorStore:
         rows = size if memory_bytes is None else max(1, min(BLOCK_ROWS, memory_bytes // (BLOCKS_AT_ONCE * 8 * dimension)))
         blocks = _grouped(self.part_paths, counts, rows)
         return Vectors(
-            load_all(blocks, dimension) if whole else blocks,
+            _in_memory(blocks, dimension) if whole else blocks,
             np.concatenate(owners).astype(np.int64) if owners else np.zeros(0, np.int64),
             np.concatenate(starts) if starts else np.zeros(0),
             clips,
@@ -371,6 +371,10 @@ def _grouped(paths: list[Path], counts: list[int], rows: int) -> tuple[Block, ..
     if stop > start:
         blocks.append(Block(start, stop, partial(_load_shards, tuple(group))))
     return tuple(blocks)
+
+
+def _in_memory(blocks: tuple[Block, ...], dimension: int) -> npt.NDArray[Any]:
+    return load_all(blocks) if blocks else np.zeros((0, dimension), np.float32)
 
 
 def _load_shards(paths: tuple[Path, ...]) -> npt.NDArray[Any]:

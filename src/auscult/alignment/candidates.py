@@ -81,13 +81,12 @@ def candidates(
     best = np.full((len(queries), k), -np.inf, np.float32)
     index = np.full((len(queries), k), -1, np.intp)
     blocks = list(_blocks(references)) if isinstance(references, list) else references
-    checkpoint = Checkpoint(engine.scratch_file(name))
-    done, kept = checkpoint.restore()
-    if done:
-        best, index = kept["z"].astype(np.float32), kept["index"].astype(np.intp)
+    checkpoint = Checkpoint(engine.scratch_file(name), blocks)
+    done, kept = checkpoint.restore({"z": best, "index": index})
+    best, index = kept["z"], kept["index"]
     for at, (z, found) in enumerate(engine.map(task, blocks[done:], threads=engine.workers), done + 1):
         best, index = _keep(np.hstack([best, z]), np.hstack([index, found]), k)
-        checkpoint.keep(at, {"z": best, "index": index}, now=at == len(blocks) > 1)
+        checkpoint.keep(at, {"z": best, "index": index})
         if progress:
             progress(blocks[at - 1].stop)
     return Candidates(index, best)

@@ -61,14 +61,13 @@ def total_rows(matrix: Matrix) -> int:
     return len(matrix) if isinstance(matrix, np.ndarray) else sum(map(len, matrix))
 
 
-def load_all(blocks: Sequence[Block], dimension: int) -> npt.NDArray[Any]:
-    """All rows in memory, float32 or uint8, one block at a time beside the result."""
-    whole: npt.NDArray[Any] = np.zeros((0, dimension), np.float32)
-    for block in blocks:
-        part = block.load()
-        if block.start == 0:
-            whole = np.empty((total_rows(blocks), dimension), part.dtype if part.dtype == np.uint8 else np.float32)
-        whole[block.start : block.stop] = part
+def load_all(blocks: Sequence[Block]) -> npt.NDArray[Any]:
+    """All rows of at least one block in memory, float32 or uint8; beside the result, one block at a time."""
+    first = blocks[0].load()
+    whole = np.empty((total_rows(blocks), first.shape[1]), first.dtype if first.dtype == np.uint8 else np.float32)
+    whole[: len(first)] = first
+    for block in blocks[1:]:
+        whole[block.start : block.stop] = block.load()
     return whole
 
 

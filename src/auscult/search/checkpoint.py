@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..folders import atomic_file
+from .blocks import Block
 
 EVERY_S = 60.0  # of work that a kill may cost
 
@@ -18,33 +20,40 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Checkpoint:
-    """The state of one search: arrays, and how many of its jobs went into them.
+    """The state of a search over blocks of references: what was found in the first of them.
 
     Parameters
     ----------
     path
         The file, or None to keep nothing. What identifies the search (inputs, settings) belongs into its name or folder:
         a file that is there is believed.
+    blocks
+        The references. A state that does not end where one of them ends was made with others, and is not used.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self.path, self.saved_at = path, time.monotonic()
+    def __init__(self, path: Path | None, blocks: Sequence[Block]) -> None:
+        self.path, self.blocks, self.saved_at = path, blocks, time.monotonic()
 
-    def restore(self) -> tuple[int, Arrays]:
-        """Jobs done and their arrays; 0 and none if nothing was kept or it cannot be read."""
+    def restore(self, empty: Arrays) -> tuple[int, Arrays]:
+        """Blocks done and the arrays found in them; 0 and ``empty``, whose names and shapes they have, if there is nothing."""
         if self.path is None or not self.path.is_file():
-            return 0, {}
+            return 0, empty
         try:
-            with np.load(self.path, allow_pickle=False) as kept:
-                arrays = {name: kept[name] for name in kept.files}
-        except (OSError, ValueError, zipfile.BadZipFile):
-            return 0, {}  # a disk's damage costs the time of that search, no more
-        return int(arrays.pop("done")), arrays
+            with open(self.path, "rb") as handle, np.load(handle, allow_pickle=False) as kept:
+                stop = int(kept["stop"])
+                arrays = {name: kept[name].astype(array.dtype) for name, array in empty.items()}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return 0, empty  # a disk's damage costs the time of that search, no more
+        done = next((at for at, block in enumerate(self.blocks, 1) if block.stop == stop), 0)
+        if not done or any(arrays[name].shape != array.shape for name, array in empty.items()):
+            return 0, empty
+        return done, arrays
 
-    def keep(self, done: int, arrays: Arrays, *, now: bool = False) -> None:
-        """Write the state if the last time is `EVERY_S` ago (or ``now``)."""
-        if self.path is None or not (now or time.monotonic() - self.saved_at >= EVERY_S):
+    def keep(self, done: int, arrays: Arrays) -> None:
+        """Write the state if the last time is `EVERY_S` ago, or if this was the last of several blocks."""
+        last = done == len(self.blocks) > 1
+        if self.path is None or not (last or time.monotonic() - self.saved_at >= EVERY_S):
             return
         with atomic_file(self.path) as handle:
-            np.savez(handle, allow_pickle=False, done=np.int64(done), **arrays)
+            np.savez(handle, allow_pickle=False, stop=np.int64(self.blocks[done - 1].stop), **arrays)
         self.saved_at = time.monotonic()

@@ -96,10 +96,9 @@ def top_k(
     found = TopK(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), np.nan))
     if len(queries) == 0 or n == 0:
         return found
-    checkpoint = Checkpoint(engine.scratch_file(name))
-    done, kept = checkpoint.restore()
-    if done:
-        found = TopK(kept["index"].astype(np.int64), kept["similarity"].astype(np.float64))
+    checkpoint = Checkpoint(engine.scratch_file(name), blocks)
+    done, kept = checkpoint.restore({"index": found.index, "similarity": found.similarity})
+    found = TopK(kept["index"], kept["similarity"])
     task = _Search(queries, None if exclude is None else exclude[0].reshape(len(queries), -1), k, prepare)
 
     def jobs() -> Iterator[_Job]:
@@ -112,7 +111,7 @@ def top_k(
 
     for at, nearest in enumerate(engine.map(task, jobs()), done + 1):
         found = _merged(found, nearest, rank)
-        checkpoint.keep(at, {"index": found.index, "similarity": found.similarity}, now=at == len(blocks) > 1)
+        checkpoint.keep(at, {"index": found.index, "similarity": found.similarity})
         progress(len(queries) * blocks[at - 1].stop, len(queries) * n, "pairs compared")
     return found
 
