@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Callable
 from functools import partial
@@ -178,7 +179,7 @@ def _half_load(x: np.ndarray) -> np.ndarray:
 
 def in_blocks(x: np.ndarray, edges: list[int]) -> list[Block]:
     edges = [0, *edges, len(x)]
-    return [Block(a, b, partial(_half_load, x[a:b])) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [Block(a, b, partial(_half_load, x[a:b])) for a, b in itertools.pairwise(edges)]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

@@ -15,7 +15,7 @@ from ..engine import HERE, Engine
 from ..folders import Progress, no_progress
 from .blocks import Block, Matrix, as_blocks, total_rows
 from .exact import DoubleArray, FloatArray, IntArray, cosines, rounding_bound, unit_rows
-from .sketch import FETCH, FIT_ROWS, TRIAL_ROWS, Basis, Sketch, choose_basis
+from .sketch import FETCH, FIT_ROWS, TRIAL_ROWS, Basis, Sketch, choose_basis, row_norms
 
 JOIN_ROWS, JOIN_COLUMNS = 2048, 8192  # 64 MB of similarities at once
 BOUND_ROWS, BOUND_COLUMNS = 512, 2048  # 4 MB of bounds at once: they are compared while they are in the cache
@@ -65,7 +65,8 @@ def self_join(
     ----------
     vectors
         (n, d) float32, or blocks of them, float16 or float32, which are read when their turn comes, more than once.
-        Blocks are joined into panels of which two are held at once, in half of ``engine.memory_bytes``; a larger block is a panel.
+        Blocks are joined into panels, of which two are held at once in half of ``engine.memory_bytes``; a block that is
+        larger is a panel by itself.
     threshold
         On the normalized score.
     bias
@@ -164,7 +165,7 @@ def _basis(panels: Sequence[Block], level: DoubleArray, engine: Engine) -> Basis
     rng = np.random.default_rng(0)
     picked = np.sort(rng.choice(total, min(FIT_ROWS + TRIAL_ROWS, total), replace=False))
     edges = np.cumsum([0, *map(len, chosen)])
-    rows = [picked[(low <= picked) & (picked < high)] - low for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    rows = [picked[(low <= picked) & (picked < high)] - low for low, high in itertools.pairwise(edges)]
     parts = engine.map(_load_rows, zip(chosen, rows, strict=True))
     sample = np.concatenate(list(parts))
     numbers = np.concatenate([row + panel.start for panel, row in zip(chosen, rows, strict=True)])
@@ -253,21 +254,21 @@ class _Rows:
         return self.side.panel.load()
 
     @cached_property
-    def units_norms(self) -> tuple[FloatArray, DoubleArray]:
-        return _named(self.side.panel, unit_rows, self.vectors)
+    def all_units(self) -> FloatArray:
+        return _named(self.side.panel, unit_rows, self.vectors)[0]
+
+    @cached_property
+    def norms(self) -> DoubleArray:
+        return row_norms(self.vectors) if self.basis is None else self.sketch.norms
 
     @cached_property
     def sketch(self) -> Sketch:
-        assert self.basis is not None  # noqa: S101 - for the type checker: no task asks without one
+        assert self.basis is not None
         return self.side.sketch or _named(self.side.panel, self.basis.sketch, self.vectors)
-
-    @property
-    def norms(self) -> DoubleArray:
-        return self.units_norms[1] if self.basis is None else self.sketch.norms
 
     def units(self, rows: IntArray | slice) -> FloatArray:
         """Some rows at norm 1: of the panel made ready where all are needed, made where few are."""
-        return self.units_norms[0][rows] if self.basis is None else unit_rows(self.vectors[rows])[0]
+        return self.all_units[rows] if self.basis is None else unit_rows(self.vectors[rows])[0]
 
     def level(self, slack: float) -> FloatArray:
         """What a similarity that is off by ``slack`` must exceed for a pair to count, as far as this row's bias goes."""
@@ -339,7 +340,7 @@ def _above(product: FloatArray, row_level: FloatArray, column_level: FloatArray)
 
 def _pruned(found: _Found, left: _Rows, right: _Rows) -> None:
     """Compute what the bound does not exclude: alone where a tile has few such pairs, as a product where it has many."""
-    assert left.basis is not None  # noqa: S101
+    assert left.basis is not None
     slack = left.basis.slack
     row_level, column_level = left.level(slack), right.level(slack)
     buffer = np.empty(BOUND_ROWS * BOUND_COLUMNS, np.float32)

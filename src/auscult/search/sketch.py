@@ -6,25 +6,26 @@ Let ``V`` (d, r) have orthonormal columns. A unit row x has coordinates ``a = V^
     x . x' = a . a' + (x - V a) . (x' - V a') <= a . a' + rho rho' = s(x) . s(x'),    s(x) = (a, rho),
 
 and one product of r + 1 columns bounds all cosines of two sets of rows. It holds for every V; a V that holds most of the
-rows' energy makes it tight: with ``rho = rho'`` it is ``1 - |a - a'|^2 / 2``, so a pair is excluded by its distance in r dimensions.
+rows' energy makes it tight: with ``rho = rho'`` it is ``1 - |a - a'|^2 / 2``, so that distance in r dimensions excludes a pair.
 
-**Rounding.** The bound that is compared is ``fl(s(x) . s(x')) + slack``; it holds for what is computed, not only in exact numbers.
-Write u = 2^-53.
+**Rounding.** What is compared is ``fl(s(x) . s(x')) + slack``, and it holds for what is computed, not only in exact numbers.
+Let x be the exact unit row of the stored values v, and u = 2^-53.
 
-1. V is stored in float64 and only nearly orthonormal. Let ``delta = |V^T V - I|_F`` (measured, its own rounding d r u added). The
-   orthonormal polar factor Q of V has ``|V - Q|_2 <= delta``. Let x be the unit row: computed in float64, it is off by (d + 4) u at most.
-   ``V^T x`` in float64 is off from ``Q^T x`` by at most ``eta = 2 (d + 4) u sqrt(r + 1) + delta`` in length, whatever the order of summation.
-2. ``rho`` is stored as ``sqrt(max(0, |x|^2 - |a|^2) + 4 eta)``: the difference of squares is off by less than ``4 eta``
-   (twice eta from a, as |a| <= 1, and less than eta from |x|^2 and the sums), so the stored rho is never too small.
-   With a off by eta, ``s(x) . s(x')`` in float64 is therefore at least ``x . x' - 3 eta``.
-3. s is rounded to float32 and multiplied in float32 with whatever order of summation and with or without fused operations:
-   ``|fl(s . s') - s . s'| <= gamma |s| |s'|`` with ``gamma = (r + 3) 2^-24 / (1 - (r + 3) 2^-24)`` (Higham, Accuracy and Stability,
-   section 3.1; two more roundings for those to float32), and ``|s|^2 <= 1 + 16 eta``.
-4. The cosine that decides is a float64 one, off by at most ``2 (d + 4) u``, rounded to 12 decimals. The level that the product
-   is compared with is rounded to float32: 2^-23 at most while it lies within [-2, 2]; outside, all pairs pass, or none, as they should.
+1. V is stored in float64 and only nearly orthonormal. Let ``delta = |V^T V - I|_F``, as measured, plus d r u for the rounding
+   of that. Singular values of V are within delta of 1, so its orthonormal polar factor Q, for which the bound above holds exactly,
+   has ``|V - Q|_2 <= delta``. In float64 each value of ``a = V^T v / |v|`` is off by 2 (d + 4) u at most, whatever the order of
+   summation (d u for the product, half of that for the norm). So ``|a - Q^T x| <= eta = 2 (d + 4) u sqrt(r + 1) + delta``.
+2. The rest is stored as ``rho = sqrt(max(0, 1 - |a|^2) + 4 eta)``. ``|a|^2`` is off from ``|Q^T x|^2`` by ``2 eta + eta^2`` at
+   most and summed with an error below eta / 2, so the stored rho is never too small, and
+   ``x . x' <= s(x) . s(x') + 2 eta + eta^2`` in exact arithmetic on the stored float64 values.
+3. These are rounded to float32 and multiplied in float32, in any order of summation, with or without fused operations:
+   ``|fl(s . s') - s . s'| <= gamma |s| |s'|``, ``gamma = (r + 3) 2^-24 / (1 - (r + 3) 2^-24)`` (Higham, Accuracy and Stability
+   of Numerical Algorithms, section 3.1, with two more roundings for those to float32), and ``|s|^2 <= 1 + 16 eta``.
+4. The cosine that decides is a float64 one, off by 2 (d + 4) u < eta at most, and rounded to 12 decimals: 5e-13. The level that
+   the product is compared with is rounded to float32, by 2^-23 at most, as it lies within [-2, 2].
 
-``slack = 1.01 gamma + 2^-22 + 16 eta + 1e-12`` covers the sum. It is 5e-6 for 63 columns of 1712 dimensions. An ``eta`` above 1e-6 is refused,
-since a V that is not orthonormal proves nothing.
+``slack = 1.01 gamma + 2^-22 + 16 eta + 1e-12`` covers the sum. It is 5e-6 for 63 directions of 1712 dimensions. An eta
+above 1e-6 is refused: directions that are not orthonormal prove nothing.
 """
 
 from __future__ import annotations
@@ -102,20 +103,27 @@ class Basis:
         """Sketch of rows (n, d) of any norm but zero; see :func:`exact.unit_rows` for the errors."""
         n, r = len(rows), self.directions.shape[1]
         result = Sketch(np.empty((n, r + 1), np.float32), np.empty(n))
-        eta = self._eta
         for start in range(0, n, CHUNK):
             part = slice(start, start + CHUNK)
             wide = rows[part].astype(np.float64)
-            square = np.einsum("ij,ij->i", wide, wide)
-            norms = np.sqrt(square)
+            norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
             if not (np.isfinite(norms) & (norms > 0)).all():
                 unit_rows(rows)  # says which
             along = (wide @ self.directions) / norms[:, None]
-            left = np.maximum(1.0 - np.einsum("ij,ij->i", along, along), 0.0)
+            rest = np.maximum(1.0 - np.einsum("ij,ij->i", along, along), 0.0)
             result.columns[part, :r] = along
-            result.columns[part, r] = np.sqrt(left + 4 * eta)
+            result.columns[part, r] = np.sqrt(rest + 4 * self._eta)
             result.norms[part] = norms
         return result
+
+
+def row_norms(rows: npt.NDArray[np.floating]) -> DoubleArray:
+    """Norms (n,) as :meth:`Basis.sketch` has them, to the last bit: what decides must not depend on how it was reached."""
+    norms = np.empty(len(rows))
+    for start in range(0, len(rows), CHUNK):
+        wide = rows[start : start + CHUNK].astype(np.float64)
+        norms[start : start + CHUNK] = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    return norms
 
 
 def principal_directions(units: FloatArray, count: int) -> DoubleArray:
