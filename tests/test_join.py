@@ -66,6 +66,7 @@ def pruning(monkeypatch) -> None:
         (join, "BOUND_ROWS", 7),
         (join, "BOUND_COLUMNS", 11),
         (join, "PANEL_ROWS", 29),
+        (join, "GATHER", 1),  # so that even the smallest tile is computed as a product if it has many
         (sketch, "GAIN", 1e9),
         (sketch, "SIZES", (1, 3, 6)),
     ):
@@ -122,9 +123,10 @@ def test_pruned_equals_brute_force_at_every_threshold(family, how, request) -> N
     threshold=st.floats(-1.0, 1.0),
     scale=st.sampled_from([0.0, 0.05, 1.0, 1e3, 1e8]),
     grouped=st.booleans(),
+    gather=st.sampled_from([1, 10**9]),
 )
 @settings(deadline=None, max_examples=60)
-def test_pruned_equals_brute_force_with_biases_of_all_sizes(family, seed, n, threshold, scale, grouped) -> None:
+def test_pruned_equals_brute_force_with_biases_of_all_sizes(family, seed, n, threshold, scale, grouped, gather) -> None:
     rng = np.random.default_rng(seed)
     x = make_rows(family, n, rng)
     bias = rng.standard_normal(n) * scale
@@ -133,6 +135,7 @@ def test_pruned_equals_brute_force_with_biases_of_all_sizes(family, seed, n, thr
         patch.setattr(join, "PRUNE_ROWS", 2)
         patch.setattr(join, "BOUND_ROWS", 7)
         patch.setattr(join, "PANEL_ROWS", 29)
+        patch.setattr(join, "GATHER", gather)
         patch.setattr(sketch, "GAIN", 1e9)
         patch.setattr(sketch, "SIZES", (1, 3, 6))
         pairs = self_join(x, threshold=threshold, bias=bias, groups=groups)

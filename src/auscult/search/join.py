@@ -22,7 +22,7 @@ BOUND_ROWS, BOUND_COLUMNS = 512, 2048  # 4 MB of bounds at once: they are compar
 PANEL_ROWS = 32_768  # of a task: two of them at once
 PRUNE_ROWS = 16_384  # fewer rows are compared sooner than a bound is found
 SAMPLED_PANELS = 4
-GATHER = 32  # what copying a row takes, in pairs of a matrix product
+GATHER = 128  # what making a row ready for a product of few rows takes, in pairs of a matrix product
 EPSILON = 2.0**-52
 
 Result = TypeVar("Result")
@@ -245,6 +245,7 @@ class _Rows:
 
     def __init__(self, side: _Side, threshold: float, basis: Basis | None) -> None:
         self.side, self.threshold, self.basis = side, threshold, basis
+        self.levels: dict[float, FloatArray] = {}
 
     def __len__(self) -> int:
         return len(self.side.panel)
@@ -271,11 +272,13 @@ class _Rows:
         return self.all_units[rows] if self.basis is None else unit_rows(self.vectors[rows])[0]
 
     def level(self, slack: float) -> FloatArray:
-        """What a similarity that is off by ``slack`` must exceed for a pair to count, as far as this row's bias goes."""
-        bias = self.side.bias
-        rounding = 4 * EPSILON * (abs(self.threshold) + np.minimum(np.abs(bias), 1e300))  # of large biases in float64
-        # no cosine is beyond 2, where float32 would overflow or lose the slack
-        return np.clip(self.threshold + bias - slack - rounding, -2, 2).astype(np.float32)
+        """What a similarity that is off by ``slack`` must exceed for a pair to count, as far as each row's bias goes."""
+        if slack not in self.levels:
+            bias = self.side.bias
+            rounding = 4 * EPSILON * (abs(self.threshold) + np.minimum(np.abs(bias), 1e300))  # of large biases in float64
+            # no cosine is beyond 2, where float32 would overflow or lose the slack
+            self.levels[slack] = np.clip(self.threshold + bias - slack - rounding, -2, 2).astype(np.float32)
+        return self.levels[slack]
 
 
 class _Found:

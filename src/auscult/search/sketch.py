@@ -12,9 +12,10 @@ rows' energy makes it tight: with ``rho = rho'`` it is ``1 - |a - a'|^2 / 2``, s
 Let x be the exact unit row of the stored values v, and u = 2^-53.
 
 1. V is stored in float64 and only nearly orthonormal. Let ``delta = |V^T V - I|_F``, as measured, plus d r u for the rounding
-   of that. Singular values of V are within delta of 1, so its orthonormal polar factor Q, for which the bound above holds exactly,
-   has ``|V - Q|_2 <= delta``. In float64 each value of ``a = V^T v / |v|`` is off by 2 (d + 4) u at most, whatever the order of
-   summation (d u for the product, half of that for the norm). So ``|a - Q^T x| <= eta = 2 (d + 4) u sqrt(r + 1) + delta``.
+   of that. Singular values of V are within delta of 1, so its orthonormal polar factor Q, for which the bound above holds
+   exactly, has ``|V - Q|_2 <= delta``. In float64 each value of ``a = V^T v / |v|`` is off by 2 (d + 4) u at most, whatever
+   the order of summation (d u for the product, half of that for the norm). So ``|a - Q^T x| <= eta`` with
+   ``eta = 2 (d + 4) u sqrt(r + 1) + delta``.
 2. The rest is stored as ``rho = sqrt(max(0, 1 - |a|^2) + 4 eta)``. ``|a|^2`` is off from ``|Q^T x|^2`` by ``2 eta + eta^2`` at
    most and summed with an error below eta / 2, so the stored rho is never too small, and
    ``x . x' <= s(x) . s(x') + 2 eta + eta^2`` in exact arithmetic on the stored float64 values.
@@ -152,7 +153,7 @@ def _orthonormal(columns: npt.NDArray[np.floating], ordered: bool = False) -> Do
         kept = energy > 1e-10 * energy[-1]  # less is rounding, where the rows have fewer directions than were asked for
         root = turn[:, kept] / np.sqrt(energy[kept])
         columns = columns @ (root @ turn[:, kept].T if ordered and kept.all() else root)
-    return columns
+    return np.asarray(columns, np.float64)
 
 
 def choose_basis(sample: npt.NDArray[np.floating], level: DoubleArray, rows: int) -> Basis | None:
