@@ -16,6 +16,7 @@ from auscult.engine import HERE, Engine
 from auscult.search import Pairs, join, self_join, sketch
 from auscult.search.blocks import Block
 from auscult.search.exact import DECIMALS
+from auscult.search.panels import as_panels
 from auscult.search.sketch import Basis, choose_basis, principal_directions
 
 DIMENSION = 24
@@ -212,11 +213,12 @@ def test_panels_keep_to_the_memory() -> None:
 
     blocks = [Block(start, start + 10, partial(load, start)) for start in range(0, 200, 10)]
     engine = Elsewhere(memory_bytes=2 * 2 * 8 * 1000 * 45)  # 45 rows in each of two panels, in half of it
-    panels = join._panels(blocks, engine)
+    rows = partial(join._panel_rows, engine)
+    panels = as_panels(blocks, rows)
     assert calls == [0]  # to know the dimension
     assert [len(panel) for panel in panels] == [40] * 5
     assert panels[1].load().shape == (40, 1000)
-    assert [len(panel) for panel in join._panels(np.ones((100, 1000), np.float32), engine)] == [45, 45, 10]
+    assert [len(panel) for panel in as_panels(np.ones((100, 1000), np.float32), rows)] == [45, 45, 10]
 
 
 def test_progress_ends_at_the_total() -> None:

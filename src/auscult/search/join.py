@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from ..engine import HERE, Engine
 from ..folders import Progress, no_progress
-from .blocks import Block, Matrix, as_blocks, total_rows
+from .blocks import Block, Matrix, total_rows
 from .exact import DoubleArray, FloatArray, IntArray, cosines, rounding_bound, unit_rows
+from .panels import as_panels, draw_rows
 from .sketch import FETCH, FIT_ROWS, TRIAL_ROWS, Basis, Sketch, choose_basis, row_norms
 
 JOIN_ROWS, JOIN_COLUMNS = 2048, 8192  # 64 MB of similarities at once
@@ -94,7 +95,7 @@ def self_join(
     for name, values in (("bias", bias), ("groups", groups)):
         if values is not None and len(values) != n:
             raise ValueError(f"expected {name} of {n} rows, got {len(values)}")
-    panels = _panels(vectors, engine)
+    panels = as_panels(vectors, partial(_panel_rows, engine))
     if not panels:
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     basis = _basis(panels, threshold + bias, engine) if n >= PRUNE_ROWS else None
@@ -119,63 +120,23 @@ def self_join(
     return Pairs(first[order], second[order], similarity[order], 1 - computed / max(done, 1) if basis is not None else 0.0)
 
 
-# --- panels ---------------------------------------------------------------------------------------------------------
+# --- panels and the bound -------------------------------------------------------------------------------------------
 
 
-def _panels(vectors: Matrix, engine: Engine) -> Sequence[Block]:
-    """Rows in panels of which two, as they are and scaled to norm 1, take half of the memory; none if there are no rows."""
-    if isinstance(vectors, np.ndarray):
-        as_blocks(vectors)  # says what is wrong with it
-        return as_blocks(vectors, _panel_rows(vectors.shape[1], engine)) if len(vectors) else []
-    blocks = [block for block in vectors if len(block)]
-    if not blocks:
-        return []
-    most = _panel_rows(blocks[0].load().shape[1], engine)
-    runs: list[list[Block]] = []
-    for block in blocks:
-        if runs and block.stop - runs[-1][0].start <= most:
-            runs[-1].append(block)
-        else:
-            runs.append([block])
-    return [Block(run[0].start, run[-1].stop, partial(_load_all, tuple(block.load for block in run))) for run in runs]
-
-
-def _panel_rows(dimension: int, engine: Engine) -> int:
+def _panel_rows(engine: Engine, dimension: int) -> int:
+    """So that two panels, as they are and scaled to norm 1, take half of the memory."""
     return max(1, min(PANEL_ROWS, engine.memory_bytes // 2 // (2 * 8 * max(dimension, 1))))
-
-
-def _load_all(loads: tuple[Callable[[], npt.NDArray[Any]], ...]) -> npt.NDArray[Any]:
-    parts = [load() for load in loads]
-    if len({part.shape[1] for part in parts}) > 1:
-        raise ValueError(f"expected blocks of one dimension, got {sorted({part.shape[1] for part in parts})}")
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _pair_count(one: Block, other: Block) -> int:
     return len(one) * (len(one) - 1) // 2 if one is other else len(one) * len(other)
 
 
-# --- the bound ------------------------------------------------------------------------------------------------------
-
-
 def _basis(panels: Sequence[Block], level: DoubleArray, engine: Engine) -> Basis | None:
     """What prunes best, judged on rows drawn from a few panels; None if nothing pays."""
-    chosen = panels[:: -(-len(panels) // SAMPLED_PANELS)]
-    total = sum(map(len, chosen))
-    rng = np.random.default_rng(0)
-    picked = np.sort(rng.choice(total, min(FIT_ROWS + TRIAL_ROWS, total), replace=False))
-    edges = np.cumsum([0, *map(len, chosen)])
-    rows = [picked[(low <= picked) & (picked < high)] - low for low, high in itertools.pairwise(edges)]
-    parts = engine.map(_load_rows, zip(chosen, rows, strict=True))
-    sample = np.concatenate(list(parts))
-    numbers = np.concatenate([row + panel.start for panel, row in zip(chosen, rows, strict=True)])
-    order = rng.permutation(len(sample))
-    return choose_basis(sample[order], level[numbers[order]], panels[-1].stop)
-
-
-def _load_rows(job: tuple[Block, IntArray]) -> npt.NDArray[Any]:
-    panel, rows = job
-    return panel.load()[rows]
+    few = panels[:: -(-len(panels) // SAMPLED_PANELS)]
+    sample, numbers = draw_rows(few, FIT_ROWS + TRIAL_ROWS, engine)
+    return choose_basis(sample, level[numbers], panels[-1].stop)
 
 
 def _sketches(panels: Sequence[Block], basis: Basis | None, n: int, engine: Engine) -> Sequence[Sketch | None]:
