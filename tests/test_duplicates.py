@@ -154,7 +154,8 @@ def test_pairs_equal_brute_force() -> None:
         return Vectors(values.astype(np.float32), rows, rows * 0.0, clips, 1.0, load_descriptor("mel").spec)
 
     tau = 0.3
-    _, pairs, top1 = find_pairs(vectors(x, clips), n, vectors(background, table(30)), config=DedupConfig(tau=tau))
+    found = find_pairs(vectors(x, clips), n, vectors(background, table(30)), config=DedupConfig(tau=tau))
+    pairs, top1 = found.pairs, found.top1
     unit, other = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, background))
     bias = 0.5 * np.sort(unit @ other.T, axis=1)[:, -5:].mean(axis=1)
     score = unit @ unit.T - bias[:, None]  # s_hat(i, j)

@@ -225,7 +225,7 @@ def test_progress_ends_at_the_total() -> None:
     seen: list[tuple[int, int, str]] = []
     x = np.random.default_rng(0).standard_normal((4000, 3)).astype(np.float32)
     self_join(x, threshold=2.0, progress=lambda *state: seen.append(state))
-    assert seen[-1] == (7, 7, "million pairs compared")  # 4000 * 3999 / 2
+    assert seen[-1] == (7_998_000, 7_998_000, "pairs compared")  # 4000 * 3999 / 2
 
 
 # --- the bound ------------------------------------------------------------------------------------------------------

@@ -118,13 +118,14 @@ def deduplicate(
         if "against" in vectors:
             joint = joint.joined(vectors["against"])
         with scratch(engine, folder, stores) as with_scratch:
-            threshold, pairs, top1 = find_pairs(
+            found = find_pairs(
                 joint, n_corpus, vectors.get("background"), config=config, engine=with_scratch, progress=progress
             )
+        threshold, pairs = found.threshold, found.pairs
         rows = cluster_rows(joint.clips, pairs, n_corpus, config)
         dropped = {row["clip_id"] for row in rows if not row["keep"]}
         write_table(folder / PAIRS, _pairs_table(pairs, joint.clips))
-        write_table(folder / TOP1, top1)
+        write_table(folder / TOP1, found.top1)
         write_table(folder / CLUSTERS, pa.Table.from_pylist(rows, CLUSTER_SCHEMA))
         write_table(folder / SKIPPED, skipped_table(stores))
         lists_hold = _write_lists(folder, vectors["corpus"].clips, dropped)
@@ -159,6 +160,7 @@ def deduplicate(
                     "skipped": sum(store.card["counts"]["skipped"] for store in stores.values()),
                 },
                 "lists_hold": lists_hold,
+                "pruned_share": round(found.pruned, 6),
                 "threshold": dataclasses.asdict(threshold),
                 "files": file_digests(folder, (PAIRS, CLUSTERS, TOP1, SKIPPED, KEEP, DROP)),
                 "warnings": warnings,

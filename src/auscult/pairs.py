@@ -84,6 +84,17 @@ class ClipPair:
     duplicate: bool
 
 
+@dataclass(frozen=True)
+class FoundPairs:
+    """What `find_pairs` finds: ``threshold``, ``pairs``, the table ``top1`` (``clip_id, score``), and the share of all pairs of
+    vectors that a bound excluded without computing them (``pruned``)."""
+
+    threshold: Threshold
+    pairs: list[ClipPair]
+    top1: pa.Table
+    pruned: float
+
+
 def find_pairs(
     joint: Vectors,
     n_corpus: int,
@@ -92,7 +103,7 @@ def find_pairs(
     config: DedupConfig,
     engine: Engine = HERE,
     progress: Progress = no_progress,
-) -> tuple[Threshold, list[ClipPair], pa.Table]:
+) -> FoundPairs:
     """The pairs of clips that are identical, or similar by the symmetric rule; and every clip's top-1 score.
 
     Rule (the audit paper's): ``s_hat(i, j) > tau`` and ``s_hat(j, i) > tau``, itself excluded by identity. Clips with identical
@@ -110,7 +121,15 @@ def find_pairs(
     scores, best = _top1(speakers, nearest, bias)
     threshold = _dedup_threshold(config, scores[np.isfinite(scores)])
     if threshold.separated:
-        found = self_join(speakers.loaded, threshold=threshold.tau, bias=bias, groups=speakers.clip, progress=progress)
+        found = self_join(
+            speakers.vectors,
+            threshold=threshold.tau,
+            bias=bias,
+            groups=speakers.clip,
+            engine=engine,
+            name="join",
+            progress=progress,
+        )
     else:
         found = _closest(best, nearest, LISTED)
     members = {group[0]: group for group in groups}
@@ -122,7 +141,8 @@ def find_pairs(
         # what is similar to one clip of a group of identical ones is similar to all; across two sets each of them leaks
         everyone = itertools.product(members[ends[0]], members[ends[1]]) if crossing else [ends]
         pairs += [ClipPair(one, other, similarity, score, coverage, "similar", duplicate) for one, other in everyone]
-    return threshold, pairs, pa.table({"clip_id": speakers.clips["clip_id"], "score": pa.array(scores, from_pandas=True)})
+    top1 = pa.table({"clip_id": speakers.clips["clip_id"], "score": pa.array(scores, from_pandas=True)})
+    return FoundPairs(threshold, pairs, top1, found.pruned)
 
 
 def _identical_groups(clips: pa.Table, n_corpus: int) -> list[list[int]]:

@@ -81,7 +81,7 @@ def candidates(
     best = np.full((len(queries), k), -np.inf, np.float32)
     index = np.full((len(queries), k), -1, np.intp)
     blocks = list(_blocks(references)) if isinstance(references, list) else references
-    checkpoint = Checkpoint(engine.scratch_file(name), blocks)
+    checkpoint = Checkpoint(engine.scratch_file(name), [block.stop for block in blocks])
     done, kept = checkpoint.restore({"z": best, "index": index})
     best, index = kept["z"], kept["index"]
     for at, (z, found) in enumerate(engine.map(task, blocks[done:], threads=engine.workers), done + 1):

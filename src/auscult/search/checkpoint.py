@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..folders import atomic_file
-from .blocks import Block
 
 EVERY_S = 60.0  # of work that a kill may cost
 
@@ -20,22 +19,26 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Checkpoint:
-    """The state of a search over blocks of references: what was found in the first of them.
+    """The state of a search that is done in steps: what was found in the first of them.
 
     Parameters
     ----------
     path
         The file, or None to keep nothing. What identifies the search (inputs, settings) belongs into its name or folder:
         a file that is there is believed.
-    blocks
-        The references. A state that does not end where one of them ends was made with others, and is not used.
+    stops
+        Where each step ends (rows, pairs), increasing. A state that does not end at one of them was made in other steps, and
+        is not used.
     """
 
-    def __init__(self, path: Path | None, blocks: Sequence[Block]) -> None:
-        self.path, self.blocks, self.saved_at = path, blocks, time.monotonic()
+    def __init__(self, path: Path | None, stops: Sequence[int]) -> None:
+        self.path, self.stops, self.saved_at = path, stops, time.monotonic()
 
     def restore(self, empty: Arrays) -> tuple[int, Arrays]:
-        """Blocks done and the arrays found in them; 0 and ``empty``, whose names and shapes they have, if there is nothing."""
+        """Steps done and the arrays found in them; 0 and ``empty``, if there is nothing.
+
+        They have the names and types of those in ``empty``, and their shapes, if these are not empty, too.
+        """
         if self.path is None or not self.path.is_file():
             return 0, empty
         try:
@@ -44,16 +47,16 @@ class Checkpoint:
                 arrays = {name: kept[name].astype(array.dtype) for name, array in empty.items()}
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return 0, empty  # a disk's damage costs the time of that search, no more
-        done = next((at for at, block in enumerate(self.blocks, 1) if block.stop == stop), 0)
-        if not done or any(arrays[name].shape != array.shape for name, array in empty.items()):
+        fits = all(arrays[name].shape == array.shape or array.size == 0 for name, array in empty.items())
+        if stop not in self.stops or not fits:
             return 0, empty
-        return done, arrays
+        return self.stops.index(stop) + 1, arrays
 
     def keep(self, done: int, arrays: Arrays) -> None:
-        """Write the state if the last time is `EVERY_S` ago, or if this was the last of several blocks."""
-        last = done == len(self.blocks) > 1
+        """Write the state if the last time is `EVERY_S` ago, or if this was the last of several steps."""
+        last = done == len(self.stops) > 1
         if self.path is None or not (last or time.monotonic() - self.saved_at >= EVERY_S):
             return
         with atomic_file(self.path) as handle:
-            np.savez(handle, allow_pickle=False, stop=np.int64(self.blocks[done - 1].stop), **arrays)
+            np.savez(handle, allow_pickle=False, stop=np.int64(self.stops[done - 1]), **arrays)
         self.saved_at = time.monotonic()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..engine import HERE, Engine
 from ..folders import Progress, no_progress
 from .blocks import Block, Matrix, total_rows
+from .checkpoint import Checkpoint
 from .exact import DoubleArray, FloatArray, IntArray, cosines, rounding_bound, unit_rows
 from .panels import as_panels, draw_rows
 from .sketch import FETCH, FIT_ROWS, TRIAL_ROWS, Basis, Sketch, choose_basis, row_norms
@@ -49,6 +50,7 @@ def self_join(
     bias: DoubleArray | None = None,
     groups: IntArray | None = None,
     engine: Engine = HERE,
+    name: str | None = None,
     progress: Progress = no_progress,
 ) -> Pairs:
     """All pairs of rows whose similarity less the larger of their biases exceeds a threshold, exactly.
@@ -76,8 +78,10 @@ def self_join(
         (n,) rows of one group (windows of one clip) are not paired.
     engine
         Where pairs of panels are compared.
+    name
+        Of this search among those that share ``engine.scratch``: it is continued from what is kept there.
     progress
-        Called with pairs done, in millions.
+        Called with pairs compared, of all pairs.
 
     Raises
     ------
@@ -106,18 +110,18 @@ def self_join(
         return _Side(panels[number], bias[rows], None if groups is None else groups[rows], sketches[number])
 
     numbers = [(one, other) for one in range(len(panels)) for other in range(one, len(panels))]
-    jobs = ((side(one), side(other)) for one, other in numbers)
-    parts, done = [], 0
-    for (one, other), part in zip(numbers, engine.map(_Join(threshold, basis), jobs), strict=True):
-        parts.append(part)
-        done += _pair_count(panels[one], panels[other])
-        progress(done // 1_000_000, n * (n - 1) // 2_000_000, "million pairs compared")
-    first, second, similarity = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("first", "second", "similarity")
-    )
-    order = np.lexsort((second, first))
-    computed = sum(part.computed for part in parts)
-    return Pairs(first[order], second[order], similarity[order], 1 - computed / max(done, 1) if basis is not None else 0.0)
+    compared = np.cumsum([_pair_count(panels[one], panels[other]) for one, other in numbers]).tolist()
+    checkpoint = Checkpoint(engine.scratch_file(name), compared)
+    done, found = checkpoint.restore(_Part.nothing().arrays())
+    jobs = ((side(one), side(other)) for one, other in numbers[done:])
+    for at, part in enumerate(engine.map(_Join(threshold, basis), jobs), done + 1):
+        found = {name: np.concatenate([array, part.arrays()[name]]) for name, array in found.items()}
+        checkpoint.keep(at, found)
+        progress(compared[at - 1], compared[-1], "pairs compared")
+    order = np.lexsort((found["second"], found["first"]))
+    first, second, similarity = (found[name][order] for name in ("first", "second", "similarity"))
+    pruned = 0.0 if basis is None else 1 - int(found["computed"].sum()) / max(compared[-1], 1)
+    return Pairs(first, second, similarity, pruned)
 
 
 # --- panels and the bound -------------------------------------------------------------------------------------------
@@ -179,6 +183,14 @@ class _Part:
     second: IntArray
     similarity: DoubleArray
     computed: int
+
+    @classmethod
+    def nothing(cls) -> _Part:
+        return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), 0)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        computed = np.array([self.computed] if self.computed else [], np.int64)
+        return {"first": self.first, "second": self.second, "similarity": self.similarity, "computed": computed}
 
 
 @dataclass(frozen=True)
@@ -283,7 +295,8 @@ class _Found:
 
     def part(self) -> _Part:
         """All of them."""
-        nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+        none = _Part.nothing()
+        nothing = (none.first, none.second, none.similarity)
         first, second, similarity = (np.concatenate(column) for column in zip(nothing, *self.parts, strict=True))
         return _Part(first, second, similarity, self.computed)
 

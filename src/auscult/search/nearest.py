@@ -96,7 +96,7 @@ def top_k(
     found = TopK(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), np.nan))
     if len(queries) == 0 or n == 0:
         return found
-    checkpoint = Checkpoint(engine.scratch_file(name), blocks)
+    checkpoint = Checkpoint(engine.scratch_file(name), [block.stop for block in blocks])
     done, kept = checkpoint.restore({"index": found.index, "similarity": found.similarity})
     found = TopK(kept["index"], kept["similarity"])
     task = _Search(queries, None if exclude is None else exclude[0].reshape(len(queries), -1), k, prepare)
