@@ -9,7 +9,11 @@ from .exact import FloatArray, IntArray, rounding_bound
 
 
 class Backend(Protocol):
-    """One block of references, made ready for queries."""
+    """One block of references, made ready for queries.
+
+    A backend may have a method ``cosines`` as well, with the arguments and to the last bit the values of
+    :func:`auscult.search.exact.cosines`; then the search computes there what decides.
+    """
 
     @property
     def slack(self) -> float:

@@ -1,0 +1,63 @@
+"""Names of devices: checked before anything is loaded, with a message that says what is there."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .errors import MissingExtraError
+
+CPU = "cpu"
+_NAME = re.compile(r"cpu|cuda(:\d+)?")
+
+
+def check_name(name: str) -> None:
+    """Check that a device is called as auscult calls devices, without looking whether it is there.
+
+    Raises
+    ------
+    ValueError
+        It is not.
+
+    Examples
+    --------
+    >>> check_name("cuda:1")
+    >>> check_name("gpu")
+    Traceback (most recent call last):
+    ValueError: device should be 'cpu', 'cuda' or 'cuda:N' (N counts from 0), got 'gpu'
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"device should be 'cpu', 'cuda' or 'cuda:N' (N counts from 0), got {name!r}")
+
+
+def torch_device(name: str, needed_for: str) -> Any:
+    """The ``torch.device`` of a name, if it is there.
+
+    Parameters
+    ----------
+    name
+        ``cpu``, ``cuda`` or ``cuda:N``.
+    needed_for
+        What wants it, for the message when torch is not installed.
+
+    Raises
+    ------
+    ValueError
+        No such name, or this machine has no such device.
+    MissingExtraError
+        torch is not installed.
+    """
+    check_name(name)
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("models", needed_for) from error
+    if name == CPU:
+        return torch.device(CPU)
+    if not torch.cuda.is_available():
+        why = "is built without CUDA" if torch.version.cuda is None else "finds no CUDA device (see nvidia-smi)"
+        raise ValueError(f"device {name!r} was asked for, but torch {torch.__version__} {why}; take 'cpu'")
+    there = torch.cuda.device_count()
+    if int(name.partition(":")[2] or 0) >= there:
+        raise ValueError(f"device {name!r} was asked for, but there are {there}: cuda:0 to cuda:{there - 1}")
+    return torch.device(name)
