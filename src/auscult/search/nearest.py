@@ -159,6 +159,7 @@ class _Finder:
         self, task: _Search, job: _Job, references: npt.NDArray[np.floating], norms: DoubleArray, backend: Backend
     ) -> None:
         self.task, self.job, self.references, self.norms, self.backend = task, job, references, norms, backend
+        self.cosines = getattr(backend, "cosines", cosines)  # on the device, where the backend has one
         self.first_fetch = task.k + SPARE + (0 if task.groups is None else task.groups.shape[1])
 
     def fill(self, part: slice, index: IntArray, similarity: DoubleArray) -> None:
@@ -211,7 +212,7 @@ class _Finder:
         least = np.maximum(kth - 2 * self.backend.slack, floor - self.backend.slack)
         row, column = np.nonzero(allowed & (score >= least[:, None]))
         exact = np.full(rough.shape, -np.inf)
-        exact[row, column] = cosines(queries, norms, self.references, self.norms, row, candidates[row, column])
+        exact[row, column] = self.cosines(queries, norms, self.references, self.norms, row, candidates[row, column])
         return exact
 
     def _best(
