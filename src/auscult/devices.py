@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .errors import MissingExtraError
@@ -61,3 +63,31 @@ def torch_device(name: str, needed_for: str) -> Any:
     if int(name.partition(":")[2] or 0) >= there:
         raise ValueError(f"device {name!r} was asked for, but there are {there}: cuda:0 to cuda:{there - 1}")
     return torch.device(name)
+
+
+@contextmanager
+def float32_products(*, tf32: bool) -> Iterator[None]:
+    """Within it, products and convolutions of float32 numbers take tf32 exactly if ``tf32``, whatever the process has set.
+
+    By default torch lets convolutions take tf32 on a GPU, and a process may have set more; then it would be 11 bits that
+    decide what is computed. Afterwards all is as it was. It holds for the whole process.
+    """
+    import torch
+
+    on, settings = _precision_settings(torch.backends)
+    before = [getattr(setting, name) for setting, name in settings]
+    for setting, name in settings:
+        setattr(setting, name, on[tf32])
+    try:
+        yield
+    finally:
+        for (setting, name), was in zip(settings, before, strict=True):
+            setattr(setting, name, was)
+
+
+def _precision_settings(backends: Any) -> tuple[tuple[Any, Any], list[tuple[Any, str]]]:
+    """The two values (off, on), and where they are written."""
+    if hasattr(backends.cuda.matmul, "fp32_precision"):  # since torch 2.9, for the processor's bf16 too
+        places = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+        return ("ieee", "tf32"), [(place, "fp32_precision") for place in places]
+    return (False, True), [(backends.cuda.matmul, "allow_tf32"), (backends.cudnn, "allow_tf32")]

@@ -26,14 +26,13 @@ the end all of them in float64. Nothing about the vectors is assumed; what they 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ..devices import CPU, check_name, torch_device
+from ..devices import CPU, check_name, float32_products, torch_device
 from ..engine import Engine
 from .backends import FaissExact, Prepare
 from .exact import DECIMALS, DoubleArray, FloatArray, IntArray, cosines
@@ -337,27 +336,8 @@ def _product(left: Any, right: Any, precision: Precision) -> Any:
 
     if left.dtype == torch.bfloat16:
         return torch.mm(left, right.T, out_dtype=torch.float32)
-    with _float32_products(precision if left.device.type != CPU else "float32"):
+    with float32_products(tf32=precision == "tf32" and left.device.type != CPU):
         return left @ right.T
-
-
-@contextmanager
-def _float32_products(precision: Precision) -> Iterator[None]:
-    """Float32 products take tf32 exactly if it was asked for, whatever the process has set; afterwards as it was."""
-    import torch
-
-    new = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # since torch 2.9, for the processor too
-    name = "fp32_precision" if new else "allow_tf32"
-    value: str | bool = ("tf32" if precision == "tf32" else "ieee") if new else precision == "tf32"
-    settings = [torch.backends.cuda.matmul, *([torch.backends.mkldnn.matmul] if new else [])]
-    before = [getattr(setting, name) for setting in settings]
-    for setting in settings:
-        setattr(setting, name, value)
-    try:
-        yield
-    finally:
-        for setting, was in zip(settings, before, strict=True):
-            setattr(setting, name, was)
 
 
 def _tensor(array: npt.NDArray[Any], device: Any) -> Any:
