@@ -229,7 +229,7 @@ class _Part:
         value = torch.empty((len(queries), count), dtype=torch.float64, device=queries.device)
         index = torch.empty((len(queries), count), dtype=torch.int64, device=queries.device)
         open_rows = torch.arange(len(queries), device=queries.device)
-        for taken in (2 * count + 8, 16 * count + 64):
+        for taken in (2 * count + 16, 16 * count + 64):
             if len(open_rows) == 0 or 4 * taken >= len(self):
                 break
             asked = queries[open_rows]
@@ -257,7 +257,7 @@ class _Part:
         low[:, d + 4] = self._up(lost + step * kept_length)
         weights = torch.stack([torch.full_like(length, UP), low[:, d + 3].double(), low[:, d + 4].double()], 1)
         # 2^-24 of b; what the sum loses of the last five columns; and the rounding of the float64 numbers themselves
-        slack = self.largest[0] * 2.0**-23 + 2 * step * (weights @ self.largest) + 1e-11
+        slack = self.largest[0] * 2.0**-23 + 1.01 * step * (weights @ self.largest) + 1e-11
         constant = queries.double() @ self.mean.double() + slack
         upper = torch.full((len(queries), count), -torch.inf, device=queries.device)
         row = torch.zeros((len(queries), count), dtype=torch.int64, device=queries.device)
