@@ -354,6 +354,7 @@ def _rows_that_fit(units: FloatArray, device: Any) -> int:
     if device.type == CPU:
         return max(len(units), 1)
     free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # kept by torch, of blocks before
     scratch = 4 * SCORES["cuda"] * 2 + 8 * GATHERED["cuda"] * 3
     # 4 bytes a number for the unit rows, 4 for the product's columns, 4 for the vectors as they were
     return max(int((MEMORY_SHARE * free - scratch) / (12 * (units.shape[1] + COLUMNS))), ROWS)
