@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -24,7 +25,7 @@ from auscult.search.device import TorchExact
 from auscult.search.exact import cosines, unit_rows
 from report import print_table, write_json
 
-K, SPARE, QUERY_BLOCK = 5, 8, 4096
+K, SPARE, QUERY_BLOCK = 5, 8, 2048
 CHECKED = 64
 
 
@@ -87,7 +88,8 @@ def _wait(device) -> None:
 def exact_top(backend: TorchExact, queries: np.ndarray, references: np.ndarray, norms: np.ndarray) -> np.ndarray:
     """What top_k does for one block of references that is ready on the device."""
     found = np.empty((len(queries), K), np.int64)
-    for start in range(0, len(queries), QUERY_BLOCK):
+
+    def fill(start: int) -> None:
         block = queries[start : start + QUERY_BLOCK]
         units, query_norms = unit_rows(block)
         rough, index = backend.nearest(units, K + SPARE)
@@ -99,6 +101,9 @@ def exact_top(backend: TorchExact, queries: np.ndarray, references: np.ndarray, 
         if not (best[:, -1] > rough[:, -1] + backend.slack).all():
             raise SystemExit("near-ties at the end of a list: ask top_k, which looks again")
         found[start : start + QUERY_BLOCK] = np.take_along_axis(index, order, 1)
+
+    with ThreadPoolExecutor(backend.threads) as pool:
+        list(pool.map(fill, range(0, len(queries), QUERY_BLOCK)))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from .errors import MissingExtraError
 
 CPU = "cpu"
+_PRECISION_LOCK = threading.RLock()  # the settings are the process's
 _NAME = re.compile(r"cpu|cuda(:\d+)?")
 
 
@@ -70,19 +72,20 @@ def float32_products(*, tf32: bool) -> Iterator[None]:
     """Within it, products and convolutions of float32 numbers take tf32 exactly if ``tf32``, whatever the process has set.
 
     By default torch lets convolutions take tf32 on a GPU, and a process may have set more; then it would be 11 bits that
-    decide what is computed. Afterwards all is as it was. It holds for the whole process.
+    decide what is computed. Afterwards all is as it was. It holds for the whole process, so one thread at a time is within it.
     """
     import torch
 
-    on, settings = _precision_settings(torch.backends)
-    before = [getattr(setting, name) for setting, name in settings]
-    for setting, name in settings:
-        setattr(setting, name, on[tf32])
-    try:
-        yield
-    finally:
-        for (setting, name), was in zip(settings, before, strict=True):
-            setattr(setting, name, was)
+    with _PRECISION_LOCK:
+        on, settings = _precision_settings(torch.backends)
+        before = [getattr(setting, name) for setting, name in settings]
+        for setting, name in settings:
+            setattr(setting, name, on[tf32])
+        try:
+            yield
+        finally:
+            for (setting, name), was in zip(settings, before, strict=True):
+                setattr(setting, name, was)
 
 
 def _precision_settings(backends: Any) -> tuple[tuple[Any, Any], list[tuple[Any, str]]]:

@@ -12,7 +12,8 @@ class Backend(Protocol):
     """One block of references, made ready for queries.
 
     A backend may have a method ``cosines`` as well, with the arguments and to the last bit the values of
-    :func:`auscult.search.exact.cosines`; then the search computes there what decides.
+    :func:`auscult.search.exact.cosines`; then the search computes there what decides. And it may have a number ``threads``: how
+    many blocks of queries are asked about at once.
     """
 
     @property

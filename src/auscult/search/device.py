@@ -25,6 +25,7 @@ the end all of them in float64. Nothing about the vectors is assumed; what they 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
@@ -46,7 +47,8 @@ COLUMNS = 64  # the product's inner dimension is a multiple of it, as tensor cor
 STRIDE = 64  # scores that a group shares when the largest are looked for
 ROWS = 8192  # made ready at once: float64 copies stay small
 MEAN_ROWS = 1 << 16
-SCORES = {"cpu": 1 << 23, "cuda": 1 << 29}  # float32 scores of a tile: 32 MB, 2 GB
+SCORES = {"cpu": 1 << 23, "cuda": 1 << 30}  # float32 scores of a tile: 32 MB, 4 GB
+TILE_QUERIES = 1024  # a tile is rather wide than tall: its largest scores are looked for once a tile
 GATHERED = {"cpu": 1 << 21, "cuda": 1 << 27}  # float64 numbers gathered at once: 16 MB, 1 GB
 MEMORY_SHARE = 0.7  # of what is free on the device, for rows
 
@@ -87,6 +89,7 @@ class TorchExact:
         Rows that are on the device together; None: as many as fit. If there are more, they are sent anew for each call.
     """
 
+    # threads: how many query blocks are to be under way; while one is on a GPU, the processor makes the next ready
     exhaustive = True
     # A listed value is q.r in float64, cast to float32 (2^-25). It is off from the cosine of the vectors before they were made
     # unit rows by at most two roundings of each element of either (4 * 2^-24). Together less than 2^-21.
@@ -107,6 +110,8 @@ class TorchExact:
             self.precision = "tf32"
         self.units, self.rows = units, rows_at_once or _rows_that_fit(units, self.device)
         self._part = _Part(units, self.device, self.precision) if len(units) <= self.rows else None
+        self.threads = 1 if self.device.type == CPU else 2
+        self._lock = threading.Lock()
         self._originals: tuple[npt.NDArray[Any], Any] | None = None
 
     def _parts(self) -> Iterator[tuple[int, _Part]]:
@@ -149,18 +154,21 @@ class TorchExact:
     ) -> DoubleArray:
         """The same numbers as :func:`auscult.search.exact.cosines`, to the last bit, computed on the device.
 
-        Two float64 sums of d products differ by at most ``2 d 2^-53``, which rounding to 12 decimals hides unless a value
-        lies that close to where it rounds the other way. Such values, a few percent, are computed on the processor.
-        ``right`` is sent to the device when it is first met, and kept.
+        Two float64 sums of the same d products in different orders differ by two random walks of d roundings of at most 2^-54:
+        by less than ``4 sqrt(d) 2^-53``, ten standard deviations. Rounding to 12 decimals hides that unless a value lies
+        so close to where it rounds the other way; such values, 4 % with d = 1712, are computed on the processor. ``right`` is
+        sent to the device when it is first met, and kept.
         """
         import torch
 
         if self._part is None:  # the rows do not even fit as they are
             return cosines(left, left_norms, right, right_norms, row, column)
-        if self._originals is None or self._originals[0] is not right:
-            self._originals = right, _tensor(right, self.device)
+        with self._lock:
+            if self._originals is None or self._originals[0] is not right:
+                self._originals = right, _tensor(right, self.device)
+            there = self._originals[1]
         with torch.inference_mode():
-            there, here = self._originals[1], _tensor(left, self.device)
+            here = _tensor(left, self.device)
             i, j = _tensor(row, self.device), _tensor(column, self.device)
             dot = torch.empty(len(row), dtype=torch.float64, device=self.device)
             step = max(GATHERED[self.device.type] // left.shape[1], 1)
@@ -170,7 +178,7 @@ class TorchExact:
             value = dot.cpu().numpy() / (left_norms[row] * right_norms[column])
         result: DoubleArray = np.round(value, DECIMALS)
         scaled = value * 10.0**DECIMALS
-        doubtful = np.abs(np.abs(scaled - np.floor(scaled)) - 0.5) < (left.shape[1] + 16) * 2.0**-52 * 10.0**DECIMALS
+        doubtful = np.abs(np.abs(scaled - np.floor(scaled)) - 0.5) < 4 * left.shape[1] ** 0.5 * 2.0**-53 * 10.0**DECIMALS
         result[doubtful] = cosines(left, left_norms, right, right_norms, row[doubtful], column[doubtful])
         return result
 
@@ -259,18 +267,22 @@ class _Part:
         # 2^-24 of b; what the sum loses of the last five columns; and the rounding of the float64 numbers themselves
         slack = self.largest[0] * 2.0**-23 + 1.01 * step * (weights @ self.largest) + 1e-11
         constant = queries.double() @ self.mean.double() + slack
-        upper = torch.full((len(queries), count), -torch.inf, device=queries.device)
-        row = torch.zeros((len(queries), count), dtype=torch.int64, device=queries.device)
-        for start, scores in self._tiles(low):
-            new, at = _largest(scores, min(count, scores.shape[1]))
-            upper, order = torch.cat([upper, new], 1).topk(count)
-            row = torch.cat([row, at + start], 1).gather(1, order)
+        found = [self._largest_scores(low[top : top + TILE_QUERIES], count) for top in range(0, len(low), TILE_QUERIES)]
+        upper, row = (torch.cat(part) for part in zip(*found, strict=True))
         return upper.double() + constant[:, None], row
 
-    def _tiles(self, low: Any) -> Iterator[tuple[int, Any]]:
+    def _largest_scores(self, low: Any, count: int) -> tuple[Any, Any]:
+        """The ``count`` largest U of some queries, given as columns of the product, and their rows."""
+        import torch
+
+        upper = torch.full((len(low), count), -torch.inf, device=low.device)
+        row = torch.zeros((len(low), count), dtype=torch.int64, device=low.device)
         step = max(SCORES[self.kind] // (len(low) * STRIDE), 1) * STRIDE
         for start in range(0, len(self.low), step):
-            yield start, _product(low, self.low[start : start + step], self.precision)
+            new, at = _largest(_product(low, self.low[start : start + step], self.precision), count)
+            upper, order = torch.cat([upper, new], 1).topk(count)
+            row = torch.cat([row, at + start], 1).gather(1, order)
+        return upper, row
 
     def _products(self, queries: Any, row: Any) -> Any:
         """``q.r`` in float64 for the rows (n, c) of each query."""
@@ -300,7 +312,7 @@ class _Part:
 
 
 def _largest(scores: Any, count: int) -> tuple[Any, Any]:
-    """The ``count`` largest of each row (n, m), largest first, and their columns.
+    """The ``count`` largest of each row (n, m), or all if there are fewer, largest first, and their columns.
 
     A row is cut into groups of 64, whose maxima take one pass. ``count`` largest numbers lie in the ``count`` groups of largest
     maximum: a number outside is no larger than its group's maximum, hence than each of those ``count`` maxima. So only
@@ -309,6 +321,7 @@ def _largest(scores: Any, count: int) -> tuple[Any, Any]:
     import torch
 
     width = scores.shape[1]
+    count = min(count, width)
     if width % STRIDE or count * STRIDE * 4 > width:
         return scores.topk(count)
     groups = width // STRIDE
