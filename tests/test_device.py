@@ -148,6 +148,28 @@ def test_tiles_blocks_and_what_fits_change_nothing(precision, monkeypatch) -> No
     same(top_k(references[:90], references, k=7, prepare=partial(prepare, rows_at_once=1001)), whole)
 
 
+class InThreads(TorchExact):
+    """As on a GPU, several blocks of queries are under way."""
+
+    def __init__(self, units: np.ndarray) -> None:
+        super().__init__(units, precision="tf32")
+        self.threads = 3
+
+
+def test_threads_change_nothing(monkeypatch) -> None:
+    rng = np.random.default_rng(5)
+    references = spectra(rng, 2000, 33)
+    references[100:110] = references[1500]
+    monkeypatch.setattr(nearest, "QUERY_BLOCK", 17)
+    before = torch.backends.cuda.matmul.fp32_precision
+    same(top_k(references[:300], references, k=7, prepare=InThreads), top_k(references[:300], references, k=7))
+    assert torch.backends.cuda.matmul.fp32_precision == before
+    bad = references[:300].copy()
+    bad[-1] = 0
+    with pytest.raises(ValueError, match="zero or not finite"):
+        top_k(bad, references, k=7, prepare=InThreads)
+
+
 @given(seed=st.integers(0, 1000), m=st.integers(1, 40), count=st.integers(1, 12), values=st.integers(1, 1000))
 @settings(deadline=None, max_examples=60)
 def test_largest_of_groups(seed, m, count, values) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,9 +147,18 @@ class _Search:
         finder = _Finder(self, job, references, norms, self.prepare(units))
         index = np.full((len(self.queries), self.k), -1, np.int64)
         similarity = np.full((len(self.queries), self.k), np.nan)
-        for start in range(0, len(self.queries), QUERY_BLOCK):
+
+        def fill(start: int) -> None:
             rows = slice(start, start + QUERY_BLOCK)
             finder.fill(rows, index[rows], similarity[rows])
+
+        starts, threads = range(0, len(self.queries), QUERY_BLOCK), getattr(finder.backend, "threads", 1)
+        if threads == 1:  # in this thread, whose limits of BLAS and faiss hold
+            for start in starts:
+                fill(start)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(fill, starts))
         return TopK(np.where(index < 0, -1, index + job.block.start), similarity)
 
 
