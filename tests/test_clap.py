@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 from auscult.corpus import open_corpus
-from auscult.descriptors import DescriptorSpec, load_descriptor
-from auscult.descriptors.clap import WINDOW_SAMPLES, ClapDescriptor, folder_digest
+from auscult.descriptors import DescriptorSpec, load_descriptor, on_device
+from auscult.descriptors.clap import WINDOW_SAMPLES, ClapDescriptor, _log_mel, folder_digest
+from auscult.devices import float32_products
 from auscult.engine import Engine
 from auscult.errors import MissingExtraError, ModelError
 from auscult.indexing import index
@@ -118,6 +119,43 @@ def test_a_padded_window_is_described_as_the_extractor_does_the_clip(model: Path
     clip[-1] = 0.01
     window = np.pad(clip, (0, WINDOW_SAMPLES - len(clip)))
     np.testing.assert_allclose(ClapDescriptor(str(model)).describe(window[None])[0], directly(model, clip), atol=1e-5)
+
+
+def test_a_device_changes_neither_spec_nor_values(model: Path, windows: np.ndarray) -> None:
+    descriptor = ClapDescriptor(str(model))
+    there = on_device(descriptor, "cpu")
+    assert (there.device, there.spec) == ("cpu", descriptor.spec)
+    assert on_device(there, "cpu") is there  # and its model is not loaded again
+    np.testing.assert_array_equal(there.describe(windows[:2]), ClapDescriptor(str(model), device="cpu").describe(windows[:2]))
+    mel = load_descriptor("mel")
+    assert on_device(mel, "cuda") is mel
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="'cuda' was asked for, but torch"):
+            on_device(descriptor, "cuda").describe(windows[:1])
+
+
+@pytest.mark.parametrize("seconds", [0.3, 3.1, 7.0, 10.0])
+def test_the_spectrogram_of_devices_is_the_extractors(model: Path, windows: np.ndarray, seconds: float) -> None:
+    loaded = ClapDescriptor(str(model), device="cpu")._loaded
+    clips = [window[: round(seconds * 48_000)] for window in windows[:3]]
+    here, there = loaded._extracted(clips), _log_mel(clips, loaded.extractor, torch.device("cpu")).numpy()
+    assert there.shape == here.shape
+    np.testing.assert_allclose(there, here, atol=1e-4)  # dB; the extractor rounds its spectrum to complex64
+
+
+def test_tf32_is_not_taken_and_settings_are_left_as_they_were() -> None:
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [setting.fp32_precision for setting in settings]
+    for tf32, name in ((True, "tf32"), (False, "ieee")):
+        with float32_products(tf32=tf32):
+            assert [setting.fp32_precision for setting in settings] == [name, name]
+        assert [setting.fp32_precision for setting in settings] == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu(model: Path, windows: np.ndarray) -> None:
+    here, there = (ClapDescriptor(str(model), device=name).describe(windows) for name in ("cpu", "cuda"))
+    np.testing.assert_allclose(there, here, atol=1e-4)
 
 
 def test_no_seed_matters_and_none_is_touched(model: Path, windows: np.ndarray) -> None:

@@ -1,5 +1,5 @@
 """Descriptors: a window of audio becomes a vector whose cosine tells how alike two windows are."""
 
-from .base import Descriptor, DescriptorSpec, load_descriptor
+from .base import Descriptor, DescriptorSpec, load_descriptor, on_device
 
-__all__ = ["Descriptor", "DescriptorSpec", "load_descriptor"]
+__all__ = ["Descriptor", "DescriptorSpec", "load_descriptor", "on_device"]

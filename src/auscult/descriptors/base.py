@@ -106,6 +106,12 @@ class Descriptor(Protocol):
         """Describe windows (n, window_samples) float32; returns vectors (n, dimension) of ``dtype``, finite."""
 
 
+def on_device(descriptor: Descriptor, device: str) -> Descriptor:
+    """A descriptor on a device, if it is one whose model can be put there; otherwise as it is. The spec is the same."""
+    move = getattr(descriptor, "on", None)
+    return descriptor if move is None else move(device)
+
+
 _CLASSES = {"clap": "ClapDescriptor", "contrast": "ContrastDescriptor", "mel": "MelDescriptor"}  # each in a module of its name
 
 

@@ -11,13 +11,14 @@ import multiprocessing
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..devices import CPU, float32_products, torch_device
 from ..errors import MissingExtraError, ModelError
 from ..folders import file_digest
 from .base import DescriptorSpec, FloatArray
@@ -27,6 +28,7 @@ WINDOW_S = 10
 WINDOW_SAMPLES = WINDOW_S * SAMPLE_RATE_HZ
 DEFAULT_MODEL = "laion/clap-htsat-unfused"
 BATCH = 8  # windows in the network at once: about 1 GB of activations at the size of the default model
+GPU_BATCH = 64
 SILENT_PEAK = 2.0**-24  # as in auscult.audio: what lies below the last bit of 24-bit audio is padding
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -57,7 +59,8 @@ class ClapDescriptor:
         fusion are refused: their extractor draws at random even for short clips.
     device
         ``"auto"`` (CUDA if there, else the CPU), or a device as torch names it. Not a part of the spec, since it changes
-        values by no more than rounding.
+        values by no more than rounding: elsewhere than on the CPU the spectrogram is computed on the device too, in float64
+        by the extractor's rule, and tf32 is not taken.
     digest
         Of a folder's configuration and weights; computed if it is not given. With it the descriptor is made without
         looking at the folder, and loading refuses a folder whose content has another digest.
@@ -100,6 +103,10 @@ class ClapDescriptor:
         digest = (("digest", self.digest),) if self.digest else ()
         return DescriptorSpec("clap", 1, (("model", self.model), *digest))
 
+    def on(self, device: str) -> ClapDescriptor:
+        """The same descriptor on another device; with an equal spec."""
+        return self if device == self.device else replace(self, device=device)
+
     @property
     def sample_rate_hz(self) -> int:
         """48 kHz."""
@@ -141,8 +148,9 @@ class ClapDescriptor:
             raise ValueError(f"expected windows of shape (n, {WINDOW_SAMPLES}), got {windows.shape}")
         sounds = [_sounding(window) for window in windows]
         vectors = np.empty((len(sounds), self.dimension), np.float32)
-        for start in range(0, len(sounds), BATCH):
-            vectors[start : start + BATCH] = self._loaded.embed(sounds[start : start + BATCH])
+        batch = self._loaded.batch
+        for start in range(0, len(sounds), batch):
+            vectors[start : start + batch] = self._loaded.embed(sounds[start : start + batch])
         if not np.isfinite(vectors).all():
             raise ModelError(f"{self.model}: gives values that are not finite; are its weights damaged?")
         norm = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -194,10 +202,24 @@ class _Loaded:
     extractor: Any
     device: Any
 
+    @property
+    def batch(self) -> int:
+        return BATCH if self.device.type == CPU else GPU_BATCH
+
     def embed(self, sounds: list[FloatArray]) -> FloatArray:
         import torch
 
-        features = self.extractor(
+        with torch.inference_mode(), float32_products(tf32=False):
+            if self.device.type == CPU:
+                features = torch.from_numpy(self._extracted(sounds)).float()
+            else:
+                features = _log_mel(sounds, self.extractor, self.device)
+            result = self.model.get_audio_features(input_features=features)
+        result = getattr(result, "pooler_output", result)  # a tensor before transformers 5
+        return np.asarray(result.float().cpu().numpy())
+
+    def _extracted(self, sounds: list[FloatArray]) -> Any:
+        return self.extractor(
             sounds,
             truncation="rand_trunc",  # never acts: no sound is longer than max_length
             padding="repeatpad",
@@ -205,10 +227,33 @@ class _Loaded:
             sampling_rate=SAMPLE_RATE_HZ,
             return_tensors="np",
         )["input_features"]
-        with torch.inference_mode():
-            result = self.model.get_audio_features(input_features=torch.from_numpy(features).float().to(self.device))
-        result = getattr(result, "pooler_output", result)  # a tensor before transformers 5
-        return np.asarray(result.float().cpu().numpy())
+
+
+def _log_mel(sounds: list[FloatArray], extractor: Any, device: Any) -> Any:
+    """What the extractor makes of sounds, (n, 1, frames, bands) float32, computed on a device.
+
+    Repeated as often as it fits whole, zeros after it; Hann window, centered frames with the ends mirrored, power, Slaney's mel
+    bands, dB above 1e-10. The extractor's loop over frames would keep a GPU waiting.
+    """
+    import torch
+
+    padded = np.zeros((len(sounds), WINDOW_SAMPLES), np.float32)
+    for row, sound in zip(padded, sounds, strict=True):
+        repeated = np.tile(sound, WINDOW_SAMPLES // len(sound))
+        row[: len(repeated)] = repeated
+    size = extractor.fft_window_size
+    spectrum = torch.stft(
+        torch.from_numpy(padded).to(device).double(),
+        n_fft=size,
+        hop_length=extractor.hop_length,
+        window=torch.hann_window(size, periodic=True, dtype=torch.float64, device=device),
+        center=True,
+        pad_mode="reflect",
+        return_complex=True,
+    )
+    bands = torch.from_numpy(np.asarray(extractor.mel_filters_slaney, np.float64)).to(device)
+    power = spectrum.abs().square().transpose(1, 2) @ bands
+    return (10.0 * torch.log10(power.clamp(min=1e-10))).float()[:, None]
 
 
 def _load(name: str, device: str) -> _Loaded:
@@ -258,7 +303,9 @@ def _device(name: str) -> Any:
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else CPU)
+    if name.partition(":")[0] in {CPU, "cuda"}:
+        return torch_device(name, "the clap descriptor")
     try:
         return torch.device(name)
     except RuntimeError as error:

@@ -9,7 +9,12 @@ from .exact import FloatArray, IntArray, rounding_bound
 
 
 class Backend(Protocol):
-    """One block of references, made ready for queries."""
+    """One block of references, made ready for queries.
+
+    A backend may have a method ``cosines`` as well, with the arguments and to the last bit the values of
+    :func:`auscult.search.exact.cosines`; then the search computes there what decides. And it may have a number ``threads``: how
+    many blocks of queries are asked about at once.
+    """
 
     @property
     def slack(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,9 +153,18 @@ class _Search:
         finder = _Finder(self, job, references, norms, self.prepare(units))
         index = np.full((len(self.queries), self.k), -1, np.int64)
         similarity = np.full((len(self.queries), self.k), np.nan)
-        for start in range(0, len(self.queries), QUERY_BLOCK):
+
+        def fill(start: int) -> None:
             rows = slice(start, start + QUERY_BLOCK)
             finder.fill(rows, index[rows], similarity[rows])
+
+        starts, threads = range(0, len(self.queries), QUERY_BLOCK), getattr(finder.backend, "threads", 1)
+        if threads == 1:  # in this thread, whose limits of BLAS and faiss hold
+            for start in starts:
+                fill(start)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(fill, starts))
         return TopK(np.where(index < 0, -1, index + job.block.start), similarity)
 
 
@@ -165,6 +175,7 @@ class _Finder:
         self, task: _Search, job: _Job, references: npt.NDArray[np.floating], norms: DoubleArray, backend: Backend
     ) -> None:
         self.task, self.job, self.references, self.norms, self.backend = task, job, references, norms, backend
+        self.cosines = getattr(backend, "cosines", cosines)  # on the device, where the backend has one
         self.first_fetch = task.k + SPARE + (0 if task.groups is None else task.groups.shape[1])
 
     def fill(self, part: slice, index: IntArray, similarity: DoubleArray) -> None:
@@ -217,7 +228,7 @@ class _Finder:
         least = np.maximum(kth - 2 * self.backend.slack, floor - self.backend.slack)
         row, column = np.nonzero(allowed & (score >= least[:, None]))
         exact = np.full(rough.shape, -np.inf)
-        exact[row, column] = cosines(queries, norms, self.references, self.norms, row, candidates[row, column])
+        exact[row, column] = self.cosines(queries, norms, self.references, self.norms, row, candidates[row, column])
         return exact
 
     def _best(
