@@ -151,6 +151,7 @@ def audit(
                 },
                 "threshold": dataclasses.asdict(comparison.threshold),
                 "calibration": comparison.calibration,
+                "recall": None if comparison.recall is None else comparison.recall.to_json(),
                 "files": file_digests(folder, (MATCHES, QUERIES, TRAINING, NULL, SKIPPED)),
                 "warnings": [*input_warnings(stores), *_chosen_by_store(present, name), *comparison.warnings],
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -176,6 +177,8 @@ def _compare(stores: dict[str, DescriptorStore], config: AuditConfig, engine: En
     roles = ("generated", "references", "background", "null")
     spec = stores["generated"].spec
     if spec.name == "contrast":
+        if config.search != "exact":
+            raise ValueError(f"search = {config.search!r} is for vectors (mel, clap); contrast compares every pair of clips")
         half = engine.memory_bytes // 2
         levels = [load_levels(stores[role], half) if role in stores else None for role in roles]
         generated, references, background, null = levels

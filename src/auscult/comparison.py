@@ -23,7 +23,9 @@ from .calibration import (
 from .engine import HERE, Engine
 from .folders import Progress, no_progress, read_card
 from .identity import same_audio, same_place, same_place_warning, sample_clips, shared_audio, unshared_rows
-from .search import DoubleArray, FloatArray, IntArray, TopK, top_k
+from .search import DoubleArray, FloatArray, IntArray, TopK
+from .search.approximate import check_method
+from .search.recall import Recall, searched
 from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_group
 from .store import Vectors
 
@@ -62,6 +64,9 @@ class AuditConfig:
         null clips given, for the histogram only, and at most 250.
     seed
         Of the samples.
+    search
+        Of vectors (not for ``contrast``): ``exact``, or faiss's approximate ``ivf`` or ``hnsw``, whose lists may be
+        incomplete; what they find is then measured and reported.
     """
 
     descriptor: str | None = None
@@ -76,8 +81,10 @@ class AuditConfig:
     training_sample: int = 5000
     null_sample: int = 1000
     seed: int = 0
+    search: str = "exact"
 
     def __post_init__(self) -> None:
+        check_method(self.search)
         if self.k < 1 or self.background_k < 1:
             raise ValueError(f"k and background_k should be at least 1, got {self.k} and {self.background_k}")
         for name in ("background_sample", "training_sample", "null_sample", "candidates"):
@@ -107,6 +114,7 @@ class Comparison:
     threshold: Threshold
     warnings: tuple[str, ...]
     calibration: dict[str, Any]
+    recall: Recall | None = None
 
 
 def compare(
@@ -153,6 +161,8 @@ def compare(
     threshold = choose_threshold(config, "gap", top, own_top, null_top)
     if not threshold.separated:
         warnings.append(threshold.explanation)
+    if normalized.recall is not None:
+        warnings.append(normalized.recall.sentence())
     return Comparison(
         _matches_table(best, generated, references, null_top, threshold.tau),
         _queries_table(best, generated, references, null_top, threshold.tau),
@@ -165,6 +175,7 @@ def compare(
             "null": "given" if null is not None else "leave-one-out",
             "fdr": level(config),
         },
+        normalized.recall,
     )
 
 
@@ -201,6 +212,7 @@ class _Normalizer:
     ) -> None:
         self.references, self.background, self.config, self.engine = references, background, config, engine
         self.own_background = own_background
+        self.recall: Recall | None = None
         order = np.lexsort((references.start_s, references.clip_ids[references.clip]))
         self.rank = np.empty(len(order), np.int64)
         self.rank[order] = np.arange(len(order))
@@ -214,9 +226,11 @@ class _Normalizer:
         bias = np.zeros(len(queries))
         for rows, vectors in queries.panels(self.engine):
             clip = queries.clip[rows]
-            found = top_k(
+            found, recall = searched(
+                self.config.search,
                 vectors,
                 self.references.vectors,
+                measure=self.recall is None,
                 k=k,
                 exclude=(mine[clip], theirs[self.references.clip]),
                 distinct=self.references.clip,
@@ -225,6 +239,7 @@ class _Normalizer:
                 name=f"{role}-{rows.start}",
                 progress=partial(of_all, progress, rows, len(queries), f"{role} clips: "),
             )
+            self.recall = self.recall or recall
             # neither the query itself nor what it may be a copy of counts as background
             suspects = self._suspects(vectors, found, audio[1], f"{role}-near-{rows.start}")
             bias[rows] = background_bias(
@@ -243,7 +258,8 @@ class _Normalizer:
         nearest = found.index[:, :1]
         if self.own_background:
             references = self.references.vectors
-            near = top_k(queries, references, k=min(CLOSE_K, len(self.references)), engine=self.engine, name=name)
+            k = min(CLOSE_K, len(self.references))
+            near, _ = searched(self.config.search, queries, references, measure=False, k=k, engine=self.engine, name=name)
             within = np.arange(near.index.shape[1]) < close_group(near.similarity)[:, None]
             nearest = np.column_stack([nearest, np.where(within, near.index, -1)])
         return np.where(nearest >= 0, audio[self.references.clip[nearest]], -1)

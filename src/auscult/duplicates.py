@@ -130,6 +130,8 @@ def deduplicate(
         write_table(folder / SKIPPED, skipped_table(stores))
         lists_hold = _write_lists(folder, vectors["corpus"].clips, dropped)
         warnings = input_warnings(stores)
+        if found.recall is not None:
+            warnings.append(found.recall.sentence())
         if background is None:
             warnings.append(
                 "No background set was given; clips of the corpus itself took its place. Clips with many copies then look "
@@ -160,6 +162,7 @@ def deduplicate(
                     "skipped": sum(store.card["counts"]["skipped"] for store in stores.values()),
                 },
                 "lists_hold": lists_hold,
+                "recall": None if found.recall is None else found.recall.to_json(),
                 "pruned_share": round(found.pruned, 6),
                 "threshold": dataclasses.asdict(threshold),
                 "files": file_digests(folder, (PAIRS, CLUSTERS, TOP1, SKIPPED, KEEP, DROP)),

@@ -15,7 +15,9 @@ from .calibration import MIN_SCORES, Threshold, fixed_threshold, gap_threshold
 from .comparison import of_all
 from .engine import HERE, Engine
 from .folders import Progress, no_progress
-from .search import DoubleArray, IntArray, Pairs, TopK, self_join, top_k
+from .search import DoubleArray, IntArray, Pairs, TopK, self_join
+from .search.approximate import check_method
+from .search.recall import Recall, searched
 from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_group
 from .store import Vectors
 
@@ -37,6 +39,8 @@ class DedupConfig:
         only identical clips count as duplicates, and the closest pairs are listed for review.
     keep
         Which clip of a cluster stays: ``longest``, ``highest_rate``, ``best_captioned`` (most distinct words) or ``first``.
+    search
+        As in ``AuditConfig``; of the nearest clips that tau is read off, while the pairs above tau are found exactly.
     coverage
         Share of a long recording's windows that must match before it counts as a duplicate of the other.
     """
@@ -50,8 +54,10 @@ class DedupConfig:
     keep: KeepPolicy = "longest"
     coverage: float = 0.5
     seed: int = 0
+    search: str = "exact"
 
     def __post_init__(self) -> None:
+        check_method(self.search)
         if self.keep not in POLICIES:
             raise ValueError(f"keep should be one of {', '.join(POLICIES)}, got {self.keep!r}")
         if not 0 < self.coverage <= 1:
@@ -87,12 +93,14 @@ class ClipPair:
 @dataclass(frozen=True)
 class FoundPairs:
     """What `find_pairs` finds: ``threshold``, ``pairs``, the table ``top1`` (``clip_id, score``), and the share of all pairs of
-    vectors that a bound excluded without computing them (``pruned``)."""
+    vectors that a bound excluded without computing them (``pruned``); ``recall`` of the nearest, if they were not searched
+    exactly."""
 
     threshold: Threshold
     pairs: list[ClipPair]
     top1: pa.Table
     pruned: float
+    recall: Recall | None = None
 
 
 def find_pairs(
@@ -117,7 +125,7 @@ def find_pairs(
     rows = np.array(sorted(members[0] for members in groups), np.int64)  # of the clip table; one speaks for its group
     speakers = joint.without(np.setdiff1d(np.arange(n), rows))
     side = (rows >= n_corpus).astype(np.int64)
-    bias, nearest = _bias_and_nearest(speakers, side if crossing else None, background, config, engine, progress)
+    bias, nearest, recall = _bias_and_nearest(speakers, side if crossing else None, background, config, engine, progress)
     scores, best = _top1(speakers, nearest, bias)
     threshold = _dedup_threshold(config, scores[np.isfinite(scores)])
     if threshold.separated:
@@ -142,7 +150,7 @@ def find_pairs(
         everyone = itertools.product(members[ends[0]], members[ends[1]]) if crossing else [ends]
         pairs += [ClipPair(one, other, similarity, score, coverage, "similar", duplicate) for one, other in everyone]
     top1 = pa.table({"clip_id": speakers.clips["clip_id"], "score": pa.array(scores, from_pandas=True)})
-    return FoundPairs(threshold, pairs, top1, found.pruned)
+    return FoundPairs(threshold, pairs, top1, found.pruned, recall)
 
 
 def _identical_groups(clips: pa.Table, n_corpus: int) -> list[list[int]]:
@@ -180,27 +188,30 @@ def _bias_and_nearest(
     config: DedupConfig,
     engine: Engine,
     progress: Progress,
-) -> tuple[DoubleArray, TopK]:
-    """Background bias of each vector, and its nearest vector of another clip (of the other set, if there are two)."""
+) -> tuple[DoubleArray, TopK, Recall | None]:
+    """Background bias of each vector, its nearest vector of another clip (of the other set, if there are two), and the recall
+    of that."""
     clips, n = speakers.clip, len(speakers)
     bias, nearest = np.zeros(n), TopK(np.full((n, 1), -1, np.int64), np.full((n, 1), np.nan))
     own = None if background is not None else _own_background(speakers.clips.num_rows, config)
     sample = background if own is None else speakers.subset(own)
     halves = (speakers,) if side is None else speakers.split(int(np.count_nonzero(side == 0)))
-    start = 0
+    start, recall = 0, None
     for half in halves:
         # search each set in the other, rather than exclude half of the references for every query
         other, origin = (half, 0) if side is None else (halves[1 - (start > 0)], 0 if start else len(half))
         for panel, vectors in half.panels(engine):
             rows = slice(start + panel.start, start + panel.stop)
-            search = partial(top_k, vectors, engine=engine, progress=partial(of_all, progress, rows, n, ""))
+            show = partial(of_all, progress, rows, n, "")
+            search = partial(searched, config.search, vectors, measure=recall is None, engine=engine, progress=show)
             if side is None or own is not None:
                 k = 1 if own is None else min(CLOSE_K, max(n - 1, 1))
-                near = search(speakers.vectors, k=k, exclude=(clips[rows], clips), name=f"near-{rows.start}")
+                near, measured = search(speakers.vectors, k=k, exclude=(clips[rows], clips), name=f"near-{rows.start}")
             if side is not None:
-                across = search(other.vectors, k=1, name=f"across-{rows.start}")
+                across, measured = search(other.vectors, k=1, name=f"across-{rows.start}")
             else:
                 across = near
+            recall = recall or measured
             if sample is not None:
                 exclude = None
                 if own is not None:
@@ -209,7 +220,7 @@ def _bias_and_nearest(
             nearest.index[rows] = np.where(across.index[:, :1] >= 0, across.index[:, :1] + origin, -1)
             nearest.similarity[rows] = across.similarity[:, :1]
         start += len(half)
-    return bias, nearest
+    return bias, nearest, recall
 
 
 def _own_background(n_clips: int, config: DedupConfig) -> IntArray | None:

@@ -24,6 +24,7 @@ from .options import (
     Output,
     Overwrite,
     Ray,
+    Search,
     Workers,
     as_text,
     engine_of,
@@ -144,6 +145,7 @@ def audit(
         typer.Option(help="A number, 'fdr', 'gap' (off the histograms; default for mel, clap), or match:AUDIT (default: fdr)"),
     ] = None,
     top: Annotated[int | None, typer.Option("--top", "-k", help="Matches listed for each clip (default: 5)")] = None,
+    search: Search = None,
     config: ConfigFile = None,
     workers: Workers = None,
     memory: Memory = "4G",
@@ -162,7 +164,9 @@ def audit(
     from ..report import write_report
     from ..report.page import audit_verdict
 
-    settings = settings_of(AuditConfig, config, descriptor=descriptor, duration_s=duration, fdr=fdr, tau=tau_of(tau), k=top)
+    settings = settings_of(
+        AuditConfig, config, descriptor=descriptor, duration_s=duration, fdr=fdr, tau=tau_of(tau), k=top, search=search
+    )
     if isinstance(settings.tau, str) and settings.tau.startswith("match:"):
         Audit.open(settings.tau.removeprefix("match:"))  # before hours of describing, not after
     with progress_bars() as progress:
@@ -191,6 +195,7 @@ def dedup(
     duration: Duration = None,
     tau: Annotated[str | None, typer.Option(help="A number or 'gap' (read off the histogram) (default: gap)")] = None,
     keep: Annotated[str | None, typer.Option(help="longest, highest_rate, best_captioned or first (default: longest)")] = None,
+    search: Search = None,
     config: ConfigFile = None,
     workers: Workers = None,
     memory: Memory = "4G",
@@ -208,7 +213,9 @@ def dedup(
     from ..report import write_report
     from ..report.page import dedup_verdict
 
-    settings = settings_of(DedupConfig, config, descriptor=descriptor, duration_s=duration, tau=tau_of(tau), keep=keep)
+    settings = settings_of(
+        DedupConfig, config, descriptor=descriptor, duration_s=duration, tau=tau_of(tau), keep=keep, search=search
+    )
     with progress_bars() as progress:
         result = deduplicate(
             source_of(source, audio_root=as_text(audio_root), encoding=encoding),

@@ -21,6 +21,10 @@ Duration = Annotated[float | None, typer.Option("--duration", help="Window of th
 Workers = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Processes (default: one a core)")]
 Memory = Annotated[str, typer.Option(help="What a search may hold in memory at once, such as 8G.")]
 Device = Annotated[str, typer.Option(help="Where models and searches run: cpu, cuda or cuda:N.")]
+Search = Annotated[
+    str | None,
+    typer.Option(help="Of vectors (mel, clap): exact; ivf or hnsw are approximate, with recall measured (default: exact)"),
+]
 Ray = Annotated[str | None, typer.Option(help="Address of a Ray cluster, or 'local' to start one on this machine.")]
 AudioRoot = Annotated[
     Path | None,

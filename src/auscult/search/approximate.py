@@ -147,6 +147,9 @@ def _check(settings: Ivf | Hnsw, *names: str) -> None:
         raise ValueError(f"storage should be 'float16' or 'float32', got {settings.storage!r}")
 
 
+METHODS = ("exact", "ivf", "hnsw")
+
+
 def prepare_approximate(name: str) -> Prepare:
     """The search of a name with its default settings: ``exact``, ``ivf`` or ``hnsw``.
 
@@ -155,10 +158,21 @@ def prepare_approximate(name: str) -> Prepare:
     ValueError
         There is no such search.
     """
+    check_method(name)
     known: dict[str, Prepare] = {"exact": FaissExact, "ivf": Ivf(), "hnsw": Hnsw()}
-    if name not in known:
-        raise ValueError(f"unknown search {name!r}; there are: {', '.join(known)}")
     return known[name]
+
+
+def check_method(name: str) -> None:
+    """Refuse the name of a search that there is none of.
+
+    Raises
+    ------
+    ValueError
+        See :func:`prepare_approximate`.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown search {name!r}; there are: {', '.join(METHODS)}")
 
 
 def _centers(units: FloatArray, lists: int, seed: int) -> FloatArray:

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from ..engine import HERE, Engine
 from ..folders import Progress, no_progress
-from .backends import Backend, FaissExact, Prepare
+from .backends import Backend, Prepare
 from .blocks import Block, Matrix, as_blocks, total_rows
 from .checkpoint import Checkpoint
+from .device import prepare_for
 from .exact import DoubleArray, FloatArray, IntArray, cosines, unit_rows
 
 QUERY_BLOCK = 4096
@@ -47,7 +48,7 @@ def top_k(
     distinct: IntArray | None = None,
     rank: IntArray | None = None,
     engine: Engine = HERE,
-    prepare: Prepare = FaissExact,
+    prepare: Prepare | None = None,
     name: str | None = None,
     progress: Progress = no_progress,
 ) -> TopK:
@@ -71,7 +72,8 @@ def top_k(
     engine
         Where the blocks are searched.
     prepare
-        What proposes candidates. If it is not exhaustive, neither is the result.
+        What proposes candidates; None: all rows are compared, on the engine's device. If it is not exhaustive, neither is the
+        result.
     name
         Of this search among those that share ``engine.scratch``: it is continued from what is kept there.
     progress
@@ -100,7 +102,9 @@ def top_k(
     checkpoint = Checkpoint(engine.scratch_file(name), [block.stop for block in blocks])
     done, kept = checkpoint.restore({"index": found.index, "similarity": found.similarity})
     found = TopK(kept["index"], kept["similarity"])
-    task = _Search(queries, None if exclude is None else exclude[0].reshape(len(queries), -1), k, prepare)
+    task = _Search(
+        queries, None if exclude is None else exclude[0].reshape(len(queries), -1), k, prepare or prepare_for(engine)
+    )
 
     def jobs() -> Iterator[_Job]:
         for block in blocks[done:]:

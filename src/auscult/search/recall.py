@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from ..engine import HERE, Engine
 from ..folders import Progress, no_progress
+from .approximate import prepare_approximate
 from .backends import Prepare
 from .blocks import Matrix, as_blocks, total_rows
-from .device import prepare_for
 from .exact import FloatArray, IntArray, unit_rows
 from .nearest import Exclusion, TopK, top_k
 
@@ -212,6 +212,7 @@ def approximate_top_k(
     sample: int = SAMPLE,
     seed: int = 0,
     engine: Engine = HERE,
+    name: str | None = None,
     progress: Progress = no_progress,
 ) -> tuple[TopK, Recall]:
     """:func:`~auscult.search.top_k` by an approximate search, and what it finds of what it should.
@@ -229,15 +230,28 @@ def approximate_top_k(
     asked = np.concatenate([queries, planted.queries])
     excluded = _none_for_planted(exclude, len(planted.queries))
     options: dict[str, Any] = {"k": k, "distinct": distinct, "rank": rank, "engine": engine}
-    found = top_k(asked, references, exclude=excluded, prepare=prepare, progress=progress, **options)
+    found = top_k(asked, references, exclude=excluded, prepare=prepare, name=name, progress=progress, **options)
 
     compared = np.concatenate([picked, np.arange(n, len(asked))])
     if excluded is not None:
         excluded = excluded[0][compared], excluded[1]
-    exact = top_k(asked[compared], references, exclude=excluded, prepare=prepare_for(engine), **options)
+    exact = top_k(asked[compared], references, exclude=excluded, **options)
     groups = np.arange(total_rows(references)) if distinct is None else distinct
     recall = _compared(_rows(found, compared), exact, planted, len(picked), groups)
     return _rows(found, slice(0, n)), recall
+
+
+def searched(
+    method: str, queries: FloatArray, references: Matrix, *, measure: bool, **options: Any
+) -> tuple[TopK, Recall | None]:
+    """:func:`~auscult.search.top_k` by the ``method`` of a configuration, and, if it is approximate and to be measured, what it
+    finds; ``options`` are those of ``top_k``."""
+    if method == "exact" or len(queries) == 0 or total_rows(references) == 0:
+        return top_k(queries, references, **options), None
+    prepare = prepare_approximate(method)
+    if not measure:
+        return top_k(queries, references, prepare=prepare, **options), None
+    return approximate_top_k(queries, references, prepare=prepare, **options)
 
 
 def measured_recall(queries: FloatArray, references: Matrix, *, k: int, prepare: Prepare, **options: Any) -> Recall:
