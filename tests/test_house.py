@@ -14,6 +14,7 @@ ROOMS = [
     "errors",
     "engine",
     "folders",
+    "storage",
     "configuration",
     "corpus",
     "audio",

@@ -1,21 +1,25 @@
 """A corpus described once: a folder of vectors and what they belong to, written in atomic shards.
 
-    STORE/card.json               spec, counts, digests of every other file; written last, so it marks a whole store
-          clips.parquet           one row a clip: id, path, caption, digests, duration, flags ...
-          skipped.parquet         inputs that were not described, and why
-          vectors/part-*.parquet  clip_id, start_s, vector
+    STORE/card.json                            spec, counts, digests of the tables, names and rows of the parts;
+                                               written last, so it marks a whole store
+          clips.parquet                        one row a clip: id, path, caption, digests, duration, flags ...
+          skipped.parquet                      inputs that were not described, and why
+          vectors/part-NUMBER-DIGEST.parquet   clip_id, start_s, vector
 
-Each part carries in its footer the rows of the clips that it answers for, so one rename commits a shard with all that
-belongs to it; ``clips.parquet`` and ``skipped.parquet`` are gathered from the footers at the end.
+The folder lies on a disk or at a URL. Each part carries in its footer the rows of the clips that it answers for, and in its
+name the digest of its bytes, so one rename or one upload commits a shard with all that belongs to it;
+``clips.parquet`` and ``skipped.parquet`` are gathered from the footers at the end.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +29,13 @@ import pyarrow.parquet as pq
 
 from .descriptors import DescriptorSpec
 from .errors import DescriptorMismatchError, StoreError
-from .folders import CARD, atomic_file, damaged_files, read_card
+from .folders import CARD
+from .storage import Folder, Place, digest_of, in_order, join, open_folder, read_folder_card
+from .storage.folder import READERS, file_digest_in
 
 KIND = "store"
 CLIPS, SKIPPED, PARTS = "clips.parquet", "skipped.parquet", "vectors"
+PARTS_AHEAD = 4  # shards read ahead of the one that is wanted, from a URL
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -119,54 +126,71 @@ class Vectors:
 
 @dataclass(frozen=True)
 class DescriptorStore:
-    """A complete store on disk; see the module's docstring for its files.
+    """A complete store; see the module's docstring for its files. It can be sent to another process.
 
     Attributes
     ----------
-    path
-        The folder.
+    folder
+        The folder that it lies in.
     card
         Content of ``card.json``.
     spec
         The descriptor that it was made with.
     """
 
-    path: Path
+    folder: Folder
     card: dict[str, Any]
     spec: DescriptorSpec
 
     @classmethod
     def open(cls, path: str | Path) -> DescriptorStore:
-        """Open a complete store.
+        """Open a complete store at a local path or a URL.
 
         Raises
         ------
         StoreError
-            No store is here, or a run that was writing it was stopped.
+            No store is here, or a run that was writing it was stopped, or an earlier version of auscult wrote it.
+        StorageError
+            The place cannot be reached, or denies.
         """
-        path = Path(path)
-        if not (path / CARD).exists() and (path / PARTS).is_dir():
-            raise StoreError(f"{path}: the store is not complete; give the same `auscult index` command again to finish it")
-        card = read_card(path, KIND)
-        return cls(path, card, DescriptorSpec.parse(card["spec"]))
+        return open_store(open_folder(path))
 
     @property
-    def part_paths(self) -> list[Path]:
+    def path(self) -> Place:
+        """Where it lies: a path, or a URL without credentials."""
+        return self.folder.place
+
+    @property
+    def part_names(self) -> list[str]:
+        """The names of the shards, in order; ``card["parts"]`` says how many vectors each holds."""
+        return sorted(self.card["parts"], key=part_order)
+
+    @property
+    def part_paths(self) -> list[Place]:
         """The shards, in order."""
-        return [self.path / PARTS / name for name in sorted(self.card["parts"])]
+        return [join(self.path, f"{PARTS}/{name}") for name in self.part_names]
 
     def clips(self) -> pa.Table:
         """The table of described clips."""
-        return _read_table(self.path / CLIPS)
+        return self._table(CLIPS)
 
     def skipped(self) -> pa.Table:
         """The table of skipped inputs and reasons."""
-        return _read_table(self.path / SKIPPED)
+        return self._table(SKIPPED)
+
+    def block(self, name: str) -> pa.Table:
+        """One shard (``clip_id, start_s, vector``) by its name, its bytes checked against the digest there.
+
+        Raises
+        ------
+        StoreError
+            It is missing or damaged.
+        """
+        return checked_table(self.folder, f"{PARTS}/{name}", digest_in(name))
 
     def blocks(self) -> Iterator[pa.Table]:
         """Yield the shards one by one (``clip_id, start_s, vector``)."""
-        for path in self.part_paths:
-            yield _read_table(path)
+        return in_order(self.block, self.part_names, threads=1 if isinstance(self.path, Path) else PARTS_AHEAD)
 
     def load(self) -> Vectors:
         """Read every vector into memory.
@@ -196,12 +220,25 @@ class DescriptorStore:
 
     def verify(self) -> list[str]:
         """Recompute every digest; returns what is wrong, one line an item (empty: all is well)."""
-        digests = {**self.card["tables"], **{f"{PARTS}/{name}": digest for name, digest in self.card["parts"].items()}}
-        problems = damaged_files(self.path, digests)
-        for path in sorted((self.path / PARTS).glob("*.parquet")):
-            if path.name not in self.card["parts"]:
-                problems.append(f"{PARTS}/{path.name}: not named by the card")
-        return problems
+        digests = {**self.card["tables"], **{f"{PARTS}/{name}": digest_in(name) for name in self.part_names}}
+        problems = damaged(self.folder, digests)
+        for entry in self.folder.below(PARTS).list():
+            if entry.name.endswith(".parquet") and entry.name not in self.card["parts"]:
+                problems[f"{PARTS}/{entry.name}"] = "not named by the card"
+        return [f"{name}: {problem}" for name, problem in problems.items()]
+
+    def _table(self, name: str) -> pa.Table:
+        return checked_table(self.folder, name, self.card["tables"][name])
+
+
+def open_store(folder: Folder) -> DescriptorStore:
+    """:meth:`DescriptorStore.open` of a folder."""
+    if not folder.exists(CARD) and any(_PART.match(entry.name) for entry in folder.below(PARTS).list()):
+        raise StoreError(f"{folder.place}: the store is not complete; give the same `auscult index` command again to finish it")
+    card = read_folder_card(folder, KIND)
+    if any(not isinstance(rows, int) for rows in card["parts"].values()):
+        raise StoreError(f"{folder.place}: written by an earlier version of auscult; index the source again, into a new folder")
+    return DescriptorStore(folder, card, DescriptorSpec.parse(card["spec"]))
 
 
 def check_same_spec(stores: dict[str, DescriptorStore]) -> DescriptorSpec:
@@ -229,15 +266,62 @@ def vector_matrix(block: pa.Table) -> npt.NDArray[Any]:
     return matrix
 
 
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+_PART = re.compile(r"part-(\d{5,})(?:-([0-9a-f]{32}))?\.parquet")
+
+
+class PartOrder(NamedTuple):
+    """Shards are in the order of their numbers."""
+
+    number: int
+    digest: str
+
+
+def part_order(name: str) -> PartOrder:
+    """The number and the digest in the name of a shard.
+
+    Raises
+    ------
+    StoreError
+        The name is not that of a shard, or holds no digest, as those of an earlier version.
+
+    Examples
+    --------
+    >>> part_order("part-00012-0123456789abcdef0123456789abcdef.parquet").number
+    12
+    """
+    found = _PART.fullmatch(name)
+    if found is None or found[2] is None:
+        raise StoreError(f"{name}: not a shard of this version of auscult; index the source again, into a new folder")
+    return PartOrder(int(found[1]), found[2])
+
+
+def digest_in(name: str) -> str:
+    """The digest that a shard's name says it has."""
+    return part_order(name).digest
+
+
+def list_parts(folder: Folder) -> list[str]:
+    """Names of the shards in the store at ``folder``, whether it is complete or not, in order."""
+    names = [entry.name for entry in folder.below(PARTS).list() if _PART.fullmatch(entry.name)]
+    try:
+        return sorted(names, key=part_order)
+    except StoreError as error:
+        raise StoreError(f"{folder.place}: {error}") from None
+
+
 def write_part(
-    path: Path,
+    folder: Folder,
+    number: int,
     part: Part,
     owners: list[str],
     starts: list[float],
     vectors: npt.NDArray[Any],
     spec: DescriptorSpec,
-) -> None:
-    """Write one shard atomically; the descriptor and the rows that it answers for go into its footer."""
+) -> str:
+    """Write one shard of the store at ``folder`` and return its name; the descriptor and the rows that it answers for go into
+    its footer."""
     dimension = vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(vectors).ravel())
     table = pa.table(
@@ -250,11 +334,15 @@ def write_part(
     content = {"spec": str(spec), "dtype": str(vectors.dtype), "clips": part.clips, "skipped": part.skipped}
     rows = json.dumps(content, ensure_ascii=False, allow_nan=False)
     table = table.replace_schema_metadata({_FOOTER: rows.encode("utf-8")})
-    with atomic_file(path) as handle:
-        pq.write_table(table, handle, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False)
+    data = buffer.getvalue()
+    name = f"part-{number:05d}-{digest_of(data)}.parquet"
+    folder.write(f"{PARTS}/{name}", data)
+    return name
 
 
-def read_part(path: Path) -> Part:
+def read_part(folder: Folder, name: str) -> Part:
     """Read what a shard answers for, from its footer alone.
 
     Raises
@@ -263,14 +351,57 @@ def read_part(path: Path) -> Part:
         The file is damaged.
     """
     try:
-        rows = json.loads(pq.read_schema(path).metadata[_FOOTER])
+        with folder.open(f"{PARTS}/{name}") as handle:
+            rows = json.loads(pq.read_metadata(handle).metadata[_FOOTER])
+        return Part(rows["clips"], rows["skipped"], rows["spec"], rows["dtype"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path}: damaged ({error}); delete this file and give the `auscult index` command again") from error
-    return Part(rows["clips"], rows["skipped"], rows["spec"], rows["dtype"])
+        raise damage(folder, f"{PARTS}/{name}", str(error)) from error
 
 
-def _read_table(path: Path) -> pa.Table:
+def read_parts(folder: Folder, names: list[str]) -> Iterator[tuple[str, Part]]:
+    """(name, what it answers for) of shards in the given order; those at a URL are asked for several at once."""
+
+    def read(name: str) -> tuple[str, Part]:
+        return name, read_part(folder, name)
+
+    return in_order(read, names, threads=1 if isinstance(folder.place, Path) else READERS)
+
+
+def damaged(folder: Folder, digests: dict[str, str]) -> dict[str, str]:
+    """By name, what is wrong with files that are missing or whose bytes are not those that were written."""
+
+    def problem(name: str) -> tuple[str, str]:
+        try:
+            right = file_digest_in(folder, name) == digests[name]
+        except FileNotFoundError:
+            return name, "missing"
+        return name, "" if right else "its bytes are not those that were written"
+
+    threads = 2 if isinstance(folder.place, Path) else READERS
+    return {name: what for name, what in in_order(problem, digests, threads=threads) if what}
+
+
+def damage(folder: Folder, name: str, reason: str) -> StoreError:
+    """The error that says that a file of a store is damaged."""
+    return StoreError(
+        f"{join(folder.place, name)}: missing or damaged ({reason}); `auscult info --verify {folder.place}` lists what is, and "
+        "the `auscult index` command given again with --repair makes it anew"
+    )
+
+
+def checked_table(folder: Folder, name: str, digest: str) -> pa.Table:
+    """Read a table of the store at ``folder``, its bytes checked on the way: once they are in memory, that costs a fiftieth
+    of decoding them.
+
+    Raises
+    ------
+    StoreError
+        It is missing or damaged.
+    """
     try:
-        return pq.read_table(path)
+        data = folder.read(name)
+        if digest_of(data) != digest:
+            raise damage(folder, name, "its bytes are not those that were written")
+        return pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{path}: missing or damaged ({error}); see `auscult info --verify {path.parent}`") from error
+        raise damage(folder, name, str(error)) from error
