@@ -23,7 +23,7 @@ Memory = Annotated[str, typer.Option(help="What a search may hold in memory at o
 Device = Annotated[str, typer.Option(help="Where models and searches run: cpu, cuda or cuda:N.")]
 Ray = Annotated[str | None, typer.Option(help="Address of a Ray cluster, or 'local' to start one on this machine.")]
 AudioRoot = Annotated[
-    Path | None,
+    str | None,
     typer.Option(help="Folder that a manifest's paths are relative to; AudioCaps: the folder of its audio."),
 ]
 Encoding = Annotated[str, typer.Option(help="Of CSV and JSON Lines manifests.")]
@@ -53,7 +53,7 @@ def tau_of(text: str | None) -> str | float | None:
         return text
 
 
-def as_text(path: Path | None) -> str | None:
+def as_text(path: Path | str | None) -> str | None:
     return None if path is None else str(path)
 
 
