@@ -3,8 +3,8 @@
     python benchmarks/indexing.py [--files 100000] [-o benchmarks/results/indexing.json]
 
 Small WAV files (0.1 s at 8 kHz) are generated into a temporary folder. The bound is the same decoding and describing of the
-same files in a loop in memory, without listing, states and shards. Then a run is killed near its end, and the next one timed until
-its first new clip and until it is done. Each contestant runs in a process of its own.
+same files in a loop in memory, without listing, states and shards. Then a run is killed near its end, and the next one timed
+until its first new clip and until it is done. Each contestant runs in a process of its own.
 """
 
 from __future__ import annotations

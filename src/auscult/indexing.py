@@ -29,7 +29,7 @@ from .descriptors import Descriptor
 from .engine import HERE, Engine
 from .errors import DescriptorMismatchError, OutputFolderError
 from .folders import CARD, Progress, no_progress, remove_stale_temporaries
-from .storage import Folder, Url, open_folder, writing
+from .storage import Folder, Url, open_folder, read_folder_card, writing
 from .storage.folder import file_digest_in, write_folder_card, writing_file
 from .storage.lease import LEASE
 from .storage.remote import stat_all
@@ -171,10 +171,11 @@ def _check_folder(folder: Folder) -> None:
     """Refuse a folder that is no store."""
     if isinstance(folder.place, Path) and folder.place.exists() and not folder.place.is_dir():
         raise OutputFolderError(f"{folder.place}: holds something that is not a descriptor store; choose another -o")
-    names = {entry.name for entry in folder.list()} - {LEASE}
+    names = {entry.name for entry in folder.list()} - {LEASE, CLIPS, SKIPPED}
     if isinstance(folder.place, Path) and not names and folder.place.is_dir():
-        names = {path.name for path in folder.place.iterdir()}  # hidden files are somebody's, too
-    if names and PARTS not in names:
+        names = {path.name for path in folder.place.iterdir()} - {CLIPS, SKIPPED}  # hidden files are somebody's, too
+    # at a URL the last shard takes its folder along
+    if names and PARTS not in names and not (CARD in names and read_folder_card(folder)["kind"] == KIND):
         raise OutputFolderError(f"{folder.place}: holds something that is not a descriptor store; choose another -o")
 
 

@@ -81,9 +81,7 @@ def demo(
 def index(
     source: Annotated[
         list[str],
-        typer.Argument(
-            help="Folders, manifests (CSV, JSON Lines, Parquet), WebDataset folders, URLs, hf:NAME[:SPLIT]."
-        ),
+        typer.Argument(help="Folders, manifests (CSV, JSON Lines, Parquet), WebDataset folders, URLs, hf:NAME[:SPLIT]."),
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="Folder for the store, or its URL (s3://BUCKET/STORE).")],
     descriptor: DescriptorName = None,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import CorpusError, ManifestError
 from ..storage import Place, Url, place_of, stat
-from ..storage.remote import is_folder
+from ..storage.remote import check_bucket, is_folder
 from .archive import dataset_clips, is_saved_dataset, is_webdataset, webdataset_clips
 from .clip import Clip, Skipped
 from .folder import AUDIO_SUFFIXES, folder_clips
@@ -125,6 +125,7 @@ def _url_kind(url: Url) -> str:
         return "webdataset" if url.suffix.lower() == ".tar" else _file_kind(url)
     if is_folder(url):
         return "webdataset" if is_webdataset(url) else "folder"
+    check_bucket(url)
     raise CorpusError(f"{url}: does not exist")
 
 

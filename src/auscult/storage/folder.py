@@ -131,7 +131,9 @@ class RemoteFolder:
             with remote.explained(self.place):
                 infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
         except FileNotFoundError:
-            return []
+            infos = []
+        if not infos:
+            remote.check_bucket(self.place)
         entries = (
             Entry(info.base_name, info.type == fs.FileType.Directory, *remote.status_of(info))
             for info in infos

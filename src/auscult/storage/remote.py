@@ -57,6 +57,7 @@ _DENIED = re.compile(
     r"|MISSING_AUTHENTICATION|PERMISSION_DENIED|UNAUTHENTICATED|\b40[13]\b|denied",
     re.IGNORECASE,
 )
+_BUSY = re.compile(r"SLOW_DOWN|THROTTL|\b503\b", re.IGNORECASE)
 _NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|bucket does not exist|Bucket .* not found", re.IGNORECASE)
 _NO_TOKEN = re.compile(r"OAuth2 access token|could not be authenticated|default credentials", re.IGNORECASE)
 
@@ -181,16 +182,15 @@ def explained(url: Url) -> Iterator[None]:
 def explanation(url: Url, error: Exception) -> StorageError:
     """What an error of a storage client means, and what to do."""
     text = redacted(url, error)
-    bucket = f"{url.scheme}://{key_of(url)[0]}"
     if _NO_BUCKET.search(text):
-        message = f"{url}: there is no bucket {bucket}; check its name, or make it first"
-    elif _NO_TOKEN.search(text):
+        return _no_bucket(url)
+    if _NO_TOKEN.search(text):
         message = (
             f"{url}: credentials are missing; name them by GOOGLE_APPLICATION_CREDENTIALS, or add ?anonymous=true ({text})"
         )
     elif _UNREACHABLE.search(text):
         message = f"{url}: cannot be reached; check the endpoint and the network ({text})"
-    elif url.scheme == "s3" and not has_credentials(url) and (_DENIED.search(text) or "INTERNAL_FAILURE" in text):
+    elif url.scheme == "s3" and not _BUSY.search(text) and not has_credentials(url):
         message = (
             f"{url}: credentials are missing: neither AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY nor a profile in ~/.aws; "
             f"for a public bucket add ?anonymous=true ({text})"
@@ -200,6 +200,29 @@ def explanation(url: Url, error: Exception) -> StorageError:
     else:
         message = f"{url}: failed ({text})"
     return StorageError(message)
+
+
+def _no_bucket(url: Url) -> StorageError:
+    bucket = f"{url.scheme}://{key_of(url)[0]}"
+    return StorageError(f"{url}: there is no bucket {bucket}; check its name, or make it first")
+
+
+def check_bucket(url: Url) -> None:
+    """Where nothing was found: say so if there is not even a bucket.
+
+    Raises
+    ------
+    StorageError
+        There is none.
+    """
+    if url.scheme not in NATIVE_SCHEMES:
+        return
+    from pyarrow import fs
+
+    system, path = located(url)
+    with explained(url):
+        if system.get_file_info(path.partition("/")[0]).type == fs.FileType.NotFound:
+            raise _no_bucket(url)
 
 
 @contextmanager
