@@ -383,8 +383,9 @@ def damaged(folder: Folder, digests: dict[str, str]) -> dict[str, str]:
 
 def damage(folder: Folder, name: str, reason: str) -> StoreError:
     """The error that says that a file of a store is damaged."""
+    what = " ".join(reason.split())  # in one line
     return StoreError(
-        f"{join(folder.place, name)}: missing or damaged ({' '.join(reason.split())}); `auscult info --verify {folder.place}` lists what is, and "
+        f"{join(folder.place, name)}: missing or damaged ({what}); `auscult info --verify {folder.place}` lists what is, and "
         "the `auscult index` command given again with --repair makes it anew"
     )
 
