@@ -23,7 +23,7 @@ import soxr
 import xxhash
 
 from .corpus.archive import open_audio_bytes
-from .errors import AudioDecodeError, CorpusError
+from .errors import AudioDecodeError, CorpusError, StorageError
 from .folders import file_digest
 
 FloatArray = npt.NDArray[np.float32]
@@ -330,7 +330,10 @@ def read_audio(path: str, *, sample_rate_hz: int, start_s: float = 0.0, duration
     stream = AudioStream(
         path if isinstance(path, str) else str(path), sample_rate_hz=sample_rate_hz, start_s=start_s, duration_s=duration_s
     )
-    pieces = list(stream)
+    try:
+        pieces = list(stream)
+    except StorageError as error:  # of a corpus it ends the run; what is shown or heard is then this one clip
+        raise AudioDecodeError(f"cannot be opened ({error})") from error
     assert stream.facts is not None  # set when iteration ended
     return Audio(np.concatenate(pieces), sample_rate_hz, stream.facts)
 

@@ -31,7 +31,8 @@ from .descriptors import DescriptorSpec
 from .errors import DescriptorMismatchError, StoreError
 from .folders import CARD
 from .storage import Folder, Place, digest_of, in_order, join, open_folder, read_folder_card
-from .storage.folder import READERS, file_digest_in
+from .storage.folder import file_digest_in
+from .storage.remote import READERS
 
 KIND = "store"
 CLIPS, SKIPPED, PARTS = "clips.parquet", "skipped.parquet", "vectors"

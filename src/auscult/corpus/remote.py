@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ..errors import StoreError
 from ..folders import CARD, TASK
 from ..storage import Entry, RemoteFolder, Url, in_order, read_folder_card
-from ..storage.folder import READERS
+from ..storage.remote import READERS
 from .clip import Clip, Skipped
 from .folder import AUDIO_SUFFIXES, OWN_KINDS, is_utf8, printable
 

@@ -23,8 +23,6 @@ from .url import Place, Url, join, place_of
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-READERS = 16  # requests under way at once: a request takes tens of milliseconds, and nearly all of it is waiting
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
