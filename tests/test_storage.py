@@ -195,7 +195,7 @@ from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
 from auscult.storage import lease
 indexing.PART_INPUTS = 4
-lease.SETTLE_S = 0.05
+lease.SETTLE_S, lease.PATIENCE_S = 0.05, 600.0
 if __name__ == "__main__":
     indexing.index(open_corpus(sys.argv[1]), sys.argv[2], descriptor=load_descriptor("mel", duration_s=0.3),
                    progress=lambda done, total, what: print(done, flush=True))
@@ -223,10 +223,8 @@ def test_killed_at_a_url_it_ends_equal_to_an_uninterrupted_run(
         names = server.objects(bucket, "store/")
         assert "store/card.json" not in names
         assert len([name for name in names if "/part-" in name]) >= 2 * kills
-    # a killed writer's lease stands; its process is dead, on this machine, so nobody waits for its patience (20 s)
-    started = time.monotonic()
-    subprocess.run([*command, f"s3://{bucket}/store"], check=True)
-    assert time.monotonic() - started < 15
+    # a killed writer's lease stands; but its process is known to be dead, so nobody waits for its patience
+    subprocess.run([*command, f"s3://{bucket}/store"], check=True, timeout=120)
     whole, store = (server.objects(bucket, name) for name in ("whole/", "store/"))
     assert {name.removeprefix("whole/"): data for name, data in whole.items()} == {
         name.removeprefix("store/"): data for name, data in store.items()
@@ -516,14 +514,14 @@ def test_denied_and_missing_credentials(server: Server, bucket: str, tmp_path: P
             seconds, message = seconds_and_message(action)
             assert "access is denied" in message
             assert SECRET not in message
-            assert seconds < 10
+            assert seconds < 30
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         for action in actions:
             seconds, message = seconds_and_message(action)
             assert "credentials are missing" in message
             assert "AWS_ACCESS_KEY_ID" in message
-            assert seconds < 10
+            assert seconds < 30
     finally:
         server.demand_credentials(False)
 
@@ -534,7 +532,7 @@ def test_unreachable_endpoint_is_said_in_seconds(bucket: str, tmp_path: Path, mo
     for action in (lambda: open_corpus(f"s3://{bucket}/audio"), lambda: build(audio, f"s3://{bucket}/store")):
         seconds, message = seconds_and_message(action)
         assert "cannot be reached" in message
-        assert seconds < 15
+        assert seconds < 30
     assert "hidden" not in seconds_and_message(lambda: build(audio, f"s3://user:hidden@{bucket}/store"))[1]
 
 
