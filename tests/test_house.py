@@ -21,6 +21,7 @@ ROOMS = [
     "descriptors",
     "store",
     "describing",
+    "planning",
     "indexing",
     "inputs",
     "search",

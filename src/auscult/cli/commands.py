@@ -34,7 +34,7 @@ from .printing import changes_line, err, finish, out, print_card, print_json, pr
 from .progress import continued, progress_bars
 
 if TYPE_CHECKING:
-    from ..indexing import Changes
+    from ..planning import Changes
 
 
 def demo(
