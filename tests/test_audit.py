@@ -17,7 +17,7 @@ from auscult.descriptors import load_descriptor
 from auscult.errors import CorpusError, DescriptorMismatchError, OutputFolderError, StoreError
 from auscult.indexing import index
 from auscult.inputs import source_of
-from auscult.store import Vectors
+from auscult.vectors import Vectors
 from conftest import sound
 
 WINDOW_S = 3.0

@@ -139,7 +139,7 @@ def test_a_second_index_run_says_what_has_changed(write_sounds, tmp_path: Path) 
     write_sounds("in", 2, first=3)
     assert "2 new, 0 changed, 3 unchanged, 0 vanished" in auscult("index", folder, "-o", tmp_path / "store").stdout
     summary = json.loads(auscult("index", folder, "-o", tmp_path / "store", "--json").stdout)
-    assert summary["changes"] == {"new": 0, "changed": 0, "retried": 0, "unchanged": 5, "vanished": 0}
+    assert summary["changes"] == {"new": 0, "changed": 0, "retried": 0, "unchanged": 5, "vanished": 0, "repaired": []}
 
 
 def test_info_says_what_went_in_and_leaves_out_what_is_not_set(write_sounds, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
 from auscult.duplicates import DedupConfig, Duplicates, deduplicate
 from auscult.pairs import ClipPair, find_pairs
-from auscult.store import Vectors
+from auscult.vectors import Vectors
 from conftest import sound
 
 CONFIG = DedupConfig(duration_s=3.0)

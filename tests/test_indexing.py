@@ -300,7 +300,7 @@ def test_damage_is_found_by_verify_and_by_reading(write_sounds, tmp_path: Path) 
     with pytest.raises(StoreError, match="--verify"):
         store.load()
     part.unlink()
-    assert store.verify() == ["vectors/part-00000.parquet: missing"]
+    assert store.verify() == [f"vectors/{part.name}: missing"]
 
 
 def test_full_disk_says_so_and_the_next_run_finishes(write_sounds, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import soxr
 import xxhash
 
 from .corpus.archive import open_audio_bytes
-from .errors import AudioDecodeError, CorpusError
+from .errors import AudioDecodeError, CorpusError, StorageError
 from .folders import file_digest
 
 FloatArray = npt.NDArray[np.float32]
@@ -255,7 +255,9 @@ def _digested(source: str | io.BytesIO) -> tuple[str | io.BytesIO, str]:
         return source, hashlib.sha256(source.getbuffer()).hexdigest()
     status = Path(source).stat()
     if status.st_size > READ_AT_ONCE:
-        return source, _large_file_digest(source, status.st_size, status.st_mtime_ns)
+        return source, _large_file_digest(
+            str(source), status.st_size, status.st_mtime_ns
+        )  # str: the cache must not hold a HeldFile
     with open(source, "rb") as handle:
         data = handle.read()
     return io.BytesIO(data), hashlib.sha256(data).hexdigest()
@@ -309,7 +311,7 @@ def read_audio(path: str, *, sample_rate_hz: int, start_s: float = 0.0, duration
     Parameters
     ----------
     path
-        File, ``ARCHIVE.tar::MEMBER`` or ``hf:NAME:SPLIT#ROW``.
+        File, URL, ``ARCHIVE.tar::MEMBER`` of either, or ``hf:NAME:SPLIT#ROW``.
     sample_rate_hz
         Rate of the result in Hz.
     start_s, duration_s
@@ -325,8 +327,13 @@ def read_audio(path: str, *, sample_rate_hz: int, start_s: float = 0.0, duration
     AudioDecodeError
         The file is no audio, is damaged, empty, or holds NaN.
     """
-    stream = AudioStream(str(path), sample_rate_hz=sample_rate_hz, start_s=start_s, duration_s=duration_s)
-    pieces = list(stream)
+    stream = AudioStream(
+        path if isinstance(path, str) else str(path), sample_rate_hz=sample_rate_hz, start_s=start_s, duration_s=duration_s
+    )
+    try:
+        pieces = list(stream)
+    except StorageError as error:  # of a corpus it ends the run; what is shown or heard is then this one clip
+        raise AudioDecodeError(f"cannot be opened ({error})") from error
     assert stream.facts is not None  # set when iteration ended
     return Audio(np.concatenate(pieces), sample_rate_hz, stream.facts)
 

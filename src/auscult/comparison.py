@@ -27,7 +27,7 @@ from .search import DoubleArray, FloatArray, IntArray, TopK
 from .search.approximate import check_method
 from .search.recall import Recall, searched
 from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_group
-from .store import Vectors
+from .vectors import Vectors
 
 DEFAULT_FDR = 0.1
 UNLIKE_LENGTHS = 2.0

@@ -27,6 +27,10 @@ class StoreError(AuscultError):
     """A descriptor store is incomplete, corrupted, or busy."""
 
 
+class StorageError(AuscultError):
+    """A place where files lie (a bucket, a host, a disk) denies, is not there, cannot be reached, or is full."""
+
+
 class DescriptorMismatchError(AuscultError):
     """Descriptors that were computed with different settings were about to be compared."""
 

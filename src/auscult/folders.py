@@ -139,7 +139,7 @@ def read_card(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """
     path = folder / CARD
     try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         place = folder.absolute()
         if place.with_name(f"{place.name}.partial").exists():
@@ -149,8 +149,17 @@ def read_card(folder: Path, kind: str | None = None) -> dict[str, Any]:
         raise StoreError(f"{folder}: no {CARD} here, so this is no complete auscult folder") from None
     except (ValueError, OSError) as error:
         raise StoreError(f"{path}: cannot be read ({error})") from error
+    return card_of(text, folder, kind)
+
+
+def card_of(text: str, folder: object, kind: str | None = None) -> dict[str, Any]:
+    """What the text of a ``card.json`` says; see :func:`read_card`."""
+    try:
+        card: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise StoreError(f"{folder}: its {CARD} cannot be read ({error})") from error
     if not isinstance(card, dict) or not isinstance(card.get("kind"), str) or "versions" not in card:
-        raise StoreError(f"{path}: not a card of auscult's")
+        raise StoreError(f"{folder}: its {CARD} is not a card of auscult's")
     if kind is not None and card["kind"] != kind:
         raise StoreError(f"{folder}: expected a folder of kind {kind!r}, this one is {card['kind']!r}")
     return card

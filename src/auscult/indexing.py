@@ -8,36 +8,27 @@ the same bytes as one that was not.
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .corpus import Clip, Corpus, Skipped
-from .corpus.archive import container
 from .corpus.folder import printable
 from .describing import BATCH, describe_all
 from .descriptors import Descriptor
 from .engine import HERE, Engine
-from .errors import DescriptorMismatchError, OutputFolderError
-from .folders import (
-    CARD,
-    Progress,
-    atomic_file,
-    damaged_files,
-    file_digests,
-    locked,
-    no_progress,
-    remove_stale_temporaries,
-    write_card,
-)
+from .errors import OutputFolderError
+from .folders import CARD, Progress, no_progress, remove_stale_temporaries
+from .planning import Changes, Shards, digest_of_names, make_plan, nothing_to_do, pending_inputs, survey
+from .storage import Folder, open_folder, read_folder_card, writing
+from .storage.folder import file_digest_in, write_folder_card, writing_file
+from .storage.lease import LEASE
 from .store import (
     CLIP_SCHEMA,
     CLIPS,
@@ -47,7 +38,14 @@ from .store import (
     SKIPPED_SCHEMA,
     DescriptorStore,
     Part,
+    checked_table,
+    damaged,
+    digest_in,
+    list_parts,
+    open_store,
+    part_order,
     read_part,
+    read_parts,
     write_part,
 )
 
@@ -56,22 +54,6 @@ log = logging.getLogger(__name__)
 PART_INPUTS = 256  # a kill loses at most this many clips' work
 PART_WINDOWS = 4096  # ... or this many vectors: a shard of hour-long recordings must not fill the memory
 PADDING_WARNING = 0.25
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What a run has before it: clips that are new, have changed, are tried again or are as they were, and that vanished."""
-
-    new: int
-    changed: int
-    retried: int
-    unchanged: int
-    vanished: int
-
-    @property
-    def first_run(self) -> bool:
-        """Nothing was known before."""
-        return not (self.changed or self.retried or self.unchanged or self.vanished)
 
 
 def index(
@@ -83,6 +65,7 @@ def index(
     dtype: str | None = None,
     retry_skipped: bool = False,
     keep_vanished: bool = True,
+    repair: bool = False,
     progress: Progress = no_progress,
     planned: Callable[[Changes], object] | None = None,
 ) -> DescriptorStore:
@@ -96,7 +79,7 @@ def index(
     corpus
         The source; see ``auscult.corpus.open_corpus``.
     store
-        Folder of the store; created if it does not exist.
+        Folder of the store, a local path or a URL; created if it does not exist.
     descriptor
         What to compute.
     engine
@@ -107,6 +90,8 @@ def index(
         Try again what could not be read last time.
     keep_vanished
         Keep the descriptors of clips that are no longer in the source.
+    repair
+        Check the digest of every shard first; remove those that are damaged, and describe their inputs again.
     progress
         Called with (clips done, clips to do, what).
     planned
@@ -121,150 +106,94 @@ def index(
     CorpusError
         The source as a whole cannot be read.
     StoreError
-        Another process is writing to the store.
+        Another process is writing to the store, or a shard of it is damaged.
+    StorageError
+        A place denies, cannot be reached, or is full.
     """
     if dtype not in {None, descriptor.dtype} and (dtype, descriptor.dtype) != ("float16", "float32"):
         raise ValueError(f"dtype should be {descriptor.dtype} for {descriptor.spec}, or float16 for float32; got {dtype!r}")
     dtype = dtype or descriptor.dtype
-    folder = Path(os.path.abspath(store))
-    _check_folder(folder, descriptor, dtype)
-    known = _known_states(folder) if (folder / PARTS).is_dir() else {}
-    todo, gone, changes = _plan(corpus, known, retry_skipped)
-    if planned is not None:
-        planned(changes)
-    vanished = sorted(key for key in gone if keep_vanished and not known[key].skipped)
-    if todo == 0 and _is_up_to_date(folder, gone, vanished):
-        return DescriptorStore.open(folder)
+    folder = open_folder(store)
+    _check_folder(folder)
+    shards = Shards() if repair else survey(folder, descriptor, dtype)
+    plan = None if repair else make_plan(corpus, shards.known, retry_skipped)
+    if plan is not None and nothing_to_do(folder, plan, shards, keep_vanished):
+        if planned is not None:
+            planned(plan.changes)
+        return open_store(folder)
+    _make(folder)
+    with writing(folder) as still_ours:
+        removed = _remove_damaged(folder) if repair else ()
+        if plan is None or list_parts(folder) != shards.names:  # another process was writing until now
+            shards = survey(folder, descriptor, dtype)
+            plan = make_plan(corpus, shards.known, retry_skipped)
+        if planned is not None:
+            planned(replace(plan.changes, repaired=removed))
+        if nothing_to_do(folder, plan, shards, keep_vanished):
+            return open_store(folder)
+        folder.delete(CARD)  # until it is back, the store counts as incomplete
+        for name in shards.superseded:
+            folder.delete(f"{PARTS}/{name}")
+        pending = pending_inputs(corpus, shards.known, retry_skipped)
+        progress(0, plan.todo, "described")
+        where = engine if plan.todo >= 4 * BATCH else HERE
+        _write_parts(folder, pending, shards, descriptor, where, dtype, plan.todo, progress, still_ours)
+        vanished = plan.vanished(shards.known, keep_vanished)
+        _drop_rows(folder, shards, plan.gone - set(vanished), descriptor, still_ours)
+        _finish(folder, corpus, descriptor, dtype, vanished, still_ours)
+    return open_store(folder)
+
+
+def _check_folder(folder: Folder) -> None:
+    """Refuse a folder that is no store."""
+    if isinstance(folder.place, Path) and folder.place.exists() and not folder.place.is_dir():
+        raise OutputFolderError(f"{folder.place}: holds something that is not a descriptor store; choose another -o")
+    names = {entry.name for entry in folder.list()} - {LEASE, CLIPS, SKIPPED}
+    if isinstance(folder.place, Path) and not names and folder.place.is_dir():
+        names = {path.name for path in folder.place.iterdir()} - {CLIPS, SKIPPED}  # hidden files are somebody's, too
+    # at a URL the last shard takes its folder along
+    if names and PARTS not in names and not (CARD in names and read_folder_card(folder)["kind"] == KIND):
+        raise OutputFolderError(f"{folder.place}: holds something that is not a descriptor store; choose another -o")
+
+
+def _make(folder: Folder) -> None:
     try:
-        (folder / PARTS).mkdir(parents=True, exist_ok=True)
+        folder.below(PARTS).make()
     except OSError as error:
-        raise OutputFolderError(f"{folder}: cannot be made ({error.strerror})") from error
-    with locked(folder):
-        remove_stale_temporaries(folder)
-        remove_stale_temporaries(folder / PARTS)
-        (folder / CARD).unlink(missing_ok=True)  # until it is back, the store counts as incomplete
-        pending = _pending(corpus, known, retry_skipped)
-        progress(0, todo, "described")
-        _write_parts(folder, pending, descriptor, engine if todo >= 4 * BATCH else HERE, dtype, todo, progress)
-        _drop_rows(folder, gone - set(vanished), descriptor)
-        _finish(folder, corpus, descriptor, dtype, vanished)
-    return DescriptorStore.open(folder)
+        raise OutputFolderError(f"{folder.place}: cannot be made ({error.strerror})") from error
+    if isinstance(folder.place, Path):
+        for place in (folder.place, folder.place / PARTS):
+            remove_stale_temporaries(place)
 
 
-def _check_folder(folder: Path, descriptor: Descriptor, dtype: str) -> None:
-    """Refuse a folder that is no store, or whose shards were made with other settings."""
-    if not (folder / PARTS).is_dir():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise OutputFolderError(f"{folder}: holds something that is not a descriptor store; choose another -o")
-        return
-    for path in _part_paths(folder)[:1]:
-        part = read_part(path)
-        if (part.spec, part.dtype) != (str(descriptor.spec), dtype):
-            raise DescriptorMismatchError(
-                f"{folder}: described with {part.spec} in {part.dtype}, asked for {descriptor.spec} in {dtype}; "
-                "choose another -o, or the same settings"
-            )
+def _remove_damaged(folder: Folder) -> tuple[str, ...]:
+    """Delete the shards whose bytes are not those that were written, and return their names."""
+    problems = damaged(folder, {f"{PARTS}/{name}": digest_in(name) for name in list_parts(folder)})
+    if problems:
+        folder.delete(CARD)  # first: with it, a store would count as whole without them
+    for name, problem in problems.items():
+        log.warning("%s: %s: %s; its inputs are described again", folder.place, name, problem)
+        folder.delete(name)
+    return tuple(problems)
 
 
-def _is_up_to_date(folder: Path, gone: set[str], vanished: list[str]) -> bool:
-    """Whether the store is whole, undamaged in its tables, and already says what has vanished."""
-    if not (folder / CARD).exists() or len(gone) > len(vanished):
-        return False
-    card = DescriptorStore.open(folder).card
-    return card["vanished_sha256"] == _digest_of(vanished) and not damaged_files(folder, card["tables"])
-
-
-def _digest_of(names: list[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _part_paths(folder: Path) -> list[Path]:
-    return sorted((folder / PARTS).glob("part-*.parquet"))
-
-
-class _Known(NamedTuple):
-    """What a finished shard says of an input: its state then, and whether it was skipped."""
-
-    state: str
-    skipped: bool
-
-
-def _known_states(folder: Path) -> dict[str, _Known]:
-    """By key, everything that finished shards answer for; later shards supersede earlier ones."""
-    known = {}
-    for path in _part_paths(folder):
-        part = read_part(path)
-        known.update({row["key"]: _Known(row["state"], False) for row in part.clips})
-        known.update({row["key"]: _Known(row["state"], True) for row in part.skipped})
-    return known
-
-
-def _key(item: Clip | Skipped) -> str:
-    """Names an input within its corpus."""
-    return f"clip:{item.clip_id}" if isinstance(item, Clip) else f"skipped:{item.path}:{item.reason}"
-
-
-def _state(item: Clip | Skipped) -> str:
-    """A digest that changes when the input does."""
-    if isinstance(item, Skipped):
-        facts: list[Any] = [item.path, item.reason, item.kind]
-    else:
-        try:
-            status = os.stat(container(item.path))
-            seen: list[int] | None = [status.st_size, status.st_mtime_ns]
-        except OSError:
-            seen = None  # missing, or not a file (hf:...)
-        facts = [item.path, item.start_s, item.duration_s, item.caption, item.labels, seen]
-    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
-
-
-def _pending(
-    corpus: Iterable[Clip | Skipped], known: dict[str, _Known], retry_skipped: bool
-) -> Iterator[tuple[Clip | Skipped, str, str]]:
-    """What is new or has changed, as (item, key, state), in the order of the corpus."""
-    for item in corpus:
-        key, state = _key(item), _state(item)
-        before = known.get(key)
-        if before is None or before.state != state or (retry_skipped and before.skipped):
-            yield item, key, state
-
-
-def _plan(corpus: Corpus, known: dict[str, _Known], retry_skipped: bool) -> tuple[int, set[str], Changes]:
-    """How many inputs are to be described, the keys of the store that are no longer in the source, and both in words."""
-    gone = set(known)
-    seen = {True: 0, False: 0}  # clips, and what is none
-
-    def noted() -> Iterator[Clip | Skipped]:
-        for item in corpus:
-            seen[isinstance(item, Clip)] += 1
-            gone.discard(_key(item))
-            yield item
-
-    if not known:
-        return sum(1 for _ in noted()), gone, Changes(seen[True], 0, 0, 0, 0)
-    todo, new, changed, retried = 0, 0, 0, 0
-    for item, key, state in _pending(noted(), known, retry_skipped):
-        todo += 1
-        if isinstance(item, Clip):
-            before = known.get(key)
-            new += before is None
-            changed += before is not None and before.state != state
-            retried += before is not None and before.state == state
-    vanished = sum(key.startswith("clip:") and not known[key].skipped for key in gone)
-    return todo, gone, Changes(new, changed, retried, seen[True] - new - changed - retried, vanished)
+# --- describing -----------------------------------------------------------------------------------------------------
 
 
 def _write_parts(
-    folder: Path,
+    folder: Folder,
     pending: Iterator[tuple[Clip | Skipped, str, str]],
+    shards: Shards,
     descriptor: Descriptor,
     engine: Engine,
     dtype: str,
     todo: int,
     progress: Progress,
+    still_ours: Callable[[], None],
 ) -> None:
-    paths = _part_paths(folder)
-    number = 1 + int(paths[-1].stem.removeprefix("part-")) if paths else 0
+    numbers = {part_order(name).number for name in shards.names}
+    following = itertools.count(1 + max(numbers, default=-1))
+    gaps = sorted(set(range(max(numbers, default=0))) - numbers)
     results = describe_all(pending, descriptor, engine)
     done = 0
     while True:
@@ -282,59 +211,80 @@ def _write_parts(
         if not part.clips and not part.skipped:
             return
         matrix = np.concatenate(vectors) if vectors else np.zeros((0, descriptor.dimension), dtype)
-        write_part(folder / PARTS / f"part-{number:05d}.parquet", part, owners, starts, matrix, descriptor.spec)
-        number += 1
+        # A shard that was lost is made anew in its place, so that a mended store is equal to one that was never damaged.
+        # But what supersedes rows of other shards has to come after them.
+        superseding = any(row["key"] in shards.known for row in (*part.clips, *part.skipped))
+        number = gaps.pop(0) if gaps and not superseding else next(following)
+        still_ours()
+        write_part(folder, number, part, owners, starts, matrix, descriptor.spec)
+        shards.wrote(number, part)
 
 
 # --- finishing ------------------------------------------------------------------------------------------------------
 
 
-def _drop_rows(folder: Path, gone: set[str], descriptor: Descriptor) -> None:
+def _drop_rows(folder: Folder, shards: Shards, gone: set[str], descriptor: Descriptor, still_ours: Callable[[], None]) -> None:
     """Rewrite the shards that hold rows which a later shard answers for (a file that changed), or which are ``gone``."""
-    newest = {}
-    for path in _part_paths(folder):
-        part = read_part(path)
-        newest.update({row["key"]: path for row in (*part.clips, *part.skipped) if row["key"] not in gone})
-    for path in _part_paths(folder):
-        part = read_part(path)
-        clips, skipped = ([row for row in rows if newest.get(row["key"]) == path] for rows in (part.clips, part.skipped))
-        if len(clips) == len(part.clips) and len(skipped) == len(part.skipped):
+    stale = shards.stale | {shards.known[key].number for key in gone}
+    for name in list_parts(folder) if stale else ():
+        number = part_order(name).number
+        if number not in stale:
             continue
-        if not clips and not skipped:
-            path.unlink()
-            continue
-        table = pq.read_table(path)
-        wanted = {row["clip_id"] for row in clips}
-        owners = table["clip_id"].to_pylist()
-        rows = [number for number, owner in enumerate(owners) if owner in wanted]
-        column = table["vector"].combine_chunks()
-        vectors = column.flatten().to_numpy().reshape(len(owners), descriptor.dimension)[rows]
-        starts = table["start_s"].to_numpy()[rows].tolist()
-        write_part(path, Part(clips, skipped), [owners[row] for row in rows], starts, vectors, descriptor.spec)
+        part = read_part(folder, name)
+        clips, skipped = (
+            [row for row in rows if row["key"] not in gone and shards.answers(number, row["key"])]
+            for rows in (part.clips, part.skipped)
+        )
+        still_ours()
+        if clips or skipped:
+            _rewrite(folder, name, Part(clips, skipped), descriptor)
+        folder.delete(f"{PARTS}/{name}")
 
 
-def _finish(folder: Path, corpus: Corpus, descriptor: Descriptor, dtype: str, vanished: list[str]) -> None:
+def _rewrite(folder: Folder, name: str, part: Part, descriptor: Descriptor) -> None:
+    """Write the shard anew with the vectors of the rows in ``part`` only."""
+    table = checked_table(folder, f"{PARTS}/{name}", digest_in(name))
+    wanted = {row["clip_id"] for row in part.clips}
+    owners = table["clip_id"].to_pylist()
+    rows = [number for number, owner in enumerate(owners) if owner in wanted]
+    column = table["vector"].combine_chunks()
+    vectors = column.flatten().to_numpy().reshape(len(owners), descriptor.dimension)[rows]
+    starts = table["start_s"].to_numpy()[rows].tolist()
+    number = part_order(name).number
+    write_part(folder, number, part, [owners[row] for row in rows], starts, vectors, descriptor.spec)
+
+
+def _finish(
+    folder: Folder,
+    corpus: Corpus,
+    descriptor: Descriptor,
+    dtype: str,
+    vanished: list[str],
+    still_ours: Callable[[], None],
+) -> None:
     """Gather the shards' rows into the tables, then write the card that declares the store whole."""
     durations: list[float] = []
     counts = {"clips": 0, "windows": 0, "skipped": 0, "not_audio": 0, "vanished": len(vanished)}
     flags: dict[str, int] = {}
     padding_s = 0.0
     content: list[str] = []
+    parts: dict[str, int] = {}
+    still_ours()
     with (
-        atomic_file(folder / CLIPS) as clips_file,
-        atomic_file(folder / SKIPPED) as skipped_file,
+        writing_file(folder, CLIPS) as clips_file,
+        writing_file(folder, SKIPPED) as skipped_file,
         pq.ParquetWriter(clips_file, CLIP_SCHEMA, compression="zstd") as clips,
         pq.ParquetWriter(skipped_file, SKIPPED_SCHEMA, compression="zstd") as skipped,
     ):
-        for path in _part_paths(folder):
-            part = read_part(path)
+        for name, part in read_parts(folder, list_parts(folder)):
+            parts[name] = sum(row["n_windows"] for row in part.clips)
             clips.write_table(pa.Table.from_pylist(part.clips, CLIP_SCHEMA))
             skipped.write_table(pa.Table.from_pylist(part.skipped, SKIPPED_SCHEMA))
             counts["clips"] += len(part.clips)
             counts["not_audio"] += sum(row["kind"] == "not_audio" for row in part.skipped)
             counts["skipped"] += sum(row["kind"] != "not_audio" for row in part.skipped)
+            counts["windows"] += parts[name]
             for row in part.clips:
-                counts["windows"] += row["n_windows"]
                 padding_s += row["padding_s"]
                 durations.append(row["duration_s"])
                 content.append(
@@ -348,7 +298,8 @@ def _finish(folder: Path, corpus: Corpus, descriptor: Descriptor, dtype: str, va
     padding_share = round(padding_s / (counts["windows"] * window_s), 4) if counts["windows"] else 0.0
     if descriptor.tail != "move":
         padding_share = 0.0  # padding is not compared
-    write_card(
+    still_ours()
+    write_folder_card(
         folder,
         KIND,
         {
@@ -362,11 +313,11 @@ def _finish(folder: Path, corpus: Corpus, descriptor: Descriptor, dtype: str, va
             "audio_s": round(sum(durations), 3),
             "padding_share": padding_share,
             "vanished": [key.partition(":")[2] for key in vanished[:100]],
-            "vanished_sha256": _digest_of(vanished),
+            "vanished_sha256": digest_of_names(vanished),
             "warnings": _warnings(padding_share, window_s, durations, vanished),
-            "content_sha256": _digest_of(sorted(content)),  # whatever the order in which the clips came in
-            "tables": file_digests(folder, (CLIPS, SKIPPED)),
-            "parts": file_digests(folder / PARTS, (path.name for path in _part_paths(folder))),
+            "content_sha256": digest_of_names(sorted(content)),  # whatever the order in which the clips came in
+            "tables": {name: file_digest_in(folder, name) for name in (CLIPS, SKIPPED)},
+            "parts": parts,
         },
     )
 

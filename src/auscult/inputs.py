@@ -18,10 +18,11 @@ from .corpus.folder import printable
 from .descriptors import Descriptor, load_descriptor
 from .descriptors.base import check_request
 from .engine import Engine
-from .errors import CorpusError, DescriptorMismatchError
-from .folders import Progress, is_folder_of
+from .errors import CorpusError, DescriptorMismatchError, StoreError
+from .folders import CARD, Progress
 from .indexing import index, padding_warning
-from .store import CLIPS, PARTS, SKIPPED_SCHEMA, DescriptorStore, check_same_spec
+from .storage import is_url, open_folder, place_of, read_folder_card
+from .store import CLIPS, PARTS, SKIPPED_SCHEMA, DescriptorStore, check_same_spec, list_parts
 from .store import KIND as STORE_KIND
 
 DEFAULT_DESCRIPTOR = "contrast"
@@ -159,7 +160,18 @@ def skipped_table(stores: dict[str, DescriptorStore]) -> pa.Table:
 
 
 def source_of(text: str, *, audio_root: str | None = None, encoding: str = "utf-8") -> Source:
-    """What SRC on the command line means: a store if the folder is one, else a corpus."""
-    if is_folder_of(Path(text), STORE_KIND) or (Path(text) / PARTS).is_dir():
+    """What SRC on the command line means: a store if the folder (a path or a URL) is one, else a corpus."""
+    if not text.startswith("hf:") and _is_store(text):
         return DescriptorStore.open(text)
     return open_corpus(text, audio_root=audio_root, encoding=encoding)
+
+
+def _is_store(text: str) -> bool:
+    folder = open_folder(place_of(text))
+    entries = {entry.name: entry for entry in folder.list()}
+    if PARTS in entries and entries[PARTS].is_folder and (not is_url(text) or list_parts(folder)):
+        return True
+    try:
+        return CARD in entries and read_folder_card(folder)["kind"] == STORE_KIND
+    except StoreError:
+        return False

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,8 @@ import pyarrow as pa
 from .descriptors.contrast import BANDS, HOP, SAMPLE_RATE, Levels, assemble, relative_levels
 from .search import IntArray
 from .search.blocks import Block
-from .store import DescriptorStore, read_part_table, vector_matrix
+from .storage import Folder
+from .store import DescriptorStore, read_shard, vector_matrix
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,20 @@ def load_levels(store: DescriptorStore, memory_bytes: int | None = None) -> Leve
     frames = np.array([int(duration * SAMPLE_RATE) // HOP + 1 for duration in clips["duration_s"].to_pylist()], np.int64)
     ends = np.cumsum(clips["n_windows"].to_numpy())
     blocks, clip, window = [], 0, 0
-    for path, count in zip(store.part_paths, store.part_counts, strict=True):
+    for name, count in zip(store.part_names, store.part_counts, strict=True):
         window += count
         stop = int(np.searchsorted(ends, window, side="right"))  # clips whose windows all lie in the shards so far
         ids = clips["clip_id"].slice(clip, stop - clip).to_pylist()
-        blocks.append(Block(clip, stop, partial(_shard_levels, path, ids, frames[clip:stop].tolist())))
+        blocks.append(Block(clip, stop, partial(_shard_levels, store.folder, name, ids, frames[clip:stop].tolist())))
         clip = stop
     if memory_bytes is not None and BANDS * int(frames.sum()) > memory_bytes:
         return LevelSet(tuple(block for block in blocks if len(block)), clips)
     return LevelSet([levels for block in blocks for levels in block.load()], clips)
 
 
-def _shard_levels(path: Path, ids: list[str], frames: list[int]) -> list[Levels]:
+def _shard_levels(folder: Folder, name: str, ids: list[str], frames: list[int]) -> list[Levels]:
     """Levels of the clips ``ids``, whose windows lie in one shard, in this order."""
-    table = read_part_table(path)
+    table = read_shard(folder, name)
     rows = zip(table["clip_id"].to_pylist(), table["start_s"].to_pylist(), vector_matrix(table), strict=True)
     windows = {owner: [row[1:] for row in group] for owner, group in groupby(rows, key=lambda row: row[0])}
     return [

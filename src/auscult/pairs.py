@@ -19,7 +19,7 @@ from .search import DoubleArray, IntArray, Pairs, TopK, self_join
 from .search.approximate import check_method
 from .search.recall import Recall, searched
 from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_group
-from .store import Vectors
+from .vectors import Vectors
 
 KeepPolicy = Literal["longest", "highest_rate", "best_captioned", "first"]
 LISTED = 20  # closest pairs, where the scores show no gap

@@ -1,22 +1,26 @@
 """A corpus described once: a folder of vectors and what they belong to, written in atomic shards.
 
-    STORE/card.json               spec, counts, digests of every other file; written last, so it marks a whole store
-          clips.parquet           one row a clip: id, path, caption, digests, duration, flags ...
-          skipped.parquet         inputs that were not described, and why
-          vectors/part-*.parquet  clip_id, start_s, vector
+    STORE/card.json                            spec, counts, digests of the tables, names and rows of the parts;
+                                               written last, so it marks a whole store
+          clips.parquet                        one row a clip: id, path, caption, digests, duration, flags ...
+          skipped.parquet                      inputs that were not described, and why
+          vectors/part-NUMBER-DIGEST.parquet   clip_id, start_s, vector
 
-Each part carries in its footer the rows of the clips that it answers for, so one rename commits a shard with all that
-belongs to it; ``clips.parquet`` and ``skipped.parquet`` are gathered from the footers at the end.
+The folder lies on a disk or at a URL. Each part carries in its footer the rows of the clips that it answers for, and in its
+name the digest of its bytes, so one rename or one upload commits a shard with all that belongs to it;
+``clips.parquet`` and ``skipped.parquet`` are gathered from the footers at the end.
 """
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +29,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .descriptors import DescriptorSpec
-from .engine import Engine
 from .errors import DescriptorMismatchError, StoreError
-from .folders import CARD, atomic_file, damaged_files, read_card
-from .search.blocks import Block, Matrix, as_blocks, load_all, taken
-from .search.exact import FloatArray
+from .folders import CARD
+from .search.blocks import Block, Matrix
+from .storage import Folder, Place, digest_of, in_order, join, open_folder, read_folder_card
+from .storage.folder import file_digest_in
+from .storage.remote import READERS
+from .vectors import Vectors, rows_at_once
 
 KIND = "store"
 CLIPS, SKIPPED, PARTS = "clips.parquet", "skipped.parquet", "vectors"
-BLOCK_ROWS = 65536  # of vectors on disk read at once, at most: what a checkpoint may lose and a task of a cluster is
-BLOCKS_AT_ONCE = 4  # queries, a block as it is kept, its unit rows, and the next one that is being read
+PARTS_AHEAD = 4  # shards read ahead of the one that is wanted, from a URL
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -73,206 +78,102 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """Descriptor vectors, in memory or on disk.
-
-    Attributes
-    ----------
-    vectors
-        (n, d) float32, or uint8 levels; or blocks of them that are read when they are needed, each holding whole clips.
-    clip
-        (n,) row of each vector's clip in ``clips``.
-    start_s
-        (n,) where in its clip each vector's window starts.
-    clips
-        The table of clips (``clips.parquet``).
-    window_s
-        Length of a window in seconds.
-    spec
-        The descriptor.
-    """
-
-    vectors: Matrix
-    clip: npt.NDArray[np.int64]
-    start_s: npt.NDArray[np.float64]
-    clips: pa.Table
-    window_s: float
-    spec: DescriptorSpec
-
-    def __len__(self) -> int:
-        return len(self.clip)
-
-    @property
-    def clip_ids(self) -> npt.NDArray[np.str_]:
-        """(number of clips,) the ids, in the order of ``clips``."""
-        return np.asarray(self.clips["clip_id"].to_pylist(), dtype=np.str_)
-
-    def subset(self, clip_rows: npt.NDArray[np.int64]) -> Vectors:
-        """Some rows of ``clips`` only, in the given order of rows; in memory."""
-        position = np.full(self.clips.num_rows, -1, np.int64)
-        position[clip_rows] = np.arange(len(clip_rows))
-        keep = np.flatnonzero(position[self.clip] >= 0)
-        keep = keep[np.argsort(position[self.clip[keep]], kind="stable")]
-        return Vectors(
-            taken(self.vectors, keep),
-            position[self.clip[keep]],
-            self.start_s[keep],
-            self.clips.take(clip_rows),
-            self.window_s,
-            self.spec,
-        )
-
-    def without(self, clip_rows: npt.NDArray[np.int64]) -> Vectors:
-        """All rows of ``clips`` but these, in the order of the rows; on disk where the vectors are."""
-        dropped = np.zeros(self.clips.num_rows, np.bool_)
-        dropped[clip_rows] = True
-        if not dropped.any():
-            return self
-        position = np.cumsum(~dropped) - 1
-        rows = ~dropped[self.clip]
-        vectors = self.vectors[rows] if isinstance(self.vectors, np.ndarray) else _filtered(self.vectors, rows)
-        clips = self.clips.filter(pa.array(~dropped))
-        return Vectors(vectors, position[self.clip[rows]], self.start_s[rows], clips, self.window_s, self.spec)
-
-    def split(self, n_clips: int) -> tuple[Vectors, Vectors]:
-        """The first ``n_clips`` clips and the others, where no block holds vectors of both."""
-        at = int(np.searchsorted(self.clip, n_clips))
-        before: Matrix
-        after: Matrix
-        if isinstance(self.vectors, np.ndarray):
-            before, after = self.vectors[:at], self.vectors[at:]
-        else:
-            before = [block for block in self.vectors if block.stop <= at]
-            after = [Block(block.start - at, block.stop - at, block.load) for block in self.vectors if block.start >= at]
-        clip, start_s, clips = self.clip, self.start_s, self.clips
-        first = Vectors(before, clip[:at], start_s[:at], clips.slice(0, n_clips), self.window_s, self.spec)
-        second = Vectors(after, clip[at:] - n_clips, start_s[at:], clips.slice(n_clips), self.window_s, self.spec)
-        return first, second
-
-    def joined(self, other: Vectors) -> Vectors:
-        """The clips of both, these first; on disk unless both are in memory."""
-        n, vectors = len(self), self.vectors
-        if isinstance(vectors, np.ndarray) and isinstance(other.vectors, np.ndarray):
-            vectors = np.concatenate([vectors, other.vectors])
-        else:
-            after = [Block(block.start + n, block.stop + n, block.load) for block in as_blocks(other.vectors)]
-            vectors = [*as_blocks(vectors), *after]
-        return Vectors(
-            vectors,
-            np.concatenate([self.clip, other.clip + self.clips.num_rows]),
-            np.concatenate([self.start_s, other.start_s]),
-            pa.concat_tables([self.clips, other.clips]),
-            self.window_s,
-            self.spec,
-        )
-
-    def panels(self, engine: Engine) -> Iterator[tuple[slice, FloatArray]]:
-        """The vectors part by part, in memory: which rows, and they themselves (float32)."""
-        for block in as_blocks(self.vectors):
-            vectors = block.load().astype(np.float32, copy=False)
-            rows = max(1, engine.memory_bytes // (BLOCKS_AT_ONCE * 4 * vectors.shape[1]))
-            for start in range(0, len(vectors), rows):
-                stop = min(start + rows, len(vectors))
-                yield slice(block.start + start, block.start + stop), vectors[start:stop]
-
-    @property
-    def loaded(self) -> FloatArray:
-        """(n, d) the vectors in memory, read if they are on disk."""
-        return self.vectors if isinstance(self.vectors, np.ndarray) else load_all(self.vectors)
-
-
-def _filtered(blocks: Sequence[Block], rows: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
-    """The blocks with the marked rows only."""
-    kept, start = [], 0
-    for block in blocks:
-        here = rows[block.start : block.stop]
-        if count := int(np.count_nonzero(here)):
-            kept.append(Block(start, start + count, partial(_load_rows, block, here)))
-            start += count
-    return tuple(kept)
-
-
-def _load_rows(block: Block, rows: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    return block.load()[rows]
-
-
-@dataclass(frozen=True)
 class DescriptorStore:
-    """A complete store on disk; see the module's docstring for its files.
+    """A complete store; see the module's docstring for its files. It can be sent to another process.
 
     Attributes
     ----------
-    path
-        The folder.
+    folder
+        The folder that it lies in.
     card
         Content of ``card.json``.
     spec
         The descriptor that it was made with.
     """
 
-    path: Path
+    folder: Folder
     card: dict[str, Any]
     spec: DescriptorSpec
 
     @classmethod
     def open(cls, path: str | Path) -> DescriptorStore:
-        """Open a complete store.
+        """Open a complete store at a local path or a URL.
 
         Raises
         ------
         StoreError
-            No store is here, or a run that was writing it was stopped.
+            No store is here, or a run that was writing it was stopped, or an earlier version of auscult wrote it.
+        StorageError
+            The place cannot be reached, or denies.
         """
-        path = Path(path)
-        if not (path / CARD).exists() and (path / PARTS).is_dir():
-            raise StoreError(f"{path}: the store is not complete; give the same `auscult index` command again to finish it")
-        card = read_card(path, KIND)
-        return cls(path, card, DescriptorSpec.parse(card["spec"]))
+        return open_store(open_folder(path))
 
     @property
-    def part_paths(self) -> list[Path]:
+    def path(self) -> Place:
+        """Where it lies: a path, or a URL without credentials."""
+        return self.folder.place
+
+    @property
+    def part_names(self) -> list[str]:
+        """The names of the shards, in order; ``card["parts"]`` says how many vectors each holds."""
+        return sorted(self.card["parts"], key=part_order)
+
+    @property
+    def part_paths(self) -> list[Place]:
         """The shards, in order."""
-        return [self.path / PARTS / name for name in sorted(self.card["parts"])]
+        return [join(self.path, f"{PARTS}/{name}") for name in self.part_names]
 
     def clips(self) -> pa.Table:
         """The table of described clips."""
-        return _read_table(self.path / CLIPS)
+        return self._table(CLIPS)
 
     def skipped(self) -> pa.Table:
         """The table of skipped inputs and reasons."""
-        return _read_table(self.path / SKIPPED)
+        return self._table(SKIPPED)
+
+    def block(self, name: str) -> pa.Table:
+        """One shard (``clip_id, start_s, vector``) by its name, its bytes checked against the digest there.
+
+        Raises
+        ------
+        StoreError
+            It is missing or damaged.
+        """
+        return read_shard(self.folder, name)
+
+    def blocks(self) -> Iterator[pa.Table]:
+        """Yield the shards one by one (``clip_id, start_s, vector``)."""
+        return in_order(self.block, self.part_names, threads=1 if isinstance(self.path, Path) else PARTS_AHEAD)
 
     @property
     def part_counts(self) -> list[int]:
         """How many vectors each shard holds."""
-        return [pq.read_metadata(path).num_rows for path in self.part_paths]
+        return [self.card["parts"][name] for name in self.part_names]
 
     def load(self, memory_bytes: int | None = None) -> Vectors:
-        """Read the vectors into memory, or leave them on disk if they would take more than ``memory_bytes``.
+        """Read the vectors into memory, or leave them where they are if they would take more than ``memory_bytes``.
 
-        On disk they are read block by block, several blocks in ``memory_bytes``: see :class:`Vectors`.
+        Then they are read block by block, several blocks in ``memory_bytes``: see :class:`~auscult.vectors.Vectors`.
 
         Raises
         ------
         StoreError
             A file of the store is missing or damaged.
         """
-        clips, dimension = self.clips(), int(self.card["dimension"])
-        ids = clips["clip_id"].combine_chunks()
-        owners, starts, counts = [], [], []
-        for path in self.part_paths:
-            table = read_part_table(path, ["clip_id", "start_s"])
-            owners.append(pc.index_in(table["clip_id"], value_set=ids).to_numpy())
-            starts.append(table["start_s"].to_numpy())
-            counts.append(table.num_rows)
+        clips, dimension, counts = self.clips(), int(self.card["dimension"]), self.part_counts
         if sum(counts) != self.card["counts"]["windows"]:
             raise StoreError(f"{self.path}: expected {self.card['counts']['windows']} vectors, found {sum(counts)}")
-        size = 4 * dimension * sum(counts)
-        whole = memory_bytes is None or size <= memory_bytes
-        rows = size if memory_bytes is None else max(1, min(BLOCK_ROWS, memory_bytes // (BLOCKS_AT_ONCE * 8 * dimension)))
-        blocks = _grouped(self.part_paths, counts, rows)
+        matrix: Matrix
+        if memory_bytes is None or 4 * dimension * sum(counts) <= memory_bytes:
+            read = [(vector_matrix(block), self._owners(block, clips)) for block in self.blocks()]
+            matrix = np.concatenate([part for part, _ in read]) if read else np.zeros((0, dimension), np.float32)
+            places = [place for _, place in read]
+        else:
+            matrix = self._grouped(rows_at_once(memory_bytes, dimension))
+            places = [self._owners(self._columns(name, ["clip_id", "start_s"]), clips) for name in self.part_names]
+        owners, starts = [owner for owner, _ in places], [start for _, start in places]
         return Vectors(
-            _in_memory(blocks, dimension) if whole else blocks,
+            matrix,
             np.concatenate(owners).astype(np.int64) if owners else np.zeros(0, np.int64),
             np.concatenate(starts) if starts else np.zeros(0),
             clips,
@@ -280,14 +181,55 @@ class DescriptorStore:
             self.spec,
         )
 
+    def _owners(self, table: pa.Table, clips: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Rows of ``clips`` and starts of the windows of a shard."""
+        owners = pc.index_in(table["clip_id"], value_set=clips["clip_id"].combine_chunks())
+        return owners.to_numpy(), table["start_s"].to_numpy()
+
+    def _columns(self, name: str, columns: list[str]) -> pa.Table:
+        """Some columns of a shard, whose bytes are not checked here: they are when the vectors are read."""
+        try:
+            with self.folder.open(f"{PARTS}/{name}") as handle:
+                return pq.read_table(handle, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise damage(self.folder, f"{PARTS}/{name}", str(error)) from error
+
+    def _grouped(self, rows: int) -> tuple[Block, ...]:
+        """The shards as blocks, as many to a block as make up about ``rows`` rows."""
+        blocks: list[Block] = []
+        group: list[str] = []
+        start = stop = 0
+        for name, count in zip(self.part_names, self.part_counts, strict=True):
+            if group and stop + count - start > rows:
+                blocks.append(Block(start, stop, partial(_load_shards, self.folder, tuple(group))))
+                group, start = [], stop
+            group.append(name)
+            stop += count
+        if stop > start:
+            blocks.append(Block(start, stop, partial(_load_shards, self.folder, tuple(group))))
+        return tuple(blocks)
+
     def verify(self) -> list[str]:
         """Recompute every digest; returns what is wrong, one line an item (empty: all is well)."""
-        digests = {**self.card["tables"], **{f"{PARTS}/{name}": digest for name, digest in self.card["parts"].items()}}
-        problems = damaged_files(self.path, digests)
-        for path in sorted((self.path / PARTS).glob("*.parquet")):
-            if path.name not in self.card["parts"]:
-                problems.append(f"{PARTS}/{path.name}: not named by the card")
-        return problems
+        digests = {**self.card["tables"], **{f"{PARTS}/{name}": digest_in(name) for name in self.part_names}}
+        problems = damaged(self.folder, digests)
+        for entry in self.folder.below(PARTS).list():
+            if entry.name.endswith(".parquet") and entry.name not in self.card["parts"]:
+                problems[f"{PARTS}/{entry.name}"] = "not named by the card"
+        return [f"{name}: {problem}" for name, problem in problems.items()]
+
+    def _table(self, name: str) -> pa.Table:
+        return checked_table(self.folder, name, self.card["tables"][name])
+
+
+def open_store(folder: Folder) -> DescriptorStore:
+    """:meth:`DescriptorStore.open` of a folder."""
+    if not folder.exists(CARD) and any(_PART.match(entry.name) for entry in folder.below(PARTS).list()):
+        raise StoreError(f"{folder.place}: the store is not complete; give the same `auscult index` command again to finish it")
+    card = read_folder_card(folder, KIND)
+    if any(not isinstance(rows, int) for rows in card["parts"].values()):
+        raise StoreError(f"{folder.place}: written by an earlier version of auscult; index the source again, into a new folder")
+    return DescriptorStore(folder, card, DescriptorSpec.parse(card["spec"]))
 
 
 def check_same_spec(stores: dict[str, DescriptorStore]) -> DescriptorSpec:
@@ -317,15 +259,72 @@ def _kept_matrix(block: pa.Table) -> npt.NDArray[Any]:
     return matrix
 
 
+def _load_shards(folder: Folder, names: tuple[str, ...]) -> npt.NDArray[Any]:
+    """The vectors of some shards, as they are kept."""
+    return np.concatenate([_kept_matrix(read_shard(folder, name)) for name in names])
+
+
+def read_shard(folder: Folder, name: str) -> pa.Table:
+    """One shard of the store at ``folder``, its bytes checked against the digest in its name."""
+    return checked_table(folder, f"{PARTS}/{name}", digest_in(name))
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+_PART = re.compile(r"part-(\d{5,})(?:-([0-9a-f]{32}))?\.parquet")
+
+
+class PartOrder(NamedTuple):
+    """Shards are in the order of their numbers."""
+
+    number: int
+    digest: str
+
+
+def part_order(name: str) -> PartOrder:
+    """The number and the digest in the name of a shard.
+
+    Raises
+    ------
+    StoreError
+        The name is not that of a shard, or holds no digest, as those of an earlier version.
+
+    Examples
+    --------
+    >>> part_order("part-00012-0123456789abcdef0123456789abcdef.parquet").number
+    12
+    """
+    found = _PART.fullmatch(name)
+    if found is None or found[2] is None:
+        raise StoreError(f"{name}: not a shard of this version of auscult; index the source again, into a new folder")
+    return PartOrder(int(found[1]), found[2])
+
+
+def digest_in(name: str) -> str:
+    """The digest that a shard's name says it has."""
+    return part_order(name).digest
+
+
+def list_parts(folder: Folder) -> list[str]:
+    """Names of the shards in the store at ``folder``, whether it is complete or not, in order."""
+    names = [entry.name for entry in folder.below(PARTS).list() if _PART.fullmatch(entry.name)]
+    try:
+        return sorted(names, key=part_order)
+    except StoreError as error:
+        raise StoreError(f"{folder.place}: {error}") from None
+
+
 def write_part(
-    path: Path,
+    folder: Folder,
+    number: int,
     part: Part,
     owners: list[str],
     starts: list[float],
     vectors: npt.NDArray[Any],
     spec: DescriptorSpec,
-) -> None:
-    """Write one shard atomically; the descriptor and the rows that it answers for go into its footer."""
+) -> str:
+    """Write one shard of the store at ``folder`` and return its name; the descriptor and the rows that it answers for go into
+    its footer."""
     dimension = vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(vectors).ravel())
     table = pa.table(
@@ -338,11 +337,15 @@ def write_part(
     content = {"spec": str(spec), "dtype": str(vectors.dtype), "clips": part.clips, "skipped": part.skipped}
     rows = json.dumps(content, ensure_ascii=False, allow_nan=False)
     table = table.replace_schema_metadata({_FOOTER: rows.encode("utf-8")})
-    with atomic_file(path) as handle:
-        pq.write_table(table, handle, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False)
+    data = buffer.getvalue()
+    name = f"part-{number:05d}-{digest_of(data)}.parquet"
+    folder.write(f"{PARTS}/{name}", data)
+    return name
 
 
-def read_part(path: Path) -> Part:
+def read_part(folder: Folder, name: str) -> Part:
     """Read what a shard answers for, from its footer alone.
 
     Raises
@@ -351,44 +354,58 @@ def read_part(path: Path) -> Part:
         The file is damaged.
     """
     try:
-        rows = json.loads(pq.read_schema(path).metadata[_FOOTER])
+        with folder.open(f"{PARTS}/{name}") as handle:
+            rows = json.loads(pq.read_metadata(handle).metadata[_FOOTER])
+        return Part(rows["clips"], rows["skipped"], rows["spec"], rows["dtype"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path}: damaged ({error}); delete this file and give the `auscult index` command again") from error
-    return Part(rows["clips"], rows["skipped"], rows["spec"], rows["dtype"])
+        raise damage(folder, f"{PARTS}/{name}", str(error)) from error
 
 
-def _grouped(paths: list[Path], counts: list[int], rows: int) -> tuple[Block, ...]:
-    """Shards as blocks, as many to a block as make up about ``rows`` rows."""
-    blocks: list[Block] = []
-    group: list[Path] = []
-    start = stop = 0
-    for path, count in zip(paths, counts, strict=True):
-        if group and stop + count - start > rows:
-            blocks.append(Block(start, stop, partial(_load_shards, tuple(group))))
-            group, start = [], stop
-        group.append(path)
-        stop += count
-    if stop > start:
-        blocks.append(Block(start, stop, partial(_load_shards, tuple(group))))
-    return tuple(blocks)
+def read_parts(folder: Folder, names: list[str]) -> Iterator[tuple[str, Part]]:
+    """(name, what it answers for) of shards in the given order; those at a URL are asked for several at once."""
+
+    def read(name: str) -> tuple[str, Part]:
+        return name, read_part(folder, name)
+
+    return in_order(read, names, threads=1 if isinstance(folder.place, Path) else READERS)
 
 
-def _in_memory(blocks: tuple[Block, ...], dimension: int) -> npt.NDArray[Any]:
-    return load_all(blocks) if blocks else np.zeros((0, dimension), np.float32)
+def damaged(folder: Folder, digests: dict[str, str]) -> dict[str, str]:
+    """By name, what is wrong with files that are missing or whose bytes are not those that were written."""
+
+    def problem(name: str) -> tuple[str, str]:
+        try:
+            right = file_digest_in(folder, name) == digests[name]
+        except FileNotFoundError:
+            return name, "missing"
+        return name, "" if right else "its bytes are not those that were written"
+
+    threads = 2 if isinstance(folder.place, Path) else READERS
+    return {name: what for name, what in in_order(problem, digests, threads=threads) if what}
 
 
-def _load_shards(paths: tuple[Path, ...]) -> npt.NDArray[Any]:
-    """The vectors of some shards, as they are kept."""
-    return np.concatenate([_kept_matrix(read_part_table(path, ["vector"])) for path in paths])
+def damage(folder: Folder, name: str, reason: str) -> StoreError:
+    """The error that says that a file of a store is damaged."""
+    what = " ".join(reason.split())  # in one line
+    return StoreError(
+        f"{join(folder.place, name)}: missing or damaged ({what}); `auscult info --verify {folder.place}` lists what is, and "
+        "the `auscult index` command given again with --repair makes it anew"
+    )
 
 
-def read_part_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A shard's table (``clip_id, start_s, vector``), or some columns of it; a ``StoreError`` if it is damaged."""
-    return _read_table(path, columns)
+def checked_table(folder: Folder, name: str, digest: str) -> pa.Table:
+    """Read a table of the store at ``folder``, its bytes checked on the way: once they are in memory, that costs a fiftieth
+    of decoding them.
 
-
-def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    Raises
+    ------
+    StoreError
+        It is missing or damaged.
+    """
     try:
-        return pq.read_table(path, columns=columns)
+        data = folder.read(name)
+        if digest_of(data) != digest:
+            raise damage(folder, name, "its bytes are not those that were written")
+        return pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{path}: missing or damaged ({error}); see `auscult info --verify {path.parent}`") from error
+        raise damage(folder, name, str(error)) from error

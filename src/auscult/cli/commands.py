@@ -35,7 +35,7 @@ from .printing import changes_line, err, finish, out, print_card, print_json, pr
 from .progress import continued, progress_bars
 
 if TYPE_CHECKING:
-    from ..indexing import Changes
+    from ..planning import Changes
 
 
 def demo(
@@ -82,9 +82,9 @@ def demo(
 def index(
     source: Annotated[
         list[str],
-        typer.Argument(help="Folders, manifests (CSV, JSON Lines, Parquet), WebDataset folders, hf:NAME[:SPLIT]."),
+        typer.Argument(help="Folders, manifests (CSV, JSON Lines, Parquet), WebDataset folders, URLs, hf:NAME[:SPLIT]."),
     ],
-    output: Output,
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the store, or its URL (s3://BUCKET/STORE).")],
     descriptor: DescriptorName = None,
     duration: Duration = None,
     workers: Workers = None,
@@ -93,6 +93,7 @@ def index(
     ray: Ray = None,
     float16: Annotated[bool, typer.Option(help="Keep vectors in half precision.")] = False,
     retry_skipped: Annotated[bool, typer.Option(help="Try again what could not be read last time.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Check every shard, and make damaged ones again.")] = False,
     audio_root: AudioRoot = None,
     encoding: Encoding = "utf-8",
     max_skipped: MaxSkipped = 0,
@@ -103,10 +104,12 @@ def index(
     from ..descriptors import load_descriptor
     from ..indexing import index as run
     from ..inputs import DEFAULT_DESCRIPTOR
+    from ..storage import join, place_of
 
+    place = place_of(output)
     parameters = {} if duration is None else {"duration_s": duration}
     seen: list[Changes] = []
-    with progress_bars() as progress, continued(output):
+    with progress_bars() as progress, continued(place):
         store = run(
             open_corpus(source, audio_root=audio_root, encoding=encoding),
             output,
@@ -114,21 +117,24 @@ def index(
             engine=engine_of(workers, memory, device, ray),
             dtype="float16" if float16 else None,
             retry_skipped=retry_skipped,
+            repair=repair,
             progress=progress,
             planned=seen.append,
         )
     counts = store.card["counts"]
     if not counts["clips"] and not counts["skipped"]:
-        raise CorpusError(f"{', '.join(source)}: no audio found ({counts['not_audio']} other files)")
+        raise CorpusError(f"{', '.join(store.card['source'])}: no audio found ({counts['not_audio']} other files)")
+    if seen[0].repaired:
+        err.print(Text(f"damaged, and made again: {', '.join(seen[0].repaired)}"))
     print_summary(
         as_json,
         store.card,
         f"{counts['clips']:,} clips ({counts['windows']:,} windows) described with {store.spec}"
         + "".join(f"; {changes_line(changes)}" for changes in seen if not changes.first_run),
-        output,
+        place,
         changes=vars(seen[0]),
     )
-    finish(counts["skipped"], max_skipped, output / "skipped.parquet")
+    finish(counts["skipped"], max_skipped, join(place, "skipped.parquet"))
 
 
 def audit(
@@ -298,20 +304,25 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of an audit or a 
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="A store, audit or dedup folder.")],
+    path: Annotated[str, typer.Argument(help="A store (a folder or a URL), audit or dedup folder.")],
     verify: Annotated[bool, typer.Option("--verify", help="Recompute every digest.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """What a store, audit or dedup folder holds."""
-    from ..folders import damaged_files, read_card
+    from ..folders import damaged_files
+    from ..storage import open_folder, place_of, read_folder_card
     from ..store import KIND, DescriptorStore
 
-    card = read_card(path)
-    stores = [path] if card["kind"] == KIND else sorted(p for p in (path / "stores").glob("*") if p.is_dir())
+    place = place_of(path)
+    card = read_folder_card(open_folder(path))
+    stores = [place]
+    if isinstance(place, Path) and card["kind"] != KIND:
+        stores = sorted(p for p in (place / "stores").glob("*") if p.is_dir())
     problems: list[str] = []
     if verify:
         problems = [f"{store}: {line}" for store in stores for line in DescriptorStore.open(store).verify()]
-        problems += [f"{path}: {line}" for line in damaged_files(path, card.get("files", {}))]
+        if isinstance(place, Path):
+            problems += [f"{place}: {line}" for line in damaged_files(place, card.get("files", {}))]
     if as_json:
         print_json({**card, "problems": problems} if verify else card)
     else:

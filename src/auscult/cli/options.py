@@ -27,7 +27,7 @@ Search = Annotated[
 ]
 Ray = Annotated[str | None, typer.Option(help="Address of a Ray cluster, or 'local' to start one on this machine.")]
 AudioRoot = Annotated[
-    Path | None,
+    str | None,
     typer.Option(help="Folder that a manifest's paths are relative to; AudioCaps: the folder of its audio."),
 ]
 Encoding = Annotated[str, typer.Option(help="Of CSV and JSON Lines manifests.")]
@@ -57,7 +57,7 @@ def tau_of(text: str | None) -> str | float | None:
         return text
 
 
-def as_text(path: Path | None) -> str | None:
+def as_text(path: Path | str | None) -> str | None:
     return None if path is None else str(path)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..indexing import Changes
+    from ..planning import Changes
 
 out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -52,7 +52,7 @@ def changes_line(changes: Changes) -> str:
     return ", ".join(f"{number:,} {word}" for word, number in words.items()) + again
 
 
-def print_summary(as_json: bool, card: dict[str, Any], sentence: str, *paths: Path, **more: Any) -> None:
+def print_summary(as_json: bool, card: dict[str, Any], sentence: str, *paths: Path | str, **more: Any) -> None:
     if as_json:
         print_json(
             {
@@ -68,7 +68,7 @@ def print_summary(as_json: bool, card: dict[str, Any], sentence: str, *paths: Pa
     print_paths(*paths)
 
 
-def print_paths(*paths: Path) -> None:
+def print_paths(*paths: Path | str) -> None:
     for path in paths:
         out.print(Text(str(path)))
 
@@ -77,7 +77,7 @@ def print_json(content: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def finish(skipped: int, allowed: int, listing: Path) -> None:
+def finish(skipped: int, allowed: int, listing: Path | str) -> None:
     if skipped:
         err.print(Text(f"{skipped:,} {'input' if skipped == 1 else 'inputs'} could not be read; see {listing}"))
     if skipped > allowed:

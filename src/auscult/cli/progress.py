@@ -46,12 +46,14 @@ def progress_bars() -> Iterator[ProgressCallable]:
 
 
 @contextmanager
-def continued(store: Path) -> Iterator[None]:
+def continued(store: Path | str) -> Iterator[None]:
     """Add to an error or Ctrl-C that the store keeps what was described."""
     try:
         yield
     except (AuscultError, OSError, KeyboardInterrupt) as error:
-        if not (store / "card.json").exists() and any((store / "vectors").glob("part-*")):
+        if isinstance(store, str):  # a URL: it may be what cannot be reached, so it is not asked
+            error.add_note(f"{store}: what was described is kept; the same command continues from there")
+        elif not (store / "card.json").exists() and any((store / "vectors").glob("part-*")):
             error.add_note(f"{store}: keeps what was described; the same command continues from there")
         raise
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 SkipKind = Literal["not_audio", "unreadable"]
@@ -17,13 +17,15 @@ class Clip:
     clip_id
         Unique in its corpus. In a folder: the path relative to the folder, with its suffix.
     path
-        Where the audio lies: a file, ``ARCHIVE.tar::MEMBER``, or ``hf:NAME:SPLIT#ROW``.
+        Where the audio lies: a file, a URL, ``ARCHIVE.tar::MEMBER`` of either, or ``hf:NAME:SPLIT#ROW``.
     start_s, duration_s
         The stretch of the file that is meant; a duration of None means up to its end.
     caption, labels
         What is known about the sound.
     sha256
         Digest of the file's bytes, hexadecimal; None until the file has been read.
+    seen
+        Size in bytes and time of the last change in ns of the object that it lies in, where a listing told them.
     """
 
     clip_id: str
@@ -33,6 +35,7 @@ class Clip:
     caption: str | None = None
     labels: tuple[str, ...] = ()
     sha256: str | None = None
+    seen: tuple[int, int] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ AV_SUFFIXES = frozenset(
         ".ape",
     ]
 )
+OWN_KINDS = ("store", "audit", "dedup")  # folders of these kinds are nobody's input
 AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | AV_SUFFIXES
 
 
@@ -104,7 +105,7 @@ def _inode(status: os.stat_result) -> tuple[int, int]:
 def _is_ours(folder: Path) -> bool:
     """A folder that auscult wrote or is writing: an output inside the source must not become input of the next run."""
     return (
-        any(is_folder_of(folder, kind) for kind in ("store", "audit", "dedup"))
+        any(is_folder_of(folder, kind) for kind in OWN_KINDS)
         or next((folder / "vectors").glob("part-*.parquet"), None) is not None
         or (folder.name.endswith(".partial") and (folder / TASK).is_file())
     )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import ManifestError
+from ..storage import Place, Url, fetch, is_url, join
 from .clip import Clip, Skipped
 from .folder import AUDIO_SUFFIXES, is_utf8, printable, walk
+from .remote import walk_url
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"})
 AUDIOCAPS_COLUMNS = frozenset({"audiocap_id", "youtube_id", "start_time", "caption"})
@@ -24,14 +27,15 @@ MAX_SECONDS = 10_000_000  # four months
 Row = Mapping[str, Any]
 
 
-def manifest_clips(manifest: Path, *, audio_root: Path | None = None, encoding: str = "utf-8") -> Iterator[Clip | Skipped]:
+def manifest_clips(manifest: Place, *, audio_root: Place | None = None, encoding: str = "utf-8") -> Iterator[Clip | Skipped]:
     """Yield the clips of a manifest, row by row.
 
     Parameters
     ----------
     manifest
-        CSV, TSV, JSON Lines or Parquet. Columns: ``path`` and optionally ``clip_id, caption, labels, start_s,
-        duration_s``. Relative paths resolve against the manifest's folder and may not climb out of it.
+        CSV, TSV, JSON Lines or Parquet, at a path or a URL. Columns: ``path`` and optionally ``clip_id, caption, labels,
+        start_s, duration_s``. Relative paths resolve against the manifest's folder and may not climb out of it; a path may be
+        a URL.
     audio_root
         Folder of audio named by ``youtube_id``, for AudioCaps's CSV, whose clips have no path.
     encoding
@@ -62,7 +66,7 @@ def manifest_clips(manifest: Path, *, audio_root: Path | None = None, encoding: 
         ) from error
 
 
-def _rows(manifest: Path, encoding: str) -> Iterator[tuple[int, Row]]:
+def _rows(manifest: Place, encoding: str) -> Iterator[tuple[int, Row]]:
     """Yield ``(line number, row)``."""
     suffix = manifest.suffix.lower()
     if suffix == ".parquet":
@@ -73,9 +77,17 @@ def _rows(manifest: Path, encoding: str) -> Iterator[tuple[int, Row]]:
         yield from _csv_rows(manifest, encoding, "\t" if suffix == ".tsv" else ",")
 
 
-def _csv_rows(manifest: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, Row]]:
+def _opened(manifest: Place) -> IO[bytes]:
+    """Open a manifest; one at a URL is fetched first."""
+    if not isinstance(manifest, Url):
+        return open(manifest, "rb")
+    content = fetch(manifest)
+    return io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb")
+
+
+def _csv_rows(manifest: Place, encoding: str, delimiter: str) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 24))  # Python's default refuses captions over 131,072 characters
-    with open(manifest, encoding=_with_bom(encoding), newline="") as text:
+    with _opened(manifest) as handle, io.TextIOWrapper(handle, encoding=_with_bom(encoding), newline="") as text:
         reader = csv.DictReader(text, delimiter=delimiter, strict=True)
         while True:
             try:
@@ -97,8 +109,8 @@ def _with_bom(encoding: str) -> str:
     return "utf-8-sig" if encoding.lower() in {"utf-8", "utf8"} else encoding
 
 
-def _json_rows(manifest: Path, encoding: str) -> Iterator[tuple[int, Row]]:
-    with open(manifest, encoding=_with_bom(encoding)) as text:
+def _json_rows(manifest: Place, encoding: str) -> Iterator[tuple[int, Row]]:
+    with _opened(manifest) as handle, io.TextIOWrapper(handle, encoding=_with_bom(encoding)) as text:
         for number, line in enumerate(text, 1):
             if not line.strip():
                 continue
@@ -111,13 +123,13 @@ def _json_rows(manifest: Path, encoding: str) -> Iterator[tuple[int, Row]]:
             yield number, row
 
 
-def _parquet_rows(manifest: Path) -> Iterator[tuple[int, Row]]:
+def _parquet_rows(manifest: Place) -> Iterator[tuple[int, Row]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
     try:
-        with pq.ParquetFile(manifest) as parquet:
+        with _opened(manifest) as handle, pq.ParquetFile(handle) as parquet:
             for batch in parquet.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
@@ -126,7 +138,7 @@ def _parquet_rows(manifest: Path) -> Iterator[tuple[int, Row]]:
         raise ManifestError(f"{manifest}: not a Parquet file ({error})") from error
 
 
-def _check_columns(manifest: Path, columns: set[str]) -> None:
+def _check_columns(manifest: Place, columns: set[str]) -> None:
     if not columns & set(_PATH_COLUMNS):
         raise ManifestError(
             f"{manifest}: no 'path' column; it has {', '.join(sorted(map(str, columns)))}. Rename the column that "
@@ -134,22 +146,23 @@ def _check_columns(manifest: Path, columns: set[str]) -> None:
         )
 
 
-def _clip_of(manifest: Path, number: int, row: Row, audio_root: Path | None) -> Clip | Skipped:
+def _clip_of(manifest: Place, number: int, row: Row, audio_root: Place | None) -> Clip | Skipped:
     where = f"{manifest.name}, line {number}"
     name = next((row[key] for key in _PATH_COLUMNS if row.get(key)), None)
     if not isinstance(name, str) or not name.strip():
         return Skipped(str(manifest), f"{where}: the path is empty")
     root = audio_root or manifest.parent
-    path = os.path.normpath(name if os.path.isabs(name) else root / name)
-    clip_id = next((str(row[key]) for key in ("clip_id", "id") if row.get(key) not in (None, "")), name)
+    clip_id = next((str(row[key]) for key in ("clip_id", "id") if row.get(key) not in (None, "")), None)
     caption = _caption(row)
-    if not all(is_utf8(text) for text in (name, clip_id, caption or "")) or "\x00" in name:
+    if not all(is_utf8(text) for text in (name, clip_id or "", caption or "")) or "\x00" in name:
         return Skipped(printable(name.replace("\x00", "\\x00")), f"{where}: holds characters that are no text")
+    path, inside = _resolved(name, root)
+    clip_id = clip_id or (str(path) if is_url(name) else name)  # of an address, what shows no credentials
     if caption is not None and len(caption) > MAX_CAPTION:
         return Skipped(
             path, f"{where}: a caption of {len(caption):,} characters; at most {MAX_CAPTION:,} are taken", clip_id=clip_id
         )
-    if not os.path.isabs(name) and not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+    if not inside:
         return Skipped(path, f"{where}: climbs out of {root}; write it as an absolute path if it is meant", clip_id=clip_id)
     return Clip(
         clip_id=clip_id,
@@ -159,6 +172,17 @@ def _clip_of(manifest: Path, number: int, row: Row, audio_root: Path | None) -> 
         caption=caption,
         labels=_labels(row.get("labels")),
     )
+
+
+def _resolved(name: str, root: Place) -> tuple[str, bool]:
+    """Where a manifest's path leads, and whether it stays below ``root`` or is absolute."""
+    if is_url(name):
+        return Url(name), True
+    if isinstance(root, Url):
+        path = os.path.normpath(name.lstrip("/"))
+        return join(root, path), path.split("/")[0] != ".."  # type: ignore[return-value]  # of a Url it is one
+    path = os.path.normpath(name if os.path.isabs(name) else root / name)
+    return path, os.path.isabs(name) or Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
 
 
 def _seconds(row: Row, key: str, where: str) -> float | None:
@@ -191,16 +215,16 @@ def _labels(value: Any) -> tuple[str, ...]:
 
 
 def _audiocaps_clips(
-    manifest: Path, first: tuple[int, Row], rest: Iterator[tuple[int, Row]], audio_root: Path | None
+    manifest: Place, first: tuple[int, Row], rest: Iterator[tuple[int, Row]], audio_root: Place | None
 ) -> Iterator[Clip | Skipped]:
     """AudioCaps rows: one clip for each (youtube_id, start_time); of several captions the first is kept."""
     if audio_root is None:
         raise ManifestError(f"{manifest}: AudioCaps's CSV names no files; give --audio-root FOLDER (audio named by youtube_id)")
     files: dict[str, str] = {}
-    for _, entry in walk(audio_root):
-        stem, suffix = os.path.splitext(entry.name)
+    for name, path in _audio_below(audio_root):
+        stem, suffix = os.path.splitext(name)
         if suffix.lower() in AUDIO_SUFFIXES:
-            files.setdefault(stem, entry.path)
+            files.setdefault(stem, path)
     seen: set[str] = set()
     for number, row in _chained(first, rest):
         youtube_id, start = str(row["youtube_id"]), str(row["start_time"])
@@ -210,15 +234,21 @@ def _audiocaps_clips(
         seen.add(clip_id)
         # the names that the usual downloaders give: ID, YID, ID_START, ID_START(ms), YID_START
         names = (clip_id, youtube_id, f"Y{youtube_id}", f"Y{clip_id}", f"{clip_id}000")
-        path = next((files[name] for name in names if name in files), None)
-        if path is None:
+        found = next((files[name] for name in names if name in files), None)
+        if found is None:
             yield Skipped(
                 youtube_id,
                 f"no audio named {youtube_id}.* below {audio_root} ({manifest.name}, line {number})",
                 clip_id=clip_id,
             )
         else:
-            yield Clip(clip_id=clip_id, path=path, caption=_caption(row))
+            yield Clip(clip_id=clip_id, path=found, caption=_caption(row))
+
+
+def _audio_below(root: Place) -> Iterator[tuple[str, str]]:
+    if isinstance(root, Url):
+        return ((entry.name, url) for _, url, entry in walk_url(root))
+    return ((entry.name, entry.path) for _, entry in walk(root))
 
 
 def _chained(first: tuple[int, Row], rest: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:

@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import CorpusError, ManifestError
+from ..storage import Place, Url, place_of, stat
+from ..storage.remote import check_bucket, is_folder
 from .archive import dataset_clips, is_saved_dataset, is_webdataset, webdataset_clips
 from .clip import Clip, Skipped
 from .folder import AUDIO_SUFFIXES, folder_clips
 from .manifest import MANIFEST_SUFFIXES, manifest_clips
+from .remote import url_clips
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Corpus:
     Attributes
     ----------
     sources
-        Folders, manifests, single audio files, ``hf:NAME[:SPLIT]``.
+        Folders, manifests, single audio files, URLs of any of these or of a tar, ``hf:NAME[:SPLIT]``.
     audio_root
         Folder that a manifest's paths are relative to (AudioCaps: the folder of audio named by ``youtube_id``).
     encoding
@@ -57,7 +60,7 @@ def _hash(clip_id: str) -> bytes:
 
 def _told_apart(clip: Clip, source: str, earlier: set[bytes]) -> Clip:
     """Put as much of the source's name before an id as tells it from the ids of earlier sources: usually nothing."""
-    place = Path(source)
+    place = place_of(source)
     while _hash(clip.clip_id) in earlier and place.name:
         clip = replace(clip, clip_id=f"{place.name}/{clip.clip_id}")
         place = place.parent
@@ -77,46 +80,71 @@ def open_corpus(
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not listed:
         raise ValueError("expected at least one source")
-    if audio_root is not None and not os.path.isdir(audio_root):
+    root = None if audio_root is None else _absolute(audio_root)
+    if root is not None and not (is_folder(root) if isinstance(root, Url) else os.path.isdir(root)):
         raise CorpusError(f"{audio_root}: the audio root is no folder")
     try:
         "".encode(encoding)
     except LookupError:
         raise ValueError(f"unknown encoding {encoding!r}; expected utf-8, latin-1, cp1252, ...") from None
-    for source in map(str, listed):
-        if not source.strip():
-            raise CorpusError("a source is empty; expected a folder, a manifest, an audio file or hf:NAME[:SPLIT]")
-        _source_kind(source)
-    # absolute, because the paths of the clips must still be found when a report is rebuilt from elsewhere
-    places = tuple(str(source) if str(source).startswith("hf:") else os.path.abspath(source) for source in listed)
-    return Corpus(places, None if audio_root is None else os.path.abspath(audio_root), encoding)
+    for source in listed:
+        if not str(source).strip():
+            raise CorpusError("a source is empty; expected a folder, a manifest, an audio file, a URL or hf:NAME[:SPLIT]")
+    places = tuple(map(_absolute, listed))
+    for place in places:
+        _source_kind(place)
+    return Corpus(places, root, encoding)
+
+
+def _absolute(source: str | Path) -> str:
+    """Absolute, because the paths of the clips must still be found when a report is rebuilt from elsewhere."""
+    if str(source).startswith("hf:"):
+        return str(source)
+    place = place_of(source)
+    return place if isinstance(place, Url) else os.path.abspath(place)
 
 
 def _source_kind(source: str) -> str:
-    path = Path(source)
     if source.startswith("hf:"):
         return "dataset"
-    if path.is_dir():
-        if is_saved_dataset(path):
+    place = place_of(source)
+    if isinstance(place, Url):
+        return _url_kind(place)
+    if place.is_dir():
+        if is_saved_dataset(place):
             return "dataset"
-        return "webdataset" if is_webdataset(path) else "folder"
-    if not path.exists():
+        return "webdataset" if is_webdataset(place) else "folder"
+    if not place.exists():
         raise CorpusError(f"{source}: does not exist")
-    if path.suffix.lower() in MANIFEST_SUFFIXES:
+    return _file_kind(place)
+
+
+def _url_kind(url: Url) -> str:
+    """What lies at an address. Where the suffix says that it is a file, one request is enough."""
+    if stat(url) is not None:
+        return "webdataset" if url.suffix.lower() == ".tar" else _file_kind(url)
+    if is_folder(url):
+        return "webdataset" if is_webdataset(url) else "folder"
+    check_bucket(url)
+    raise CorpusError(f"{url}: does not exist")
+
+
+def _file_kind(place: Place) -> str:
+    if place.suffix.lower() in MANIFEST_SUFFIXES:
         return "manifest"
-    if path.suffix.lower() in AUDIO_SUFFIXES:
+    if place.suffix.lower() in AUDIO_SUFFIXES:
         return "file"
-    raise CorpusError(f"{source}: expected a folder, a manifest (.csv, .jsonl, .parquet), an audio file or hf:NAME[:SPLIT]")
+    raise CorpusError(f"{place}: expected a folder, a manifest (.csv, .jsonl, .parquet), an audio file or hf:NAME[:SPLIT]")
 
 
 def _source_items(source: str, audio_root: str | None, encoding: str) -> Iterator[Clip | Skipped]:
-    kind, path = _source_kind(source), Path(source)
+    kind, place = _source_kind(source), place_of(source)
     if kind == "dataset":
         return dataset_clips(source.removeprefix("hf:"))
     if kind == "webdataset":
-        return webdataset_clips(path)
+        return webdataset_clips(place)
     if kind == "manifest":
-        return manifest_clips(path, audio_root=None if audio_root is None else Path(audio_root), encoding=encoding)
+        return manifest_clips(place, audio_root=None if audio_root is None else place_of(audio_root), encoding=encoding)
     if kind == "file":
-        return iter([Clip(clip_id=path.name, path=str(path))])
-    return folder_clips(path)
+        return iter([Clip(clip_id=place.name, path=place if isinstance(place, Url) else str(place))])
+    return url_clips(place) if isinstance(place, Url) else folder_clips(place)

@@ -19,6 +19,8 @@ import soundfile as sf
 from ..audio import AV_OPTIONS
 from ..corpus.archive import container, open_audio_bytes
 from ..errors import AudioDecodeError, AuscultError
+from ..storage import Url, is_url
+from ..storage import stat as stat_url
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -228,7 +230,7 @@ def open_decoder(path: str) -> tuple[Decoder, int]:
 
 def _source(path: str) -> str | io.BytesIO:
     try:
-        if not path.startswith("hf:"):
+        if not path.startswith("hf:") and not is_url(path):
             _expect_file(container(path))
         source = open_audio_bytes(path)
         if isinstance(source, str):
@@ -261,8 +263,10 @@ def file_signature(path: str) -> tuple[int, int]:
     if path.startswith("hf:"):
         return (0, 0)
     try:
+        if is_url(path):
+            return stat_url(Url(container(path))) or (0, 0)
         status = os.stat(container(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AuscultError) as error:
         raise AudioDecodeError(f"cannot be opened ({getattr(error, 'strerror', None) or error})") from error
     return status.st_size, status.st_mtime_ns
 
