@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from .cluster import connect, map_in_tasks
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -50,8 +52,18 @@ class Engine:
         ----------
         threads
             On this machine: how many jobs run at once, each with one thread of its own. With 1 a job has all cores, as
-            a matrix product wants them. A cluster decides for itself.
+            a matrix product wants them. On a cluster a job always has one CPU and one thread.
+
+        Raises
+        ------
+        ClusterError
+            The cluster cannot be reached, or lost what cannot be replaced.
+        MissingExtraError
+            Ray is not installed.
         """
+        if self.ray is not None:
+            yield from map_in_tasks(connect(self.ray, self.workers), function, jobs)
+            return
         if threads == 1:
             yield from map(function, jobs)
             return

@@ -1,0 +1,382 @@
+"""Place jobs on the cluster, in tasks or in actors that hold something loaded, and give their results in order.
+
+A job whose worker or node is lost is given to another. An error that the work itself raises is not tried again: it is
+raised here as what it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import platform
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from ..errors import AuscultError, ClusterError
+from .connection import Session
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+AHEAD = 4  # jobs taken from the input for each CPU: one that takes long holds the results of this many others back
+AT_ONCE = 2  # given to an actor, so that it need not wait for the driver
+CRASHES = 4  # of worker processes on one job while their nodes lived on: then it is the job's doing
+STARTS = 3  # times that all actors died before one was ready
+NODE_LOSS_S = 2.0  # Ray learns of a node's loss after that of its workers
+
+
+def map_in_tasks(session: Session, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+    """Results of ``function`` in the order of ``jobs``, each in a task with one CPU and one thread.
+
+    Parameters
+    ----------
+    function
+        Sent once, however large it is.
+    jobs
+        Taken as there is room for them.
+
+    Raises
+    ------
+    ClusterError
+        One job ended its worker process again and again, or a node's disk is full.
+    Exception
+        Whatever ``function`` raises, of the same type.
+    """
+    return _in_order(session, _Tasks(session, function), jobs, None, None)
+
+
+def map_in_actors(
+    session: Session,
+    load: Callable[[], Callable[[Job], Result]],
+    jobs: Iterable[Job],
+    *,
+    split: Callable[[Job], list[Job]],
+    crashed: Callable[[Job], Result],
+    gpus: bool = False,
+) -> Iterator[Result]:
+    """Results in the order of ``jobs``, by actors that each have one CPU, one thread and what ``load`` returns.
+
+    Parameters
+    ----------
+    load
+        Called once in each actor.
+    split
+        Parts of a job that ended a worker process: each is then done in a process that does nothing else meanwhile.
+    crashed
+        The result of a part that ended such a process, too.
+    gpus
+        Give a GPU to each.
+
+    Raises
+    ------
+    ClusterError
+        No actor can be started.
+    Exception
+        Whatever ``load`` or the function raises, of the same type.
+    """
+    actors = _Actors(session, load, gpus)
+    try:
+        yield from _in_order(session, actors, jobs, split, crashed)
+    finally:
+        actors.end()
+
+
+# --- in order -------------------------------------------------------------------------------------------------------
+
+
+class _Entry:
+    """A job on its way."""
+
+    def __init__(self, job: Any, *, alone: bool = False) -> None:
+        self.job, self.alone = job, alone
+        self.crashes = 0
+        self.done = False
+        self.result: Any = None
+
+
+class _Place(Protocol):
+    """Where jobs run."""
+
+    def room(self) -> int:
+        """How many jobs run at once."""
+
+    def started(self, entry: _Entry) -> Any | None:
+        """Start a job and return what it will give, or None if there is no room."""
+
+    def other_news(self, unfinished: int) -> list[Any]:
+        """What to wait for beside the results."""
+
+    def heard(self, ref: Any) -> None:
+        """News are here, or a result."""
+
+    def lost(self, ref: Any) -> bool:
+        """A job was lost; whether by its own doing, as far as one can tell: its node is still there."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a worker answers: a result, or the error that the work raised, and where."""
+
+    result: Any = None
+    error: Exception | None = None
+    node: str = ""
+
+
+def _in_order(
+    session: Session,
+    place: _Place,
+    jobs: Iterable[Any],
+    split: Callable[[Any], list[Any]] | None,
+    crashed: Callable[[Any], Any] | None,
+) -> Iterator[Any]:
+    ray, source = session.ray, iter(jobs)
+    window: deque[_Entry] = deque()  # in the order of the input, from the oldest that was not yielded
+    waiting: deque[_Entry] = deque()
+    running: dict[Any, _Entry] = {}
+    while True:
+        for job in itertools.islice(source, max(AHEAD * place.room() - len(window), 0)):
+            window.append(_Entry(job))
+            waiting.append(window[-1])
+        if not window:
+            return
+        news = place.other_news(len(running) + len(waiting))
+        while waiting and (ref := place.started(waiting[0])) is not None:
+            running[ref] = waiting.popleft()
+        if window[0].done:
+            yield window.popleft().result
+            continue
+        for ref in _ready(ray, [*running, *news]):
+            entry = running.pop(ref, None)
+            if entry is None:
+                place.heard(ref)
+                continue
+            if _finished(session, place, ref, entry):
+                continue
+            if split is None or crashed is None:
+                if entry.crashes >= CRASHES:
+                    raise ClusterError(f"a job ended its worker process {CRASHES} times; is there enough memory on the nodes?")
+                waiting.appendleft(entry)
+            elif entry.crashes and not entry.alone:
+                parts = [_Entry(part, alone=True) for part in split(entry.job)]
+                at = window.index(entry)
+                window.remove(entry)
+                for part in reversed(parts):
+                    window.insert(at, part)
+                    waiting.appendleft(part)
+            elif entry.crashes:
+                entry.done, entry.result = True, crashed(entry.job)
+            else:
+                waiting.appendleft(entry)
+
+
+def _ready(ray: Any, refs: list[Any]) -> list[Any]:
+    if not refs:
+        time.sleep(0.2)
+        return []
+    ready, _ = ray.wait(refs, num_returns=1, timeout=1.0)
+    if ready and len(refs) > 1:
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+    return list(ready)
+
+
+def _finished(session: Session, place: _Place, ref: Any, entry: _Entry) -> bool:
+    """Take a result in; False if it was lost."""
+    errors = session.ray.exceptions
+    try:
+        outcome: _Outcome = session.ray.get(ref)
+    except (errors.OutOfDiskError, errors.ObjectStoreFullError) as error:
+        raise ClusterError(f"a node has no room left for results: {_one_line(error)}") from None
+    except errors.RayTaskError as error:  # outside of the work: it could not be sent, or not be imported there
+        raise ClusterError(f"a worker could not take or answer a job: {_one_line(error.cause)}") from None
+    except errors.RayError as error:
+        log.debug("a job was lost: %s", error)
+        entry.crashes += place.lost(ref)
+        return False
+    place.heard(ref)
+    entry.result, entry.done = _value(outcome), True
+    return True
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _value(outcome: _Outcome) -> Any:
+    """The result, or the error raised as what it is, with the node's name in its message."""
+    error, node = outcome.error, outcome.node
+    if error is None:
+        return outcome.result
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        raise ClusterError(f"node {node}: its disk is full ({error}); free some space there and give the command again") from error
+    if isinstance(error, AuscultError) and error.args and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]} (on node {node})", *error.args[1:])
+    raise error
+
+
+# --- in a worker ----------------------------------------------------------------------------------------------------
+
+
+def _settle(folder: str) -> None:
+    """One thread, and the driver's folder, so that relative paths mean the same where that is shared."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)
+    if os.path.isdir(folder):
+        os.chdir(folder)
+
+
+def _run(function: Callable[[Any], Any], job: Any, folder: str) -> _Outcome:
+    _settle(folder)
+    return _outcome(function, job)
+
+
+def _outcome(function: Callable[..., Any], *arguments: Any) -> _Outcome:
+    node = platform.node()
+    try:
+        return _Outcome(function(*arguments), node=node)
+    except Exception as error:  # noqa: BLE001 - it is raised in the driver
+        error.add_note(f"on node {node}:\n{''.join(traceback.format_exception(error))}")
+        return _Outcome(error=error.with_traceback(None), node=node)
+
+
+class _Worker:
+    """What an actor is: something loaded, waiting for jobs."""
+
+    def __init__(self, load: Callable[[], Callable[[Any], Any]], folder: str) -> None:
+        _settle(folder)
+        self.loaded = _outcome(load)
+
+    def begin(self) -> tuple[_Outcome, str]:
+        """Whether it could be loaded, and the id of the node."""
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        return _Outcome(None, self.loaded.error, self.loaded.node), node
+
+    def work(self, job: Any) -> _Outcome:
+        """Do a job."""
+        return _outcome(self.loaded.result, job)
+
+
+# --- places ---------------------------------------------------------------------------------------------------------
+
+
+class _Tasks:
+    """Jobs as tasks: Ray puts them where there is a CPU."""
+
+    def __init__(self, session: Session, function: Callable[[Any], Any]) -> None:
+        self.session, self.running = session, 0
+        self.function = session.ray.put(function)
+        self.task = session.ray.remote(_run).options(num_cpus=1, max_retries=0)
+
+    def room(self) -> int:
+        return max(self.session.slots(), 1)
+
+    def started(self, entry: _Entry) -> Any | None:
+        if self.running >= AT_ONCE * self.room():
+            return None
+        self.running += 1
+        return self.task.remote(self.function, entry.job, os.getcwd())
+
+    def other_news(self, unfinished: int) -> list[Any]:
+        return []
+
+    def heard(self, ref: Any) -> None:
+        self.running -= 1
+
+    def lost(self, ref: Any) -> bool:
+        self.running -= 1
+        before = {node["NodeID"] for node in self.session.nodes()}
+        time.sleep(NODE_LOSS_S)
+        return before <= {node["NodeID"] for node in self.session.nodes(fresh=True)}
+
+
+class _Actor:
+    """An actor that is ready, and what it was given."""
+
+    def __init__(self, handle: Any, node: str) -> None:
+        self.handle, self.node = handle, node
+        self.refs: dict[Any, _Entry] = {}
+        self.excused = False
+
+    def takes(self, entry: _Entry) -> bool:
+        if entry.alone or any(other.alone for other in self.refs.values()):
+            return not self.refs
+        return len(self.refs) < AT_ONCE
+
+
+class _Actors:
+    """Jobs in actors, as many as the cluster has room for; lost ones are replaced, and new nodes get theirs."""
+
+    def __init__(self, session: Session, load: Callable[[], Callable[[Any], Any]], gpus: bool) -> None:
+        self.session, self.gpus = session, gpus
+        self.load = session.ray.put(load)
+        self.kind = session.ray.remote(_Worker).options(num_cpus=1, num_gpus=int(gpus), max_restarts=0, max_task_retries=0)
+        self.starting: dict[Any, Any] = {}
+        self.actors: list[_Actor] = []
+        self.dead: list[_Actor] = []  # of which jobs are not known to be lost yet
+        self.failed_starts = 0
+
+    def room(self) -> int:
+        if not (slots := self.session.slots(gpus=self.gpus)) and self.gpus:
+            raise ClusterError("no node of the cluster has a GPU; leave out --device cuda, or add one")
+        return max(slots, 1)
+
+    def started(self, entry: _Entry) -> Any | None:
+        actor = min((actor for actor in self.actors if actor.takes(entry)), key=lambda actor: len(actor.refs), default=None)
+        if actor is None:
+            return None
+        ref = actor.handle.work.remote(entry.job)
+        actor.refs[ref] = entry
+        return ref
+
+    def other_news(self, unfinished: int) -> list[Any]:
+        for _ in range(min(self.room(), unfinished) - len(self.actors) - len(self.starting)):
+            handle = self.kind.remote(self.load, os.getcwd())
+            self.starting[handle.begin.remote()] = handle
+        return list(self.starting)
+
+    def heard(self, ref: Any) -> None:
+        if (handle := self.starting.pop(ref, None)) is None:
+            for actor in (*self.actors, *self.dead):
+                actor.refs.pop(ref, None)
+            return
+        try:
+            outcome, node = self.session.ray.get(ref)
+        except self.session.ray.exceptions.RayError as error:
+            self.failed_starts += 1
+            if self.failed_starts >= STARTS * self.room():  # a node that is lost takes all along that start on it
+                raise ClusterError(f"workers die when they start: {_one_line(error)}") from None
+            return
+        _value(outcome)
+        self.failed_starts = 0
+        self.actors.append(_Actor(handle, node))
+
+    def lost(self, ref: Any) -> bool:
+        actor = next(actor for actor in (*self.actors, *self.dead) if ref in actor.refs)
+        if actor in self.actors:
+            self.actors.remove(actor)
+            self.dead.append(actor)
+            self.session.ray.kill(actor.handle)
+        running = next(iter(actor.refs)) == ref  # jobs are done in the order in which they were given
+        del actor.refs[ref]
+        if not actor.refs:
+            self.dead.remove(actor)
+        if not running or actor.excused:
+            return False
+        actor.excused = True  # it died of one job
+        time.sleep(NODE_LOSS_S)
+        return any(node["NodeID"] == actor.node for node in self.session.nodes(fresh=True))
+
+    def end(self) -> None:
+        """Free the CPUs for what comes next."""
+        for handle in [*(actor.handle for actor in self.actors), *self.starting.values()]:
+            self.session.ray.kill(handle)
