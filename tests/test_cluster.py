@@ -140,7 +140,9 @@ def same_folders(here: Path, there: Path) -> None:
 
 
 def _timeless(card: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in card.items() if key not in {"created", "created_at", "finished_at", "elapsed_s", "seconds"}}
+    return {
+        key: value for key, value in card.items() if key not in {"created", "created_at", "finished_at", "elapsed_s", "seconds"}
+    }
 
 
 @pytest.mark.parametrize("descriptor", ["mel", "contrast"])
@@ -214,7 +216,9 @@ def test_a_node_killed_among_tasks_changes_nothing(nodes: Nodes) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
-def test_a_node_killed_while_indexing_changes_nothing(write_sounds, tmp_path: Path, nodes: Nodes, engine: Engine, seed: int) -> None:
+def test_a_node_killed_while_indexing_changes_nothing(
+    write_sounds, tmp_path: Path, nodes: Nodes, engine: Engine, seed: int
+) -> None:
     folder = write_sounds("in", 160, duration_s=1.5)
     at, killed = random.Random(seed).randrange(1, 100), []
 
@@ -309,9 +313,11 @@ def test_a_job_that_ends_every_worker_is_no_endless_loop(nodes: Nodes) -> None:
 
 def _fails(kind: str, number: int) -> int:
     if number == 3:
-        raise {"store": StoreError("part-00001.parquet: damaged"), "value": ValueError("k < 1"), "disk": OSError(28, "No space")}[
-            kind
-        ]
+        raise {
+            "store": StoreError("part-00001.parquet: damaged"),
+            "value": ValueError("k < 1"),
+            "disk": OSError(28, "No space"),
+        }[kind]
     return number
 
 

@@ -105,9 +105,7 @@ def _submit(pool: ProcessPoolExecutor, batch: list[Item]) -> Future[list[Describ
 def _start_pool(descriptor: Descriptor, workers: int, device: str) -> ProcessPoolExecutor:
     # spawn: fork copies locks that other threads of this process may hold
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(str(descriptor.spec), device)
-    )
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(str(descriptor.spec), device))
     with _interrupts_ignored():  # which the workers inherit: Ctrl-C is the parent's to handle
         for _ in range(workers):
             pool.submit(os.getpid)

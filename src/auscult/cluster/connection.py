@@ -200,7 +200,9 @@ def check_nodes(ray: ModuleType, nodes: list[dict[str, Any]]) -> None:
     ask = ray.remote(_versions_of_a_worker())
     expected = versions()
     asked = [
-        ask.options(num_cpus=0, max_retries=2, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], False)).remote()
+        ask.options(
+            num_cpus=0, max_retries=2, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], False)
+        ).remote()
         for node in nodes
     ]
     deadline = time.monotonic() + CHECK_S
@@ -225,7 +227,12 @@ def versions() -> dict[str, str]:
 
     from .. import __version__
 
-    return {"auscult": __version__, "ray": ray.__version__, "python": ".".join(platform.python_version_tuple()[:2]), "imports": "what it needs"}
+    return {
+        "auscult": __version__,
+        "ray": ray.__version__,
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "imports": "what it needs",
+    }
 
 
 def _versions_of_a_worker() -> Callable[[], dict[str, str]]:

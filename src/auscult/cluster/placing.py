@@ -215,7 +215,9 @@ def _value(outcome: _Outcome) -> Any:
     if error is None:
         return outcome.result
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        raise ClusterError(f"node {node}: its disk is full ({error}); free some space there and give the command again") from error
+        raise ClusterError(
+            f"node {node}: its disk is full ({error}); free some space there and give the command again"
+        ) from error
     if isinstance(error, AuscultError) and error.args and isinstance(error.args[0], str):
         error.args = (f"{error.args[0]} (on node {node})", *error.args[1:])
     raise error
