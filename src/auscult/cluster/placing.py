@@ -29,8 +29,9 @@ log = logging.getLogger(__name__)
 AHEAD = 4  # jobs taken from the input for each CPU: one that takes long holds the results of this many others back
 AT_ONCE = 2  # given to an actor, so that it need not wait for the driver
 CRASHES = 4  # of worker processes on one job while their nodes lived on: then it is the job's doing
+ALONE = 2  # of processes that did nothing else: one may have been on a node whose loss was noticed late
 STARTS = 3  # times that all actors died before one was ready
-NODE_LOSS_S = 2.0  # Ray learns of a node's loss after that of its workers
+NODE_LOSS_S = 1.0  # Ray learns of a node's loss after that of its workers
 
 
 def map_in_tasks(session: Session, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
@@ -117,8 +118,8 @@ class _Place(Protocol):
     def heard(self, ref: Any) -> None:
         """News are here, or a result."""
 
-    def lost(self, ref: Any) -> bool:
-        """A job was lost; whether by its own doing, as far as one can tell: its node is still there."""
+    def blamed(self, ref: Any, gone: set[str]) -> bool:
+        """A job was lost, and these nodes; whether it was by its own doing, as far as one can tell."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class _Outcome:
     result: Any = None
     error: Exception | None = None
     node: str = ""
+    trace: str = ""
 
 
 def _in_order(
@@ -153,28 +155,47 @@ def _in_order(
         if window[0].done:
             yield window.popleft().result
             continue
+        lost = []
         for ref in _ready(ray, [*running, *news]):
             entry = running.pop(ref, None)
             if entry is None:
                 place.heard(ref)
-                continue
-            if _finished(session, place, ref, entry):
-                continue
-            if split is None or crashed is None:
-                if entry.crashes >= CRASHES:
-                    raise ClusterError(f"a job ended its worker process {CRASHES} times; is there enough memory on the nodes?")
-                waiting.appendleft(entry)
-            elif entry.crashes and not entry.alone:
-                parts = [_Entry(part, alone=True) for part in split(entry.job)]
-                at = window.index(entry)
-                window.remove(entry)
-                for part in reversed(parts):
-                    window.insert(at, part)
-                    waiting.appendleft(part)
-            elif entry.crashes:
-                entry.done, entry.result = True, crashed(entry.job)
-            else:
-                waiting.appendleft(entry)
+            elif not _finished(session, place, ref, entry):
+                lost.append((ref, entry))
+        if lost:
+            before = {node["NodeID"] for node in session.nodes()}
+            time.sleep(NODE_LOSS_S)
+            gone = before - {node["NodeID"] for node in session.nodes(fresh=True)}
+            for ref, entry in lost:
+                entry.crashes += place.blamed(ref, gone)
+                for again in reversed(_again(entry, window, split, crashed)):
+                    waiting.appendleft(again)
+
+
+def _again(
+    entry: _Entry,
+    window: deque[_Entry],
+    split: Callable[[Any], list[Any]] | None,
+    crashed: Callable[[Any], Any] | None,
+) -> list[_Entry]:
+    """What is to be started in the place of a job that was lost: itself, its parts, or nothing if it was to blame alone."""
+    if entry.crashes == 0:
+        return [entry]
+    if split is None or crashed is None:
+        if entry.crashes >= CRASHES:
+            raise ClusterError(f"a job ended its worker process {CRASHES} times; is there enough memory on the nodes?")
+        return [entry]
+    if entry.alone and entry.crashes < ALONE:
+        return [entry]
+    if entry.alone:
+        entry.done, entry.result = True, crashed(entry.job)
+        return []
+    parts = [_Entry(part, alone=True) for part in split(entry.job)]
+    at = window.index(entry)
+    del window[at]
+    for part in reversed(parts):
+        window.insert(at, part)
+    return parts
 
 
 def _ready(ray: Any, refs: list[Any]) -> list[Any]:
@@ -198,7 +219,6 @@ def _finished(session: Session, place: _Place, ref: Any, entry: _Entry) -> bool:
         raise ClusterError(f"a worker could not take or answer a job: {_one_line(error.cause)}") from None
     except errors.RayError as error:
         log.debug("a job was lost: %s", error)
-        entry.crashes += place.lost(ref)
         return False
     place.heard(ref)
     entry.result, entry.done = _value(outcome), True
@@ -214,6 +234,7 @@ def _value(outcome: _Outcome) -> Any:
     error, node = outcome.error, outcome.node
     if error is None:
         return outcome.result
+    log.debug("on node %s: %s", node, outcome.trace)
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         raise ClusterError(
             f"node {node}: its disk is full ({error}); free some space there and give the command again"
@@ -245,8 +266,8 @@ def _outcome(function: Callable[..., Any], *arguments: Any) -> _Outcome:
     try:
         return _Outcome(function(*arguments), node=node)
     except Exception as error:  # noqa: BLE001 - it is raised in the driver
-        error.add_note(f"on node {node}:\n{''.join(traceback.format_exception(error))}")
-        return _Outcome(error=error.with_traceback(None), node=node)
+        trace = "".join(traceback.format_exception(error))
+        return _Outcome(error=error.with_traceback(None), node=node, trace=trace)
 
 
 class _Worker:
@@ -261,7 +282,7 @@ class _Worker:
         import ray
 
         node = ray.get_runtime_context().get_node_id()
-        return _Outcome(None, self.loaded.error, self.loaded.node), node
+        return _Outcome(None, self.loaded.error, self.loaded.node, self.loaded.trace), node
 
     def work(self, job: Any) -> _Outcome:
         """Do a job."""
@@ -294,11 +315,9 @@ class _Tasks:
     def heard(self, ref: Any) -> None:
         self.running -= 1
 
-    def lost(self, ref: Any) -> bool:
+    def blamed(self, ref: Any, gone: set[str]) -> bool:
         self.running -= 1
-        before = {node["NodeID"] for node in self.session.nodes()}
-        time.sleep(NODE_LOSS_S)
-        return before <= {node["NodeID"] for node in self.session.nodes(fresh=True)}
+        return not gone  # where it ran is not known
 
 
 class _Actor:
@@ -307,7 +326,7 @@ class _Actor:
     def __init__(self, handle: Any, node: str) -> None:
         self.handle, self.node = handle, node
         self.refs: dict[Any, _Entry] = {}
-        self.excused = False
+        self.first_lost: Any = None
 
     def takes(self, entry: _Entry) -> bool:
         if entry.alone or any(other.alone for other in self.refs.values()):
@@ -362,21 +381,18 @@ class _Actors:
         self.failed_starts = 0
         self.actors.append(_Actor(handle, node))
 
-    def lost(self, ref: Any) -> bool:
+    def blamed(self, ref: Any, gone: set[str]) -> bool:
         actor = next(actor for actor in (*self.actors, *self.dead) if ref in actor.refs)
         if actor in self.actors:
             self.actors.remove(actor)
             self.dead.append(actor)
             self.session.ray.kill(actor.handle)
-        running = next(iter(actor.refs)) == ref  # jobs are done in the order in which they were given
+        running = actor.first_lost in {None, ref} and next(iter(actor.refs)) == ref  # it does them in the order given
+        actor.first_lost = actor.first_lost or ref
         del actor.refs[ref]
         if not actor.refs:
             self.dead.remove(actor)
-        if not running or actor.excused:
-            return False
-        actor.excused = True  # it died of one job
-        time.sleep(NODE_LOSS_S)
-        return any(node["NodeID"] == actor.node for node in self.session.nodes(fresh=True))
+        return running and actor.node not in gone
 
     def end(self) -> None:
         """Free the CPUs for what comes next."""
