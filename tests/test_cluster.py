@@ -58,6 +58,8 @@ class Nodes:
         (folder / "sitecustomize.py").write_text(CRASHING)
         self.environment = {
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_health_check_period_ms": "500",  # a lost node is noticed in some two seconds; by default in thirteen
+            "RAY_health_check_failure_threshold": "4",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "PYTHONPATH": os.pathsep.join([str(folder), *(path for path in sys.path if path)]),
         }
@@ -304,7 +306,8 @@ def _ends_at_7(number: int) -> int:
     return number
 
 
-def test_a_job_that_ends_every_worker_is_no_endless_loop(nodes: Nodes) -> None:
+def test_a_job_that_ends_every_worker_is_no_endless_loop(nodes: Nodes, monkeypatch) -> None:
+    monkeypatch.setattr("auscult.cluster.placing.PATIENCE_S", (0.0,))
     with pytest.raises(ClusterError, match="ended its worker process 4 times"):
         list(map_in_tasks(connect(nodes.address), _ends_at_7, range(20)))
 

@@ -31,7 +31,8 @@ AT_ONCE = 2  # given to an actor, so that it need not wait for the driver
 CRASHES = 4  # of worker processes on one job while their nodes lived on: then it is the job's doing
 ALONE = 2  # of processes that did nothing else: one may have been on a node whose loss was noticed late
 STARTS = 3  # times that all actors died before one was ready
-NODE_LOSS_S = 1.0  # Ray learns of a node's loss after that of its workers
+PATIENCE_S = (0.0, 3.0, 10.0)  # before a task that lost its worker is tried again: Ray learns of a node's loss in 10 to 15 s
+SIGN_S = 60  # for a sign of life from a node
 
 
 def map_in_tasks(session: Session, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
@@ -118,8 +119,8 @@ class _Place(Protocol):
     def heard(self, ref: Any) -> None:
         """News are here, or a result."""
 
-    def blamed(self, ref: Any, gone: set[str]) -> bool:
-        """A job was lost, and these nodes; whether it was by its own doing, as far as one can tell."""
+    def blamed(self, ref: Any, entry: _Entry) -> bool:
+        """A job was lost; whether by its own doing, as far as one can tell."""
 
 
 @dataclass(frozen=True)
@@ -162,14 +163,10 @@ def _in_order(
                 place.heard(ref)
             elif not _finished(session, place, ref, entry):
                 lost.append((ref, entry))
-        if lost:
-            before = {node["NodeID"] for node in session.nodes()}
-            time.sleep(NODE_LOSS_S)
-            gone = before - {node["NodeID"] for node in session.nodes(fresh=True)}
-            for ref, entry in lost:
-                entry.crashes += place.blamed(ref, gone)
-                for again in reversed(_again(entry, window, split, crashed)):
-                    waiting.appendleft(again)
+        for ref, entry in lost:
+            entry.crashes += place.blamed(ref, entry)
+            for again in reversed(_again(entry, window, split, crashed)):
+                waiting.appendleft(again)
 
 
 def _again(
@@ -244,6 +241,25 @@ def _value(outcome: _Outcome) -> Any:
     raise error
 
 
+def _lives(session: Session, node: str) -> bool:
+    """Whether a node still does something; that it does not, Ray may learn many seconds after its workers are lost."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ray = session.ray
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    sign = ray.remote(platform.node).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote()
+    for _ in range(SIGN_S):
+        if ray.wait([sign], timeout=1.0)[0]:
+            try:
+                ray.get(sign)
+            except ray.exceptions.RayError:
+                return False
+            return True
+        if not any(one["NodeID"] == node for one in session.nodes(fresh=True)):
+            return False
+    return False
+
+
 # --- in a worker ----------------------------------------------------------------------------------------------------
 
 
@@ -315,9 +331,10 @@ class _Tasks:
     def heard(self, ref: Any) -> None:
         self.running -= 1
 
-    def blamed(self, ref: Any, gone: set[str]) -> bool:
+    def blamed(self, ref: Any, entry: _Entry) -> bool:
         self.running -= 1
-        return not gone  # where it ran is not known
+        time.sleep(PATIENCE_S[min(entry.crashes, len(PATIENCE_S) - 1)])
+        return True  # where it ran is not known
 
 
 class _Actor:
@@ -381,7 +398,7 @@ class _Actors:
         self.failed_starts = 0
         self.actors.append(_Actor(handle, node))
 
-    def blamed(self, ref: Any, gone: set[str]) -> bool:
+    def blamed(self, ref: Any, entry: _Entry) -> bool:
         actor = next(actor for actor in (*self.actors, *self.dead) if ref in actor.refs)
         if actor in self.actors:
             self.actors.remove(actor)
@@ -392,7 +409,7 @@ class _Actors:
         del actor.refs[ref]
         if not actor.refs:
             self.dead.remove(actor)
-        return running and actor.node not in gone
+        return running and (not entry.alone or _lives(self.session, actor.node))  # to do a batch in parts costs little
 
     def end(self) -> None:
         """Free the CPUs for what comes next."""
