@@ -26,7 +26,7 @@ lint: .venv/test
 	touch $@
 
 .venv/test: pyproject.toml constraints.txt .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[formats,hub,models,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster,formats,hub,models,test]'
 	touch .venv/base $@
 
 clean:

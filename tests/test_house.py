@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "auscult"
 ROOMS = [
     "errors",
     "devices",
+    "cluster",
     "engine",
     "folders",
     "storage",
@@ -89,7 +90,7 @@ def test_architecture_page_shows_the_same_rooms() -> None:
 
 
 def test_import_is_light() -> None:
-    heavy = ("torch", "faiss", "matplotlib", "pyarrow", "scipy", "soundfile")
+    heavy = ("torch", "faiss", "matplotlib", "pyarrow", "scipy", "soundfile", "ray")
     code = (
         "import time; t = time.perf_counter(); import auscult; t = time.perf_counter() - t; import sys; "
         f"print(t, [m for m in {heavy!r} if m in sys.modules])"

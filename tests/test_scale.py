@@ -56,10 +56,9 @@ def stores(write_sounds, tmp_path: Path, monkeypatch) -> Callable[[str], dict[st
 
 
 def on_disk(store: DescriptorStore, name: str) -> bool:
-    half = SMALL.memory_bytes // 2
     if name == "contrast":
-        return isinstance(load_levels(store, half).levels, tuple)
-    return not isinstance(store.load(half).vectors, np.ndarray)
+        return isinstance(load_levels(store, SMALL).levels, tuple)
+    return not isinstance(store.load(SMALL).vectors, np.ndarray)
 
 
 def tables(result: Audit) -> list[pa.Table]:
@@ -188,7 +187,7 @@ def test_an_audit_that_is_killed_in_its_search_goes_on_there(stores, tmp_path: P
     real = nearest._Search.__call__
     monkeypatch.setattr(nearest._Search, "__call__", lambda self, job: searched.append(job.block.start) or real(self, job))
     result = run(tmp_path / "audit", lambda *_: None)
-    blocks = len(given["training"].load(SMALL.memory_bytes // 2).vectors)
+    blocks = len(given["training"].load(SMALL).vectors)
     assert searched[0] > 0  # of the first search, the first blocks were done
     assert blocks > 2
     assert tables(result) == tables(run(tmp_path / "whole", lambda *_: None))

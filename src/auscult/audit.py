@@ -179,13 +179,12 @@ def _compare(stores: dict[str, DescriptorStore], config: AuditConfig, engine: En
     if spec.name == "contrast":
         if config.search != "exact":
             raise ValueError(f"search = {config.search!r} is for vectors (mel, clap); contrast compares every pair of clips")
-        half = engine.memory_bytes // 2
-        levels = [load_levels(stores[role], half) if role in stores else None for role in roles]
+        levels = [load_levels(stores[role], engine) if role in stores else None for role in roles]
         generated, references, background, null = levels
         assert generated is not None
         assert references is not None
         return detect(generated, references, background, null, config=config, spec=str(spec), engine=engine, progress=progress)
-    vectors = {role: store.load(engine.memory_bytes // 2) for role, store in stores.items()}
+    vectors = {role: store.load(engine) for role, store in stores.items()}
     return compare(
         vectors["generated"],
         vectors["references"],

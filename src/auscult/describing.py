@@ -7,10 +7,11 @@ import itertools
 import logging
 import multiprocessing
 import os
+import platform
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -22,10 +23,12 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from .audio import SILENT_PEAK, AudioStream, Window, cut_windows
+from .cluster import connect, map_in_actors
 from .corpus import Clip, Skipped
-from .descriptors import Descriptor, load_descriptor
+from .corpus.archive import container
+from .descriptors import Descriptor, load_descriptor, on_device
 from .engine import Engine
-from .errors import AudioDecodeError
+from .errors import AudioDecodeError, CorpusError
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,19 @@ _worker_descriptor: Descriptor | None = None  # one a process: loaded once, by t
 
 
 def describe_all(pending: Iterator[Item], descriptor: Descriptor, engine: Engine) -> Iterator[Described]:
-    """Describe in the order of the input; with workers, a bounded number of batches is under way."""
+    """Describe in the order of the input; with workers, a bounded number of batches is under way.
+
+    Raises
+    ------
+    CorpusError
+        A node of the cluster does not see the files.
+    ClusterError
+        The cluster cannot be reached, or cannot start what describes.
+    """
+    if engine.ray is not None:
+        yield from _describe_on_cluster(pending, descriptor, engine)
+        return
+    descriptor = on_device(descriptor, engine.device)
     workers = engine.workers
     if workers == 1:
         for item in pending:
@@ -56,7 +71,7 @@ def describe_all(pending: Iterator[Item], descriptor: Descriptor, engine: Engine
         return
     batches = iter(lambda: list(itertools.islice(pending, BATCH)), [])
     queue: deque[tuple[list[Item], Future[list[Described]]]] = deque()
-    pool = _start_pool(descriptor, workers)
+    pool = _start_pool(descriptor, workers, engine.device)
     try:
         while True:
             for batch in itertools.islice(batches, 4 * workers - len(queue)):
@@ -69,9 +84,9 @@ def describe_all(pending: Iterator[Item], descriptor: Descriptor, engine: Engine
             except BrokenProcessPool:
                 # A decoder that crashes takes its process along, and every batch under way with it. Find the culprit by
                 # giving this batch, item by item, to a process of its own, then send the other batches again.
-                yield from _describe_isolated(batch, descriptor)
+                yield from _describe_isolated(batch, descriptor, engine.device)
                 pool.shutdown(wait=False, cancel_futures=True)
-                pool = _start_pool(descriptor, workers)
+                pool = _start_pool(descriptor, workers, engine.device)
                 queue = deque((other, _submit(pool, other)) for other, _ in queue)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -87,10 +102,10 @@ def _submit(pool: ProcessPoolExecutor, batch: list[Item]) -> Future[list[Describ
         return failed
 
 
-def _start_pool(descriptor: Descriptor, workers: int) -> ProcessPoolExecutor:
+def _start_pool(descriptor: Descriptor, workers: int, device: str) -> ProcessPoolExecutor:
     # spawn: fork copies locks that other threads of this process may hold
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(str(descriptor.spec),))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(str(descriptor.spec), device))
     with _interrupts_ignored():  # which the workers inherit: Ctrl-C is the parent's to handle
         for _ in range(workers):
             pool.submit(os.getpid)
@@ -109,11 +124,11 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _start_worker(spec: str) -> None:
+def _start_worker(spec: str, device: str) -> None:
     global _worker_descriptor
     threadpool_limits(1)  # as many processes as cores: a second thread in each would only get in the way
     _keep_freed_memory()
-    _worker_descriptor = load_descriptor(spec)
+    _worker_descriptor = on_device(load_descriptor(spec), device)
 
 
 def _keep_freed_memory() -> None:
@@ -130,19 +145,74 @@ def _describe_batch(batch: list[Item]) -> list[Described]:
     return [describe_item(item, _worker_descriptor) for item in batch]
 
 
-def _describe_isolated(batch: list[Item], descriptor: Descriptor) -> Iterator[Described]:
-    pool = _start_pool(descriptor, 1)
+def _describe_isolated(batch: list[Item], descriptor: Descriptor, device: str) -> Iterator[Described]:
+    pool = _start_pool(descriptor, 1, device)
     try:
         for item in batch:
             try:
                 yield from pool.submit(_describe_batch, [item]).result()
             except BrokenProcessPool:
-                log.warning("%s: the decoder crashed", item[0].path)
-                yield _skip(item, "the decoder crashed on this file", descriptor)
+                yield _crashed(item, descriptor)
                 pool.shutdown()
-                pool = _start_pool(descriptor, 1)
+                pool = _start_pool(descriptor, 1, device)
     finally:
         pool.shutdown()
+
+
+def _crashed(item: Item, descriptor: Descriptor) -> Described:
+    log.warning("%s: the decoder crashed", item[0].path)
+    return _skip(item, "the decoder crashed on this file", descriptor)
+
+
+# --- on a cluster ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Actor:
+    """What a cluster sends to its workers: how to load the descriptor, and the description of a batch."""
+
+    spec: str
+    device: str
+
+    def __call__(self) -> Callable[[list[Item]], _Answer]:
+        _start_worker(self.spec, self.device)
+        return _answered
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A described batch, and which of its files were not there, on which node."""
+
+    described: list[Described]
+    missing: list[str]
+    node: str
+
+
+def _answered(batch: list[Item]) -> _Answer:
+    described = _describe_batch(batch)
+    unread = [item.path for (item, _, _), one in zip(batch, described, strict=True) if one.skipped and isinstance(item, Clip)]
+    return _Answer(described, [path for path in unread if not os.path.exists(container(path))], platform.node())
+
+
+def _describe_on_cluster(pending: Iterator[Item], descriptor: Descriptor, engine: Engine) -> Iterator[Described]:
+    assert engine.ray is not None
+    gpus = engine.device.startswith("cuda") and hasattr(descriptor, "on")
+    answers = map_in_actors(
+        connect(engine.ray, engine.workers),
+        _Actor(str(descriptor.spec), "cuda" if gpus else "cpu"),  # an actor sees one GPU, whatever its number on the node
+        iter(lambda: list(itertools.islice(pending, BATCH)), []),
+        split=lambda batch: [[item] for item in batch],
+        crashed=lambda batch: _Answer([_crashed(item, descriptor) for item in batch], [], ""),
+        gpus=gpus,
+    )
+    for answer in answers:
+        for path in answer.missing:
+            if os.path.exists(container(path)):
+                raise CorpusError(
+                    f"{path}: is on this machine, but node {answer.node} does not see it; "
+                    "put the corpus where all nodes see it under the same path"
+                )
+        yield from answer.described
 
 
 def describe_item(entry: Item, descriptor: Descriptor) -> Described:

@@ -113,7 +113,7 @@ def deduplicate(
     task = {"config": dataclasses.asdict(config), "spec": str(descriptor.spec), "sources": task_sources(present)}
     with building(Path(output), KIND, task=task, overwrite=overwrite) as folder:
         stores = describe_sources(present, folder / "stores", descriptor, engine=engine, progress=progress)
-        vectors = {role: store.load(engine.memory_bytes // 2) for role, store in stores.items()}
+        vectors = {role: store.load(engine) for role, store in stores.items()}
         joint, n_corpus = vectors["corpus"], vectors["corpus"].clips.num_rows
         if "against" in vectors:
             joint = joint.joined(vectors["against"])

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from .cluster import connect, map_in_tasks
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -48,6 +50,11 @@ class Engine:
         if self.memory_bytes < MIB:
             raise ValueError(f"memory should be at least 1 MB, got {self.memory_bytes:,} bytes")
 
+    @property
+    def resident_bytes(self) -> int:
+        """What is held in memory as a whole: half of the memory; on a cluster nothing, as workers read for themselves."""
+        return self.memory_bytes // 2 if self.ray is None else 0
+
     def scratch_file(self, name: str | None) -> Path | None:
         """Where the search of this name keeps its state; None if it is to keep none."""
         return None if self.scratch is None or name is None else self.scratch / f"{name}.npz"
@@ -59,9 +66,19 @@ class Engine:
         ----------
         threads
             On this machine: how many jobs run at once, each with one thread of its own, so that the last bits of a product
-            do not depend on their number. None: one job at a time with all cores, as a large matrix product wants it. A
-            cluster decides for itself.
+            do not depend on their number. None: one job at a time with all cores, as a large matrix product wants it. On a
+            cluster a job always has one CPU and one thread.
+
+        Raises
+        ------
+        ClusterError
+            The cluster cannot be reached, or lost what cannot be replaced.
+        MissingExtraError
+            Ray is not installed.
         """
+        if self.ray is not None:
+            yield from map_in_tasks(connect(self.ray, self.workers), function, jobs)
+            return
         if threads is None:
             yield from map(function, jobs)
             return

@@ -56,3 +56,7 @@ class MissingExtraError(AuscultError):
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
         return type(self), self._arguments  # or a worker could not send it: by default it is rebuilt from its message
+
+
+class ClusterError(AuscultError):
+    """A Ray cluster cannot be reached, runs other versions, or has lost what the work needs."""

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from .descriptors.contrast import BANDS, HOP, SAMPLE_RATE, Levels, assemble, relative_levels
+from .engine import Engine
 from .search import IntArray
 from .search.blocks import Block
 from .storage import Folder
@@ -63,10 +64,10 @@ class LevelSet:
                 yield np.array([row for row, _ in part], np.int64), [levels for _, levels in part]
 
 
-def load_levels(store: DescriptorStore, memory_bytes: int | None = None) -> LevelSet:
+def load_levels(store: DescriptorStore, engine: Engine | None = None) -> LevelSet:
     """Read a store of the ``contrast`` descriptor; silent clips get levels of zero.
 
-    If the levels would take more than ``memory_bytes``, they stay on disk, a shard to a block.
+    If the levels would take more than the engine has for them, they stay where they are, a shard to a block.
     """
     clips = store.clips()
     frames = np.array([int(duration * SAMPLE_RATE) // HOP + 1 for duration in clips["duration_s"].to_pylist()], np.int64)
@@ -78,7 +79,7 @@ def load_levels(store: DescriptorStore, memory_bytes: int | None = None) -> Leve
         ids = clips["clip_id"].slice(clip, stop - clip).to_pylist()
         blocks.append(Block(clip, stop, partial(_shard_levels, store.folder, name, ids, frames[clip:stop].tolist())))
         clip = stop
-    if memory_bytes is not None and BANDS * int(frames.sum()) > memory_bytes:
+    if engine is not None and BANDS * int(frames.sum()) > engine.resident_bytes:
         return LevelSet(tuple(block for block in blocks if len(block)), clips)
     return LevelSet([levels for block in blocks for levels in block.load()], clips)
 

@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .descriptors import DescriptorSpec
+from .engine import Engine
 from .errors import DescriptorMismatchError, StoreError
 from .folders import CARD
 from .search.blocks import Block, Matrix
@@ -150,10 +151,10 @@ class DescriptorStore:
         """How many vectors each shard holds."""
         return [self.card["parts"][name] for name in self.part_names]
 
-    def load(self, memory_bytes: int | None = None) -> Vectors:
-        """Read the vectors into memory, or leave them where they are if they would take more than ``memory_bytes``.
+    def load(self, engine: Engine | None = None) -> Vectors:
+        """Read the vectors into memory, or leave them where they are if they would take more than the engine has for them.
 
-        Then they are read block by block, several blocks in ``memory_bytes``: see :class:`~auscult.vectors.Vectors`.
+        Then they are read block by block, by whoever searches them: see :class:`~auscult.vectors.Vectors`.
 
         Raises
         ------
@@ -164,12 +165,12 @@ class DescriptorStore:
         if sum(counts) != self.card["counts"]["windows"]:
             raise StoreError(f"{self.path}: expected {self.card['counts']['windows']} vectors, found {sum(counts)}")
         matrix: Matrix
-        if memory_bytes is None or 4 * dimension * sum(counts) <= memory_bytes:
+        if engine is None or 4 * dimension * sum(counts) <= engine.resident_bytes:
             read = [(vector_matrix(block), self._owners(block, clips)) for block in self.blocks()]
             matrix = np.concatenate([part for part, _ in read]) if read else np.zeros((0, dimension), np.float32)
             places = [place for _, place in read]
         else:
-            matrix = self._grouped(rows_at_once(memory_bytes, dimension))
+            matrix = self._grouped(rows_at_once(engine, dimension))
             places = [self._owners(self._columns(name, ["clip_id", "start_s"]), clips) for name in self.part_names]
         owners, starts = [owner for owner, _ in places], [start for _, start in places]
         return Vectors(

@@ -16,7 +16,8 @@ from .engine import Engine
 from .search.blocks import Block, Matrix, as_blocks, load_all, taken
 from .search.exact import FloatArray
 
-BLOCK_ROWS = 65536  # of vectors on disk read at once, at most: what a checkpoint may lose and a task of a cluster is
+BLOCK_ROWS = 65536  # of vectors on disk read at once, at most: what a checkpoint may lose
+TASK_ROWS = 8192  # the same on a cluster, where every block is a task
 BLOCKS_AT_ONCE = 4  # queries, a block as it is kept, its unit rows, and the next one that is being read
 
 
@@ -144,6 +145,7 @@ def _load_rows(block: Block, rows: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     return block.load()[rows]
 
 
-def rows_at_once(memory_bytes: int, dimension: int) -> int:
-    """Rows of a block of vectors on disk, so that a search keeps within its memory."""
-    return max(1, min(BLOCK_ROWS, memory_bytes // (BLOCKS_AT_ONCE * 8 * dimension)))
+def rows_at_once(engine: Engine, dimension: int) -> int:
+    """Rows of a block of vectors on disk: few enough for the memory, and on a cluster for many tasks."""
+    most = BLOCK_ROWS if engine.ray is None else TASK_ROWS
+    return max(1, min(most, engine.memory_bytes // (BLOCKS_AT_ONCE * 8 * dimension)))
