@@ -9,12 +9,14 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from .calibration import MIN_SCORES, Threshold, fixed_threshold, gap_threshold
 from .comparison import of_all
 from .engine import HERE, Engine
 from .folders import Progress, no_progress
+from .identity import sample_clips
 from .search import DoubleArray, IntArray, Pairs, TopK, self_join
 from .search.approximate import check_method
 from .search.recall import Recall, searched
@@ -39,6 +41,9 @@ class DedupConfig:
         only identical clips count as duplicates, and the closest pairs are listed for review.
     keep
         Which clip of a cluster stays: ``longest``, ``highest_rate``, ``best_captioned`` (most distinct words) or ``first``.
+    top1_sample
+        With ``tau`` a number and a background set, as many clips at most are compared with all others for the histogram; the
+        pairs above tau are found among all clips in either case.
     search
         As in ``AuditConfig``; of the nearest clips that tau is read off, while the pairs above tau are found exactly.
     coverage
@@ -54,10 +59,13 @@ class DedupConfig:
     keep: KeepPolicy = "longest"
     coverage: float = 0.5
     seed: int = 0
+    top1_sample: int = 20_000
     search: str = "exact"
 
     def __post_init__(self) -> None:
         check_method(self.search)
+        if self.top1_sample < 1:
+            raise ValueError(f"top1_sample should be at least 1, got {self.top1_sample}")
         if self.keep not in POLICIES:
             raise ValueError(f"keep should be one of {', '.join(POLICIES)}, got {self.keep!r}")
         if not 0 < self.coverage <= 1:
@@ -125,7 +133,12 @@ def find_pairs(
     rows = np.array(sorted(members[0] for members in groups), np.int64)  # of the clip table; one speaks for its group
     speakers = joint.without(np.setdiff1d(np.arange(n), rows))
     side = (rows >= n_corpus).astype(np.int64)
-    bias, nearest, recall = _bias_and_nearest(speakers, side if crossing else None, background, config, engine, progress)
+    drawn = np.ones(len(rows), np.bool_)
+    if config.tau != "gap" and background is not None and len(rows) > config.top1_sample:
+        # nothing depends on the others' nearest: their pairs above tau are found by the join, which need not look at all pairs
+        drawn[:] = False
+        drawn[sample_clips(speakers.clips, config.top1_sample, config.seed)] = True
+    bias, nearest, recall = _bias_and_nearest(speakers, side if crossing else None, background, drawn, config, engine, progress)
     scores, best = _top1(speakers, nearest, bias)
     threshold = _dedup_threshold(config, scores[np.isfinite(scores)])
     if threshold.separated:
@@ -150,7 +163,7 @@ def find_pairs(
         everyone = itertools.product(members[ends[0]], members[ends[1]]) if crossing else [ends]
         pairs += [ClipPair(one, other, similarity, score, coverage, "similar", duplicate) for one, other in everyone]
     top1 = pa.table({"clip_id": speakers.clips["clip_id"], "score": pa.array(scores, from_pandas=True)})
-    return FoundPairs(threshold, pairs, top1, found.pruned, recall)
+    return FoundPairs(threshold, pairs, top1.filter(pa.array(drawn)), found.pruned, recall)
 
 
 def _identical_groups(clips: pa.Table, n_corpus: int) -> list[list[int]]:
@@ -185,12 +198,13 @@ def _bias_and_nearest(
     speakers: Vectors,
     side: IntArray | None,
     background: Vectors | None,
+    drawn: npt.NDArray[np.bool_],
     config: DedupConfig,
     engine: Engine,
     progress: Progress,
 ) -> tuple[DoubleArray, TopK, Recall | None]:
-    """Background bias of each vector, its nearest vector of another clip (of the other set, if there are two), and the recall
-    of that."""
+    """Background bias of each vector, its nearest vector of another clip (of the other set, if there are two) if its clip is
+    ``drawn``, and the recall of that."""
     clips, n = speakers.clip, len(speakers)
     bias, nearest = np.zeros(n), TopK(np.full((n, 1), -1, np.int64), np.full((n, 1), np.nan))
     own = None if background is not None else _own_background(speakers.clips.num_rows, config)
@@ -202,11 +216,13 @@ def _bias_and_nearest(
         other, origin = (half, 0) if side is None else (halves[1 - (start > 0)], 0 if start else len(half))
         for panel, vectors in half.panels(engine):
             rows = slice(start + panel.start, start + panel.stop)
+            asked = np.flatnonzero(drawn[clips[rows]])
             show = partial(of_all, progress, rows, n, "")
-            search = partial(searched, config.search, vectors, measure=recall is None, engine=engine, progress=show)
+            search = partial(searched, config.search, vectors[asked], measure=recall is None, engine=engine, progress=show)
             if side is None or own is not None:
                 k = 1 if own is None else min(CLOSE_K, max(n - 1, 1))
-                near, measured = search(speakers.vectors, k=k, exclude=(clips[rows], clips), name=f"near-{rows.start}")
+                mine = clips[rows][asked]
+                near, measured = search(speakers.vectors, k=k, exclude=(mine, clips), name=f"near-{rows.start}")
             if side is not None:
                 across, measured = search(other.vectors, k=1, name=f"across-{rows.start}")
             else:
@@ -217,8 +233,8 @@ def _bias_and_nearest(
                 if own is not None:
                     exclude = (np.column_stack([clips[rows], _suspects(near, clips)]), own[sample.clip])
                 bias[rows] = background_bias(vectors, sample.loaded, k=config.background_k, beta=config.beta, exclude=exclude)
-            nearest.index[rows] = np.where(across.index[:, :1] >= 0, across.index[:, :1] + origin, -1)
-            nearest.similarity[rows] = across.similarity[:, :1]
+            nearest.index[rows.start + asked] = np.where(across.index[:, :1] >= 0, across.index[:, :1] + origin, -1)
+            nearest.similarity[rows.start + asked] = across.similarity[:, :1]
         start += len(half)
     return bias, nearest, recall
 

@@ -227,7 +227,10 @@ def _dedup_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
     for row in open_pairs:
         row["verdicts"] = verdicts.get(pair_id(row["first_id"], row["second_id"]), [])
     top1 = dedup.top1()["score"].drop_null().to_numpy()
-    histogram = _charts([("clip to its nearest other clip", REFERENCE_COLOR, top1)], tau=card["threshold"]["tau"], unit="clips")
+    of_some = "" if len(top1) >= card["counts"]["clips"] / 2 else f" ({len(top1):,} clips, drawn at random)"
+    histogram = _charts(
+        [(f"clip to its nearest other clip{of_some}", REFERENCE_COLOR, top1)], tau=card["threshold"]["tau"], unit="clips"
+    )
     return {
         "clusters": gallery,
         "all_clusters": len(largest),
