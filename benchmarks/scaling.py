@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py [--results benchmarks/results] [--esc10 ../shared/data/esc10] [--core-hour 0.04] [-o FILE.json]
 
-Reads the results of describe.py, million.py, join.py, detection.py and cluster.py, which have to be run before, and measures the bytes of
-stores on the 240 recordings of ESC-10. The model, for clips of 10 s and n clips of training:
+Reads the results of describe.py, million.py, join.py, detection.py and cluster.py, which have to be run before, and measures
+the bytes of stores on the 240 recordings of ESC-10. The model, for clips of 10 s and n clips of training:
 
     store       bytes a second of sound, as measured, times 10 n
     describe    n / (clips a second and core)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
-from auscult import __version__, indexing
+from auscult import __version__, indexing, vectors
 from auscult.audit import AuditConfig, audit
 from auscult.cluster import connect, map_in_actors, map_in_tasks
 from auscult.cluster.connection import check_reachable
@@ -148,26 +148,49 @@ def _timeless(card: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("descriptor", ["mel", "contrast"])
-def test_an_audit_is_the_same(write_sounds, tmp_path: Path, engine: Engine, descriptor: str) -> None:
+@pytest.mark.parametrize(("descriptor", "kill"), [("mel", "compared"), ("contrast", "scored")])
+def test_an_audit_is_the_same(
+    write_sounds, tmp_path: Path, nodes: Nodes, engine: Engine, monkeypatch, descriptor: str, kill: str
+) -> None:
+    """In many tasks: five shards of references, and of the detector fewer candidates than references. A node is lost."""
+    monkeypatch.setattr(indexing, "PART_INPUTS", 8)
+    monkeypatch.setattr(vectors, "TASK_ROWS", 8)
     references = write_sounds("training", 40, duration_s=2.0)
-    generated = write_sounds("generated", 34, first=200, duration_s=2.0)
+    generated = write_sounds("generated", 10, first=200, duration_s=2.0)
     sf.write(generated / "copy.wav", 0.5 * sound(3, 2.0), 16_000)
-    config = AuditConfig(descriptor=descriptor, duration_s=2.0 if descriptor == "mel" else None)
-    for name, place in (("here", HERE), ("there", engine)):
-        audit(open_corpus(generated), open_corpus(references), output=tmp_path / name, config=config, engine=place)
+    config = AuditConfig(
+        descriptor=descriptor, duration_s=2.0 if descriptor == "mel" else None, candidates=8, null_sample=20, training_sample=40
+    )
+    killed: list[int] = []
+
+    def lose(done: int, total: int | None, what: str) -> None:
+        if kill in what and not killed:
+            killed.append(done)
+            nodes.kill()
+
+    audit(open_corpus(generated), open_corpus(references), output=tmp_path / "here", config=config)
+    audit(
+        open_corpus(generated), open_corpus(references), output=tmp_path / "there", config=config, engine=engine, progress=lose
+    )
+    assert killed
     same_folders(tmp_path / "here", tmp_path / "there")
     best = pq.read_table(tmp_path / "there" / "matches.parquet").to_pylist()
     assert next(row["reference_id"] for row in best if row["query_id"] == "copy.wav" and row["rank"] == 1) == "0003.wav"
 
 
-def test_a_deduplication_is_the_same(write_sounds, tmp_path: Path, engine: Engine) -> None:
+def test_a_deduplication_is_the_same(write_sounds, tmp_path: Path, engine: Engine, monkeypatch) -> None:
+    monkeypatch.setattr(indexing, "PART_INPUTS", 8)
+    monkeypatch.setattr(vectors, "TASK_ROWS", 8)
     folder = write_sounds("in", 40, duration_s=2.0)
     shutil.copy(folder / "0003.wav", folder / "same.wav")
+    sf.write(folder / "quieter.wav", 0.4 * sound(21, 2.0), 16_000)
     for name, place in (("here", HERE), ("there", engine)):
-        deduplicate(open_corpus(folder), output=tmp_path / name, config=DedupConfig(duration_s=2.0), engine=place)
+        config = DedupConfig(duration_s=2.0, tau=0.5)
+        deduplicate(open_corpus(folder), output=tmp_path / name, config=config, engine=place)
     same_folders(tmp_path / "here", tmp_path / "there")
-    assert len((tmp_path / "there" / "drop.txt").read_text().splitlines()) == 1
+    pairs = pq.read_table(tmp_path / "there" / "pairs.parquet").to_pylist()
+    similar = {frozenset((row["first_id"], row["second_id"])) for row in pairs if row["kind"] == "similar" and row["duplicate"]}
+    assert frozenset(("0021.wav", "quieter.wav")) in similar
 
 
 def test_a_search_is_the_same(engine: Engine) -> None:

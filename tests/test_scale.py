@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import soundfile as sf
 
 from auscult import indexing
 from auscult.audit import Audit, AuditConfig, audit
+from auscult.cli import main
 from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
 from auscult.duplicates import DedupConfig, deduplicate
@@ -155,7 +157,7 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path, monkeypatch) -> N
     blocks, read = counted(references, 10)
     with pytest.raises(StoppedError):
         top_k(queries, blocks, k=3, engine=engine, name="x", progress=stop)
-    assert read == list(range(0, 60, 10))
+    assert read == list(range(0, 70, 10))  # one is read ahead
     blocks, read = counted(references, 10)
     again = top_k(queries, blocks, k=3, engine=engine, name="x")
     assert read == list(range(60, 100, 10))
@@ -191,6 +193,75 @@ def test_an_audit_that_is_killed_in_its_search_goes_on_there(stores, tmp_path: P
     assert blocks > 2
     assert tables(result) == tables(run(tmp_path / "whole", lambda *_: None))
     assert not (result.path / SCRATCH).exists()
+
+
+def test_scores_of_the_detector_are_kept_too(stores, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    given, config = stores("contrast"), AuditConfig(candidates=8, null_sample=20)
+
+    def run(output: Path, progress) -> Audit:
+        return audit(given["generated"], given["training"], output=output, config=config, engine=SMALL, progress=progress)
+
+    def stop(done: int, total: int | None, what: str) -> None:
+        if what.startswith("generated clips scored") and done >= 10:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(tmp_path / "audit", stop)
+    seen: list[tuple[int, str]] = []
+    result = run(tmp_path / "audit", lambda done, total, what: seen.append((done, what)))
+    scored = [done for done, what in seen if what.startswith("generated clips scored")]
+    assert 1 < scored[0] <= 10  # the first ones were there
+    assert tables(result) == tables(run(tmp_path / "whole", lambda *_: None))
+
+
+@pytest.mark.parametrize("search", ["ivf", "hnsw"])
+def test_an_approximate_search_says_what_it_finds(stores, tmp_path: Path, search: str) -> None:
+    given = stores("mel")
+    config = AuditConfig(search=search, training_sample=100)
+    result = audit(given["generated"], given["training"], given["background"], output=tmp_path / "audit", config=config)
+    recall = result.card["recall"]
+    assert recall["overall"]["asked"] == 300
+    assert recall["overall"]["found"] >= recall["overall_exact"]["found"] - 5
+    assert any("planted copies" in warning for warning in result.card["warnings"])
+    exact = audit(given["generated"], given["training"], given["background"], output=tmp_path / "exact")
+    assert exact.card["recall"] is None
+    with pytest.raises(ValueError, match="contrast compares every pair"):
+        audit(
+            open_corpus(tmp_path / "generated"),
+            open_corpus(tmp_path / "training"),
+            output=tmp_path / "no",
+            config=AuditConfig(search=search),
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "tpu"], "tpu"),
+        (["--device", "cuda:99"], "cuda"),
+        (["--memory", "0"], "memory"),
+        (["--memory", "much"], "much"),
+        (["--ray", "nowhere"], "nowhere"),
+        (["--search", "fast"], "fast"),
+    ],
+)
+@pytest.mark.parametrize("command", ["index", "audit", "dedup"])
+def test_what_cannot_be_is_refused_before_the_work(
+    write_sounds, tmp_path: Path, command, options, message, capfd, monkeypatch
+) -> None:
+    if command == "index" and options[0] == "--search":
+        pytest.skip("index does not search")
+    folder, output = write_sounds("in", 2), tmp_path / "out"
+    reference = ["--reference", str(folder)] if command == "audit" else []
+    monkeypatch.setattr(sys, "argv", ["auscult", command, str(folder), *reference, "-o", str(output), *options])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    text = capfd.readouterr().err
+    assert message in text
+    assert "Traceback" not in text
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_given_tau_finds_the_same_pairs_from_a_sampled_histogram(stores, tmp_path: Path) -> None:

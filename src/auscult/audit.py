@@ -124,6 +124,8 @@ def audit(
     present = {role: source for role, source in sources.items() if source is not None}
     name = config.descriptor or ("mel" if config.duration_s is not None else None)
     descriptor = choose_descriptor(present, name, config.duration_s)
+    if descriptor.spec.name == "contrast" and config.search != "exact":
+        raise ValueError(f"search = {config.search!r} is for vectors (mel, clap); contrast compares every pair of clips")
     task = {"config": dataclasses.asdict(config), "spec": str(descriptor.spec), "sources": task_sources(present)}
     with building(Path(output), KIND, task=task, overwrite=overwrite) as folder:
         stores = describe_sources(present, folder / "stores", descriptor, engine=engine, progress=progress)
@@ -177,8 +179,6 @@ def _compare(stores: dict[str, DescriptorStore], config: AuditConfig, engine: En
     roles = ("generated", "references", "background", "null")
     spec = stores["generated"].spec
     if spec.name == "contrast":
-        if config.search != "exact":
-            raise ValueError(f"search = {config.search!r} is for vectors (mel, clap); contrast compares every pair of clips")
         levels = [load_levels(stores[role], engine) if role in stores else None for role in roles]
         generated, references, background, null = levels
         assert generated is not None

@@ -213,7 +213,9 @@ class _Normalizer:
         self.references, self.background, self.config, self.engine = references, background, config, engine
         self.own_background = own_background
         self.recall: Recall | None = None
-        order = np.lexsort((references.start_s, references.clip_ids[references.clip]))
+        by_id = np.empty(references.clips.num_rows, np.int64)
+        by_id[np.argsort(references.clip_ids, kind="stable")] = np.arange(references.clips.num_rows)
+        order = np.lexsort((references.start_s, by_id[references.clip]))
         self.rank = np.empty(len(order), np.int64)
         self.rank[order] = np.arange(len(order))
 
@@ -244,10 +246,11 @@ class _Normalizer:
             suspects = self._suspects(vectors, found, audio[1], f"{role}-near-{rows.start}")
             bias[rows] = background_bias(
                 vectors,
-                self.background.loaded,
+                self.background.vectors,
                 k=self.config.background_k,
                 beta=self.config.beta,
                 exclude=(np.column_stack([audio[0][clip], suspects]), audio[2][self.background.clip]),
+                engine=self.engine.local,
             )
             index[rows], similarity[rows] = found.index, found.similarity
         return self._by_clip(queries, index, similarity, bias, k)

@@ -6,8 +6,10 @@ p-values against null clips -> the same tables that any comparison gives.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +26,13 @@ from .folders import Progress, no_progress
 from .identity import same_audio, same_place, same_place_warning, sample_clips, shared_audio
 from .levels import LevelSet
 from .search import DoubleArray, IntArray
+from .search.checkpoint import Checkpoint
 
 HISTOGRAM_CLIPS = 250  # training clips scored against the others where null clips are given: enough to draw a histogram
 BACKGROUND_CLIPS = 64  # of the background set that each query is compared with
 CLOSE = 24  # candidates whose best stretch is looked for; the others can only score lower
 TYPICAL_BYTES = 20_480  # levels of a clip of 10 s
 NONE = np.zeros(0, np.int64)
-CACHED_PRINTS = 4096  # fingerprints of references kept for the next query, 80 KB for 10 s each
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ class _Scorer:
     background: Clips
     own_background: bool
     k: int
+    cache_bytes: int
     prints: dict[int, Frames] = field(default_factory=dict)  # of candidates that earlier queries had, too
     prepared: dict[bytes, Clips] = field(default_factory=dict)  # the last list of candidates: in a small audit all have one
 
@@ -203,9 +206,10 @@ class _Scorer:
     def _print(self, row: int, levels: Levels) -> Frames:
         found = self.prints.get(row)
         if found is None:
-            if len(self.prints) >= CACHED_PRINTS:
+            found = fingerprint(levels)
+            if (len(self.prints) + 1) * found.nbytes > self.cache_bytes:  # about: clips of a corpus are of like length
                 self.prints.clear()
-            found = self.prints[row] = fingerprint(levels)
+            self.prints[row] = found
         return found
 
 
@@ -225,9 +229,11 @@ class _Detector:
         mine, theirs = same_place(queries.clips, self.references.clips)
         my_audio, their_audio = same_audio(queries.clips, self.references.clips)
         twins = _rows_of(their_audio)
-        scorer = _Scorer(self.background, self.own_background, k)
-        found: list[list[_Match]] = [[] for _ in range(len(queries))]
-        for panel, levels in queries.panels(self.panel):
+        scorer = _Scorer(self.background, self.own_background, k, self.engine.memory_bytes // 8)
+        checkpoint = Checkpoint(self.engine.scratch_file(f"{role}-scored"), range(1, len(queries) + 1))
+        done, kept = checkpoint.restore(_as_arrays([]))
+        found = _from_arrays(kept, len(queries))
+        for panel, levels in queries.panels(self.panel, done):
             listed = self._candidates(levels, f"{role}-{panel[0]}", progress, f"{role} clips: candidates")
             lists = [
                 np.concatenate([rows, np.setdiff1d(twins.get(int(my_audio[query]), NONE)[: k + 1], rows)])
@@ -249,6 +255,7 @@ class _Detector:
             for query, matches in zip(panel.tolist(), results, strict=True):
                 found[query] = matches
                 progress(query + 1, len(queries), f"{role} clips scored")
+            checkpoint.keep(int(panel[-1]) + 1, _as_arrays(found))
         return found
 
     def _candidates(self, queries: list[Levels], name: str, progress: Progress, what: str) -> IntArray:
@@ -280,6 +287,22 @@ class _Detector:
                 done += 1
                 progress(done, total, "matches located")
         return located
+
+
+def _as_arrays(found: list[list[_Match]]) -> dict[str, npt.NDArray[Any]]:
+    """All matches as arrays, for a checkpoint."""
+    rows = [(query, *dataclasses.astuple(match)) for query, matches in enumerate(found) for match in matches]
+    flat = [(q, ref, score, *halves, *rest) for q, ref, score, halves, *rest in rows]
+    return {"matches": np.array(flat, np.float64).reshape(len(flat), 10)}
+
+
+def _from_arrays(kept: dict[str, npt.NDArray[Any]], n: int) -> list[list[_Match]]:
+    """The inverse of `_as_arrays` for ``n`` queries."""
+    found: list[list[_Match]] = [[] for _ in range(n)]
+    for query, reference, value, whole_half, stretch_half, whole, usual, *place in kept["matches"].tolist():
+        match = _Match(int(reference), value, (whole_half, stretch_half), whole, usual, *map(int, place))
+        found[int(query)].append(match)
+    return found
 
 
 def _located(job: tuple[Levels, Levels, _Match]) -> Alignment:

@@ -1,17 +1,18 @@
-"""How and where work is done: processes, memory, device. Nothing here changes a result."""
+"""How and where work is done: processes, memory, device, cluster."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from .cluster import connect, map_in_tasks
+from .devices import CPU, check_name, torch_device
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -21,7 +22,8 @@ MIB, GIB = 1 << 20, 1 << 30
 
 @dataclass(frozen=True)
 class Engine:
-    """Where the work is done. Results do not depend on it.
+    """Where the work is done. Results do not depend on it, but for those of an approximate search, whose indexes are of blocks
+    that are cut to fit the memory.
 
     Attributes
     ----------
@@ -45,15 +47,35 @@ class Engine:
     scratch: Path | None = None
 
     def __post_init__(self) -> None:
+        check_name(self.device)
         if self.workers < 1:
             raise ValueError(f"workers should be at least 1, got {self.workers}")
         if self.memory_bytes < MIB:
             raise ValueError(f"memory should be at least 1 MB, got {self.memory_bytes:,} bytes")
 
     @property
+    def local(self) -> Engine:
+        """The same without the cluster, for what is too little to be sent to one; nothing of it is kept."""
+        return replace(self, ray=None, scratch=None)
+
+    @property
     def resident_bytes(self) -> int:
-        """What is held in memory as a whole: half of the memory; on a cluster nothing, as workers read for themselves."""
-        return self.memory_bytes // 2 if self.ray is None else 0
+        """What a store may take to be held in memory as a whole: a quarter, as there may be four; on a cluster nothing, since
+        workers read for themselves."""
+        return self.memory_bytes // 4 if self.ray is None else 0
+
+    def check(self) -> None:
+        """See that the device is there and the cluster answers; otherwise that shows when they are needed first.
+
+        Raises
+        ------
+        ValueError, ClusterError, MissingExtraError
+            They are not.
+        """
+        if self.ray is not None:
+            connect(self.ray, self.workers)
+        elif self.device != CPU:
+            torch_device(self.device, f"work on {self.device}")
 
     def scratch_file(self, name: str | None) -> Path | None:
         """Where the search of this name keeps its state; None if it is to keep none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from . import __version__
 from .corpus import Corpus, open_corpus
 from .corpus.folder import printable
 from .descriptors import Descriptor, load_descriptor
 from .descriptors.base import check_request
 from .engine import Engine
 from .errors import CorpusError, DescriptorMismatchError, StoreError
-from .folders import CARD, Progress
+from .folders import CARD, Progress, package_versions
 from .indexing import index, padding_warning
 from .storage import is_url, open_folder, place_of, read_folder_card
 from .store import CLIPS, PARTS, SKIPPED_SCHEMA, DescriptorStore, check_same_spec, list_parts
@@ -144,8 +144,8 @@ def listed(items: list[str]) -> str:
 @contextmanager
 def scratch(engine: Engine, folder: Path, stores: dict[str, DescriptorStore]) -> Iterator[Engine]:
     """The engine with a place below ``folder`` where searches keep their state, for these very inputs; it goes in the end."""
-    facts = [__version__, *(f"{role} {store.spec} {store.card['tables'][CLIPS]}" for role, store in sorted(stores.items()))]
-    digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    held = {role: [str(store.spec), store.card["tables"][CLIPS], store.part_names] for role, store in sorted(stores.items())}
+    digest = hashlib.sha256(json.dumps([package_versions(), held]).encode()).hexdigest()
     yield dataclasses.replace(engine, scratch=folder / SCRATCH / digest[:16])
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)
 

@@ -54,13 +54,15 @@ class LevelSet:
         """Some of the clips, in the given order; in memory."""
         return LevelSet(self.read(rows), self.clips.take(rows))
 
-    def panels(self, most: int) -> Iterator[tuple[IntArray, list[Levels]]]:
-        """At most so many clips at a time, in memory: their rows, and their levels; silent clips are left out."""
+    def panels(self, most: int, start: int = 0) -> Iterator[tuple[IntArray, list[Levels]]]:
+        """At most so many clips from row ``start`` on at a time, in memory: their rows and levels; silent ones are left out."""
         blocks = self.levels if isinstance(self.levels, tuple) else [Block(0, len(self), partial(list, self.levels))]
         for block in blocks:
-            heard = [(row, levels) for row, levels in enumerate(block.load(), block.start) if levels.any()]
-            for start in range(0, len(heard), most):
-                part = heard[start : start + most]
+            if block.stop <= start:
+                continue
+            heard = [(row, levels) for row, levels in enumerate(block.load(), block.start) if row >= start and levels.any()]
+            for first in range(0, len(heard), most):
+                part = heard[first : first + most]
                 yield np.array([row for row, _ in part], np.int64), [levels for _, levels in part]
 
 

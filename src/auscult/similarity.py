@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from .engine import HERE, Engine
 from .folders import Progress, no_progress
 from .search import DoubleArray, FloatArray, IntArray, top_k
+from .search.blocks import Matrix, total_rows
 
 BETA = 0.5
 BACKGROUND_K = 5
@@ -46,11 +48,12 @@ def close_group(similarity: DoubleArray) -> IntArray:
 
 def background_bias(
     queries: FloatArray,
-    background: FloatArray,
+    background: Matrix,
     *,
     k: int = BACKGROUND_K,
     beta: float = BETA,
     exclude: tuple[IntArray, IntArray] | None = None,
+    engine: Engine = HERE,
     progress: Progress = no_progress,
 ) -> DoubleArray:
     """``beta`` times the mean cosine of each query with its K nearest background vectors.
@@ -58,7 +61,7 @@ def background_bias(
     Parameters
     ----------
     queries, background
-        (n, d) and (m, d) float32.
+        (n, d) and (m, d) float32, the background perhaps in blocks.
     k
         How many background neighbours (the paper: 5).
     beta
@@ -87,11 +90,11 @@ def background_bias(
     """
     if len(queries) == 0:
         return np.zeros(0)
-    nearest = top_k(queries, background, k=k, exclude=exclude, progress=progress)
+    nearest = top_k(queries, background, k=k, exclude=exclude, engine=engine, progress=progress)
     short = np.count_nonzero((nearest.index < 0).any(axis=1))
     if short:
         raise ValueError(
-            f"the background has {len(background)} vectors, which leaves {short} queries fewer than {k}; "
+            f"the background has {total_rows(background)} vectors, which leaves {short} queries fewer than {k}; "
             f"give a background of at least {k + 2} unrelated clips"
         )
     bias: DoubleArray = beta * nearest.similarity.mean(axis=1)

@@ -166,26 +166,23 @@ class DescriptorStore:
             raise StoreError(f"{self.path}: expected {self.card['counts']['windows']} vectors, found {sum(counts)}")
         matrix: Matrix
         if engine is None or 4 * dimension * sum(counts) <= engine.resident_bytes:
-            read = [(vector_matrix(block), self._owners(block, clips)) for block in self.blocks()]
+            read = [(vector_matrix(block), block.select(["clip_id", "start_s"])) for block in self.blocks()]
             matrix = np.concatenate([part for part, _ in read]) if read else np.zeros((0, dimension), np.float32)
             places = [place for _, place in read]
         else:
             matrix = self._grouped(rows_at_once(engine, dimension))
-            places = [self._owners(self._columns(name, ["clip_id", "start_s"]), clips) for name in self.part_names]
-        owners, starts = [owner for owner, _ in places], [start for _, start in places]
+            places = [self._columns(name, ["clip_id", "start_s"]) for name in self.part_names]
+        empty = pa.table({"clip_id": pa.array([], pa.string()), "start_s": pa.array([], pa.float64())})
+        windows = pa.concat_tables([empty, *places])
+        owners = pc.index_in(windows["clip_id"], value_set=clips["clip_id"].combine_chunks())
         return Vectors(
             matrix,
-            np.concatenate(owners).astype(np.int64) if owners else np.zeros(0, np.int64),
-            np.concatenate(starts) if starts else np.zeros(0),
+            owners.to_numpy().astype(np.int64),
+            windows["start_s"].to_numpy(),
             clips,
             float(self.card["window_s"]),
             self.spec,
         )
-
-    def _owners(self, table: pa.Table, clips: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Rows of ``clips`` and starts of the windows of a shard."""
-        owners = pc.index_in(table["clip_id"], value_set=clips["clip_id"].combine_chunks())
-        return owners.to_numpy(), table["start_s"].to_numpy()
 
     def _columns(self, name: str, columns: list[str]) -> pa.Table:
         """Some columns of a shard, whose bytes are not checked here: they are when the vectors are read."""

@@ -67,7 +67,9 @@ def engine_of(workers: int | None, memory: str = "4G", device: str = "cpu", ray:
 
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return Engine(workers, bytes_of(memory), device, ray)
+    engine = Engine(workers, bytes_of(memory), device, ray)
+    engine.check()  # before hours of describing, not after
+    return engine
 
 
 def bytes_of(text: str) -> int:

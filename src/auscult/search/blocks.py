@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .exact import FloatArray
+from .exact import FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ class Block:
 Matrix = FloatArray | Sequence[Block]
 
 
-def as_blocks(matrix: Matrix, rows: int | None = None) -> Sequence[Block]:
-    """An array as blocks of at most ``rows`` rows (None: as one); blocks as they are.
+def as_blocks(matrix: Matrix, rows: int | None = None, groups: IntArray | None = None) -> Sequence[Block]:
+    """An array as blocks of at most ``rows`` rows (None: as one), no run of equal ``groups`` cut in two; blocks as they are.
+
+    A block is larger if a run is.
 
     Examples
     --------
@@ -47,9 +50,24 @@ def as_blocks(matrix: Matrix, rows: int | None = None) -> Sequence[Block]:
         return matrix
     if matrix.ndim != 2:
         raise ValueError(f"expected (n, d), got {matrix.shape}")
-    step = rows or max(len(matrix), 1)
-    parts = [matrix[start : start + step] for start in range(0, len(matrix), step)]
-    return [Block(at * step, at * step + len(part), partial(_itself, part)) for at, part in enumerate(parts)]
+    n, step = len(matrix), rows or max(len(matrix), 1)
+    ends = np.arange(1, n + 1) if groups is None else np.append(np.flatnonzero(groups[1:] != groups[:-1]) + 1, n)
+    blocks, start = [], 0
+    while start < n:
+        last = int(np.searchsorted(ends, start + step, side="right")) - 1  # the last end within reach, or the first beyond
+        stop = int(ends[last] if last >= 0 and ends[last] > start else ends[last + 1])
+        blocks.append(Block(start, stop, partial(_itself, matrix[start:stop])))
+        start = stop
+    return blocks
+
+
+def read_ahead(blocks: Sequence[Block]) -> Iterator[Block]:
+    """The blocks, each being read while the one before is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(block.load) for block in blocks[:1]]
+        for at, block in enumerate(blocks):
+            coming += [reader.submit(after.load) for after in blocks[at + 1 : at + 2]]
+            yield replace(block, load=coming.pop(0).result)
 
 
 def _itself(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

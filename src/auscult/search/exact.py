@@ -10,6 +10,7 @@ DoubleArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 RESCORE_ROWS = 256  # pairs computed again at once: both sides in float64 stay in the cache
+UNIT_ROWS = 128  # scaled at once, for the same reason
 DECIMALS = 12  # similarities are rounded here, which is finer than any score means and hides summation order
 
 
@@ -21,12 +22,17 @@ def unit_rows(vectors: npt.NDArray[np.floating]) -> tuple[FloatArray, DoubleArra
     ValueError
         A row is zero or not finite.
     """
-    units = vectors.astype(np.float32)
-    norms = np.sqrt(np.einsum("ij,ij->i", units, units, dtype=np.float64))
+    units, norms = np.empty(vectors.shape, np.float32), np.empty(len(vectors))
+    for start in range(0, len(vectors), UNIT_ROWS):
+        rows = slice(start, start + UNIT_ROWS)
+        part = units[rows]
+        part[:] = vectors[rows]
+        norms[rows] = np.sqrt(np.einsum("ij,ij->i", part, part, dtype=np.float64))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            part /= norms[rows, None].astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
     if len(bad):
         raise ValueError(f"{len(bad)} vectors are zero or not finite, the first at row {bad[0]}; silence has no direction")
-    units /= norms[:, None].astype(np.float32)
     return units, norms
 
 

@@ -12,12 +12,13 @@ import numpy.typing as npt
 from ..engine import HERE, Engine
 from ..folders import Progress, no_progress
 from .backends import Backend, Prepare
-from .blocks import Block, Matrix, as_blocks, total_rows
+from .blocks import Block, Matrix, as_blocks, read_ahead, total_rows
 from .checkpoint import Checkpoint
 from .device import prepare_for
 from .exact import DoubleArray, FloatArray, IntArray, cosines, unit_rows
 
 QUERY_BLOCK = 4096
+PLACES = 8  # of a block of an array within the memory: its unit rows take one, and so many may be held beside them
 SPARE = 8  # candidates beyond k, so that near-ties rarely need a second look
 
 Exclusion = tuple[IntArray, IntArray]
@@ -94,7 +95,8 @@ def top_k(
         raise ValueError(f"k should be at least 1, got {k}")
     if queries.ndim != 2:
         raise ValueError(f"expected queries (n, d), got {queries.shape}")
-    blocks, n = as_blocks(references), total_rows(references)
+    rows = max(1, engine.memory_bytes // (PLACES * 4 * max(queries.shape[1], 1)))
+    blocks, n = as_blocks(references, rows, distinct), total_rows(references)
     rank = np.arange(n) if rank is None else rank
     found = TopK(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), np.nan))
     if len(queries) == 0 or n == 0:
@@ -107,7 +109,7 @@ def top_k(
     )
 
     def jobs() -> Iterator[_Job]:
-        for block in blocks[done:]:
+        for block in blocks[done:] if engine.ray else read_ahead(blocks[done:]):
             here = slice(block.start, block.stop)
             groups = None if exclude is None else exclude[1][here]
             # what is farther than the k-th found so far need not be looked at; on a cluster, than those that have come in
