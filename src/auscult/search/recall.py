@@ -116,8 +116,8 @@ class Recall:
         """What a report says beside everything that the approximate search did not list; ``where`` names what was searched."""
         return (
             f"The search was approximate and its lists may be incomplete{where}. "
-            f"Of {self.overall.asked} planted copies it found {self.overall.found} among the {self.k} nearest ({self.overall}), "
-            f"exact search {self.overall_exact.found}. "
+            f"Of {self.overall.asked} planted copies it found {self.overall.found} among the {self.k} nearest "
+            f"({self.overall}), exact search {self.overall_exact.found}. "
             f"Of {self.first.asked} true queries {self.first.found} got the nearest that exact search finds ({self.first}). "
             "What it misses lowers scores, also those of null and training clips: p-values may then be too small."
         )
