@@ -15,9 +15,9 @@ from threadpoolctl import threadpool_limits
 from auscult.search import top_k
 from auscult.search.approximate import FEWEST_ROWS, Hnsw, Ivf, prepare_approximate
 from auscult.search.backends import FaissExact
-from auscult.search.blocks import as_blocks
+from auscult.search.blocks import Block, as_blocks, load_all
 from auscult.search.exact import rounding_bound, unit_rows
-from auscult.search.recall import Share, approximate_top_k, measured_recall, plant
+from auscult.search.recall import Share, approximate_top_k, plant, searched
 
 SMALL = Ivf(lists=40, probes=40)
 
@@ -47,7 +47,7 @@ def test_every_list_probed_is_exact_search(even, storage) -> None:
     options = {"k": 6, "exclude": (groups[:100], groups), "distinct": groups, "rank": np.arange(6000)[::-1]}
     prepare = Ivf(lists=40, probes=40, storage=storage)
     same(top_k(even[:100], even, **options, prepare=prepare), top_k(even[:100], even, **options))
-    recall = measured_recall(even[:300], even, k=6, prepare=prepare, each=10, sample=64)
+    _, recall = approximate_top_k(even[:300], even, k=6, prepare=prepare, each=10, sample=64)
     assert recall.overall.found == recall.overall_exact.found
     assert (recall.first.share, recall.listed.share) == (1.0, 1.0)
     assert (recall.first.asked, recall.listed.asked) == (64, 64 * 6)
@@ -64,7 +64,7 @@ def test_what_is_listed_is_exact(clustered, prepare) -> None:
 
 def test_a_broken_index_shows_low_recall(even) -> None:
     """One list of 400 looked into: unrelated rows are about as far from every center, so what was moved a little is gone."""
-    recall = measured_recall(even[:100], even, k=5, prepare=Ivf(lists=400, probes=1), each=40)
+    _, recall = approximate_top_k(even[:100], even, k=5, prepare=Ivf(lists=400, probes=1), each=40)
     by_strength = {(part.kind, part.strength): part for part in recall.planted}
     weak, strong = by_strength["mix", 0.1], by_strength["mix", 0.4]
     assert weak.exact.share == strong.exact.share == 1.0
@@ -82,7 +82,7 @@ def test_recall_is_the_share_that_is_found(even) -> None:
     planted = plant(even, each=30, seed=5)
     found = top_k(planted.queries, even, k=3, prepare=prepare)
     hit = (found.index == planted.source[:, None]).any(1)
-    recall = measured_recall(even[:20], even, k=3, prepare=prepare, each=30, seed=5)
+    _, recall = approximate_top_k(even[:20], even, k=3, prepare=prepare, each=30, seed=5)
     assert recall.overall.found == hit.sum()
     assert [part.approximate.found for part in recall.planted] == [hit[planted.strength == s].sum() for s in range(6)]
     for number in range(len(planted.source)):
@@ -97,7 +97,6 @@ def test_a_search_with_its_recall_is_the_search(clustered) -> None:
     options = {"k": 4, "exclude": (groups[:150], groups), "distinct": groups, "prepare": Ivf(lists=40, probes=2)}
     found, recall = approximate_top_k(queries, as_blocks(clustered, 5000), **options, each=5)
     same(found, top_k(queries, as_blocks(clustered, 5000), **options))
-    assert recall == measured_recall(queries, as_blocks(clustered, 5000), **options, each=5)
     assert json.loads(json.dumps(recall.to_json()))["planted"][0]["kind"] == "mix"
 
 
@@ -119,6 +118,23 @@ def test_few_rows_are_searched_exactly(even) -> None:
     assert not Ivf()(unit_rows(even)[0]).exhaustive
     found = top_k(even[:5], even[:30], k=40, prepare=Ivf())
     same(found, top_k(even[:5], even[:30], k=40))
+
+
+def test_nothing_is_said_of_a_search_that_was_exact(even) -> None:
+    few = as_blocks(even, FEWEST_ROWS - 1)
+    for method in ("ivf", "hnsw", "exact"):
+        found, recall = searched(method, even[:5], few, measure=True, k=3)
+        assert recall is None
+        same(found, top_k(even[:5], even, k=3))
+    blocks = [*as_blocks(even[: FEWEST_ROWS - 1]), *as_blocks(even)]
+    blocks[1] = Block(FEWEST_ROWS - 1, FEWEST_ROWS - 1 + len(even), blocks[1].load)
+    for references, measure in ((even, True), (blocks, True), (even, False)):  # one block with an index is enough
+        assert (searched("ivf", even[:5], references, measure=measure, k=3)[1] is not None) == measure
+    assert "p-values may then be too small" in searched("ivf", even[:5], even, measure=True, k=3)[1].sentence()
+
+
+def test_no_blocks_are_no_rows() -> None:
+    assert load_all(()).shape == (0, 0)
 
 
 def test_fewer_found_than_asked_for_is_shown(even) -> None:
@@ -165,7 +181,7 @@ def test_bad_arguments_are_named(even) -> None:
     with pytest.raises(ValueError, match=r"expected queries \(n, 24\)"):
         SMALL(unit_rows(even)[0]).nearest(even[:2, :5].copy(), 1)
     with pytest.raises(ValueError, match=r"expected queries \(n, 24\) as the references, got \(2, 5\)"):
-        measured_recall(even[:2, :5], even, k=1, prepare=SMALL)
+        approximate_top_k(even[:2, :5], even, k=1, prepare=SMALL)
     with pytest.raises(ValueError, match="a strength should be"):
         plant(even, strengths=[("mix", 0.5)])
     with pytest.raises(ValueError, match="got 0 references"):

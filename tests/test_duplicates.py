@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from auscult.clusters import cluster_rows
 from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
-from auscult.duplicates import DedupConfig, Duplicates, deduplicate
+from auscult.duplicates import DedupConfig, Duplicates, deduplicate, recall_warning
 from auscult.pairs import ClipPair, find_pairs
+from auscult.search import recall
+from auscult.search.approximate import Ivf
 from auscult.vectors import Vectors
 from conftest import sound
 
@@ -163,6 +165,60 @@ def test_pairs_equal_brute_force() -> None:
     assert {(pair.first, pair.second) for pair in pairs} == set(map(tuple, np.argwhere(both).tolist()))
     assert {(i, i + 20) for i in range(6)} <= {(pair.first, pair.second) for pair in pairs}
     assert top1.num_rows == n
+
+
+def plain_vectors(values: np.ndarray, name: str) -> Vectors:
+    """Vectors of one window a clip, of clips that are all different."""
+    n = len(values)
+    ids = [f"{name}{i}" for i in range(n)]
+    columns = {"clip_id": ids, "path": ids, "start_s": [0.0] * n, "duration_s": [1.0] * n, "sha256": ids, "sample_digest": ids}
+    return Vectors(values.astype(np.float32), np.arange(n), np.zeros(n), pa.table(columns), 1.0, load_descriptor("mel").spec)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_leaks_equal_brute_force_and_only_pairs_across_are_compared(background) -> None:
+    rng = np.random.default_rng(0)
+    x, y, other = rng.standard_normal((90, 12)), rng.standard_normal((30, 12)), rng.standard_normal((30, 12))
+    y[:5] = x[:5] + 0.05 * rng.standard_normal((5, 12))
+    x[50:60] = x[:10] + 0.05 * rng.standard_normal((10, 12))  # within the corpus: no leak
+    seen: dict[str, int] = {}
+    found = find_pairs(
+        plain_vectors(x, "c").joined(plain_vectors(y, "t")),
+        90,
+        plain_vectors(other, "b") if background else None,
+        config=DedupConfig(tau=0.3),
+        progress=lambda done, total, what: seen.__setitem__(what, total),
+    )
+    pairs = {(pair.first, pair.second) for pair in found.pairs}
+    assert all(one < 90 <= two for one, two in pairs) and {(i, 90 + i) for i in range(5)} <= pairs
+    assert seen["pairs compared"] == 90 * 30
+    assert found.recall == {}
+    if background:
+        unit, away = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (np.concatenate([x, y]), other))
+        bias = 0.5 * np.sort(unit @ away.T, axis=1)[:, -5:].mean(axis=1)
+        above = unit @ unit.T - np.maximum(bias[:, None], bias) > 0.3
+        assert pairs == {(i, j + 90) for i, j in np.argwhere(above[:90, 90:]).tolist()}
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_the_recall_of_every_set_that_is_searched_is_reported(monkeypatch, background) -> None:
+    """A broken index of a large corpus, beside a small set that is searched exactly: it is the former that counts."""
+    monkeypatch.setattr(recall, "prepare_approximate", lambda name: Ivf(lists=400, probes=1))
+    rng = np.random.default_rng(0)
+    corpus, test = (plain_vectors(rng.standard_normal((n, 24)), name) for n, name in ((5000, "c"), (200, "t")))
+    other = plain_vectors(rng.standard_normal((50, 24)), "b") if background else None
+    config = DedupConfig(search="ivf", tau=0.9, top1_sample=200)
+    found = find_pairs(corpus.joined(test), 5000, other, config=config)
+    assert set(found.recall) == {"the corpus"} | ({"both sets"} if not background else set())
+    for measured in found.recall.values():
+        assert measured.overall.high < measured.overall_exact.low
+    worst = min(found.recall, key=lambda called: found.recall[called].overall.found)
+    assert f"(nearest clips in {worst}" in recall_warning(found.recall)
+    assert f"found {found.recall[worst].overall.found} among" in recall_warning(found.recall)
+    assert set(find_pairs(test.joined(corpus), 200, other, config=config).recall) == (
+        {"the other set"} if background else {"the other set", "both sets"}
+    )
+    assert set(find_pairs(corpus, 5000, other, config=config).recall) == {"the corpus"}
 
 
 def test_leakage_between_two_sets(corpus: Path, write_sounds, tmp_path: Path) -> None:

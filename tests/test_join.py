@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auscult.engine import HERE, Engine
-from auscult.search import Pairs, join, self_join, sketch
+from auscult.search import Pairs, checkpoint, join, self_join, sketch
 from auscult.search.blocks import Block
 from auscult.search.exact import DECIMALS
 from auscult.search.panels import as_panels
@@ -228,6 +230,163 @@ def test_progress_ends_at_the_total() -> None:
     assert seen[-1] == (7_998_000, 7_998_000, "pairs compared")  # 4000 * 3999 / 2
 
 
+# --- across sets ----------------------------------------------------------------------------------------------------
+
+
+def across(pairs: Pairs, sides: np.ndarray) -> Pairs:
+    keep = sides[pairs.first] != sides[pairs.second]
+    return Pairs(pairs.first[keep], pairs.second[keep], pairs.similarity[keep])
+
+
+@given(
+    family=st.sampled_from(FAMILIES),
+    seed=st.integers(0, 10_000),
+    n=st.integers(1, 80),
+    count=st.sampled_from([1, 2, 3, 80]),
+    contiguous=st.booleans(),
+    threshold=st.floats(-1.0, 1.0),
+    prune=st.booleans(),
+    gather=st.sampled_from([1, 10**9]),
+)
+@settings(deadline=None, max_examples=80)
+def test_pairs_across_sides_are_those_of_the_full_join(family, seed, n, count, contiguous, threshold, prune, gather) -> None:
+    rng = np.random.default_rng(seed)
+    x, bias, groups = make_rows(family, n, rng), rng.standard_normal(n) * 0.1, rng.integers(0, n, n)
+    sides = rng.integers(0, count, n) * 7 - 3  # any numbers
+    sides = np.sort(sides) if contiguous else sides
+    seen: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in (
+            (join, "PRUNE_ROWS", 2 if prune else 10**9),
+            (join, "BOUND_ROWS", 7),
+            (join, "BOUND_COLUMNS", 11),
+            (join, "JOIN_ROWS", 5),
+            (join, "JOIN_COLUMNS", 9),
+            (join, "PANEL_ROWS", 29),
+            (join, "GATHER", gather),
+            (sketch, "GAIN", 1e9),
+            (sketch, "SIZES", (1, 3, 6)),
+        ):
+            patch.setattr(module, name, value)
+        options = {"threshold": threshold, "bias": bias, "groups": groups}
+        found = self_join(x, **options, sides=sides, progress=lambda done, total, what: seen.extend([done, total]))
+        same(found, across(self_join(x, **options), sides))
+        # every pair asked for is above -3, and each is computed once at most
+        assert self_join(x, threshold=-3.0, sides=sides).pruned == 0.0
+        assert 0 <= found.pruned <= 1
+    wanted = int(np.triu(sides[:, None] != sides, 1).sum())
+    assert seen[::2] == sorted(seen[::2]) and set(seen[1::2]) <= {wanted}
+    assert seen[-2:] == [wanted, wanted][: 2 * (wanted > 0)]
+
+
+def test_sides_that_are_told_apart_are_not_compared_with_themselves(monkeypatch) -> None:
+    monkeypatch.setattr(join, "PANEL_ROWS", 20)
+    computed: list[int] = []
+    part = join._Found.part
+    monkeypatch.setattr(join._Found, "part", lambda self: (computed.append(self.computed), part(self))[1])
+    x = make_rows("spectra", 100, np.random.default_rng(0))
+    self_join(x, threshold=0.9, sides=(np.arange(100) >= 90).astype(np.int64))
+    assert computed == [200, 200, 200, 200, 100]  # four panels with the last, and that within itself
+    computed.clear()
+    monkeypatch.setattr(join, "PANEL_ROWS", 100)
+    monkeypatch.setattr(join, "JOIN_ROWS", 10)
+    monkeypatch.setattr(join, "JOIN_COLUMNS", 10)
+    products: list[int] = []
+    multiply = join._Found.multiply
+    monkeypatch.setattr(join._Found, "multiply", lambda self, *ends: (products.append(1), multiply(self, *ends))[1])
+    self_join(x, threshold=0.9, sides=(np.arange(100) >= 90).astype(np.int64))
+    assert (computed, len(products)) == ([900], 9)
+
+
+# --- searches that go on ----------------------------------------------------------------------------------------------
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def stop_after(steps: int) -> Callable[[int, int, str], None]:
+    left = iter(range(steps))
+
+    def progress(done: int, total: int, what: str) -> None:
+        if next(left, None) is None:
+            raise _StoppedError
+
+    return progress
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path) -> Engine:
+    """An engine that keeps the state of joins after every step, of panels of 7 rows."""
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    monkeypatch.setattr(join, "PANEL_ROWS", 7)
+    return replace(HERE, scratch=tmp_path / "scratch")
+
+
+def test_each_join_goes_on_from_its_own_state(kept) -> None:
+    rng = np.random.default_rng(0)
+    one, other = make_rows("hub", 21, rng), make_rows("hub", 21, rng)
+    for x, name in ((one, "one"), (other, "other")):
+        with pytest.raises(_StoppedError):
+            self_join(x, threshold=0.9, bias=np.zeros(21), groups=np.arange(21), engine=kept, name=name, progress=stop_after(2))
+    assert sorted(path.name for path in kept.scratch.iterdir()) == ["one.npz", "other.npz"]
+    steps: list[tuple[int, int, str]] = []
+    for x, name in ((one, "one"), (other, "other")):
+        again = self_join(x, threshold=0.9, engine=kept, name=name, progress=lambda *state: steps.append(state))
+        same(again, self_join(x, threshold=0.9))
+        assert len(again.first) > 10
+    assert len(steps) == 6  # three of six pairs of panels for each
+
+
+def test_a_join_without_a_name_keeps_and_believes_nothing(kept) -> None:
+    x = make_rows("hub", 21, np.random.default_rng(0))
+    same(self_join(x, threshold=0.9, groups=np.arange(21), engine=kept), self_join(x, threshold=0.9))
+    assert not kept.scratch.exists()
+
+
+def test_a_state_made_with_other_panels_is_not_believed(kept, monkeypatch) -> None:
+    x = np.random.default_rng(0).standard_normal((21, 8)).astype(np.float32)
+    x[8], x[6] = x[0], x[4]
+    with pytest.raises(_StoppedError):  # 21 pairs, as those of the first 3 rows with themselves and the next 3, and so on
+        self_join(x, threshold=0.99, engine=kept, name="join", progress=stop_after(0))
+    assert (kept.scratch / "join.npz").is_file()
+    monkeypatch.setattr(join, "PANEL_ROWS", 3)
+    found = self_join(x, threshold=0.99, engine=kept, name="join")
+    assert list(zip(found.first.tolist(), found.second.tolist(), strict=True)) == [(0, 8), (4, 6)]
+
+
+def test_a_damaged_state_is_as_none(tmp_path: Path) -> None:
+    """Cut anywhere, and changed anywhere: what comes back is what was kept, or nothing, and never an error."""
+    rng = np.random.default_rng(0)
+    path, stops = tmp_path / "state.npz", [5, 10]
+    arrays = {"first": np.arange(9), "similarity": np.linspace(0, 1, 9), "none": np.zeros(0, np.int64)}
+    empty = {name: array[:0] for name, array in arrays.items()}
+    checkpoint.Checkpoint(path, stops, layout=[3, 5]).keep(2, arrays)
+    whole = path.read_bytes()
+
+    def restored(content: bytes) -> int:
+        path.write_bytes(content)
+        done, found = checkpoint.Checkpoint(path, stops, layout=[3, 5]).restore(empty)
+        for name, array in (arrays if done else empty).items():
+            np.testing.assert_array_equal(found[name], array)
+        return done
+
+    assert restored(whole) == 2
+    # before there was a digest, some of these raised EOFError, RuntimeError or zlib.error, or gave 8 of the 9 rows
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= (0x01, 0x08, 0xFF, int(rng.integers(1, 256)))[int(rng.integers(4))]
+        assert restored(bytes(damaged)) == 0
+    for end in (*range(0, 100, 3), *rng.integers(0, len(whole), 50)):
+        assert restored(whole[:end]) == 0
+    for content in (b"garbage", whole[:-32], whole + b"\0", rng.bytes(500)):
+        assert restored(content) == 0
+    path.write_bytes(whole)
+    for other in (checkpoint.Checkpoint(path, stops), checkpoint.Checkpoint(path, [5, 11], layout=[3, 5])):
+        assert other.restore(empty)[0] == 0
+    assert checkpoint.Checkpoint(path, stops, layout=[3, 5]).restore({"other": np.zeros(0)})[0] == 0
+
+
 # --- the bound ------------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +483,8 @@ def test_bad_rows_are_named_with_their_panel(prune, request) -> None:
         self_join(x, threshold=0.5, bias=np.zeros(3))
     with pytest.raises(ValueError, match="expected groups of 60 rows, got 3"):
         self_join(x, threshold=0.5, groups=np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match="expected sides of 60 rows, got 3"):
+        self_join(x, threshold=0.5, sides=np.zeros(3, np.int64))
     with pytest.raises(ValueError, match="of one dimension"):
         self_join([*in_blocks(x[:10], []), Block(10, 20, partial(_half_load, x[10:20, :5]))], threshold=0.5)
     with pytest.raises(ValueError, match="expected \\(n, d\\)"):

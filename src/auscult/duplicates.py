@@ -32,6 +32,7 @@ from .inputs import (
     task_sources,
 )
 from .pairs import ClipPair, DedupConfig, find_pairs
+from .search.recall import Recall
 
 __all__ = ["DedupConfig", "Duplicates", "deduplicate"]
 
@@ -130,8 +131,8 @@ def deduplicate(
         write_table(folder / SKIPPED, skipped_table(stores))
         lists_hold = _write_lists(folder, vectors["corpus"].clips, dropped)
         warnings = input_warnings(stores)
-        if found.recall is not None:
-            warnings.append(found.recall.sentence())
+        if found.recall:
+            warnings.append(recall_warning(found.recall))
         if background is None:
             warnings.append(
                 "No background set was given; clips of the corpus itself took its place. Clips with many copies then look "
@@ -162,7 +163,7 @@ def deduplicate(
                     "skipped": sum(store.card["counts"]["skipped"] for store in stores.values()),
                 },
                 "lists_hold": lists_hold,
-                "recall": None if found.recall is None else found.recall.to_json(),
+                "recall": {called: recall.to_json() for called, recall in found.recall.items()} or None,
                 "pruned_share": round(found.pruned, 6),
                 "threshold": dataclasses.asdict(threshold),
                 "files": file_digests(folder, (PAIRS, CLUSTERS, TOP1, SKIPPED, KEEP, DROP)),
@@ -174,6 +175,13 @@ def deduplicate(
         if finish is not None:
             finish(folder)
     return Duplicates.open(output)
+
+
+def recall_warning(recall: dict[str, Recall]) -> str:
+    """The sentence of the set that the approximate search misses most of, and which set that is."""
+    worst = min(recall, key=lambda called: recall[called].overall.low)
+    others = f", the most incomplete of {len(recall)} approximate searches" if len(recall) > 1 else ""
+    return recall[worst].sentence(where=f" (nearest clips in {worst}{others})")
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from .comparison import of_all
 from .engine import HERE, Engine
 from .folders import Progress, no_progress
 from .identity import sample_clips
-from .search import DoubleArray, IntArray, Pairs, TopK, self_join
+from .search import DoubleArray, FloatArray, IntArray, Pairs, TopK, self_join
 from .search.approximate import check_method
 from .search.recall import Recall, searched
 from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_group
@@ -25,6 +25,7 @@ from .vectors import Vectors
 
 KeepPolicy = Literal["longest", "highest_rate", "best_captioned", "first"]
 LISTED = 20  # closest pairs, where the scores show no gap
+CORPUS, OTHER, BOTH = "the corpus", "the other set", "both sets"  # what is searched
 POLICIES = ("longest", "highest_rate", "best_captioned", "first")
 
 
@@ -101,14 +102,14 @@ class ClipPair:
 @dataclass(frozen=True)
 class FoundPairs:
     """What `find_pairs` finds: ``threshold``, ``pairs``, the table ``top1`` (``clip_id, score``), and the share of all pairs of
-    vectors that a bound excluded without computing them (``pruned``); ``recall`` of the nearest, if they were not searched
-    exactly."""
+    vectors that a bound excluded without computing them (``pruned``); ``recall`` of the nearest by what was searched ("the
+    corpus", "the other set", "both sets"), as far as that was not searched exactly."""
 
     threshold: Threshold
     pairs: list[ClipPair]
     top1: pa.Table
     pruned: float
-    recall: Recall | None = None
+    recall: dict[str, Recall]
 
 
 def find_pairs(
@@ -138,7 +139,9 @@ def find_pairs(
         # nothing depends on the others' nearest: their pairs above tau are found by the join, which need not look at all pairs
         drawn[:] = False
         drawn[sample_clips(speakers.clips, config.top1_sample, config.seed)] = True
-    bias, nearest, recall = _bias_and_nearest(speakers, side if crossing else None, background, drawn, config, engine, progress)
+    bias, nearest, recalls = _bias_and_nearest(
+        speakers, side if crossing else None, background, drawn, config, engine, progress
+    )
     scores, best = _top1(speakers, nearest, bias)
     threshold = _dedup_threshold(config, scores[np.isfinite(scores)])
     if threshold.separated:
@@ -147,6 +150,7 @@ def find_pairs(
             threshold=threshold.tau,
             bias=bias,
             groups=speakers.clip,
+            sides=side[speakers.clip] if crossing else None,
             engine=engine,
             name="join",
             progress=progress,
@@ -155,15 +159,13 @@ def find_pairs(
         found = _closest(best, nearest, LISTED)
     members = {group[0]: group for group in groups}
     for (first, second), (similarity, score, coverage) in _by_clip(speakers, found, bias).items():
-        if crossing and side[first] == side[second]:
-            continue
         duplicate = threshold.separated and max(coverage) >= config.coverage
         ends = (int(rows[first]), int(rows[second]))
         # what is similar to one clip of a group of identical ones is similar to all; across two sets each of them leaks
         everyone = itertools.product(members[ends[0]], members[ends[1]]) if crossing else [ends]
         pairs += [ClipPair(one, other, similarity, score, coverage, "similar", duplicate) for one, other in everyone]
     top1 = pa.table({"clip_id": speakers.clips["clip_id"], "score": pa.array(scores, from_pandas=True)})
-    return FoundPairs(threshold, pairs, top1.filter(pa.array(drawn)), found.pruned, recall)
+    return FoundPairs(threshold, pairs, top1.filter(pa.array(drawn)), found.pruned, recalls)
 
 
 def _identical_groups(clips: pa.Table, n_corpus: int) -> list[list[int]]:
@@ -202,32 +204,30 @@ def _bias_and_nearest(
     config: DedupConfig,
     engine: Engine,
     progress: Progress,
-) -> tuple[DoubleArray, TopK, Recall | None]:
+) -> tuple[DoubleArray, TopK, dict[str, Recall]]:
     """Background bias of each vector, its nearest vector of another clip (of the other set, if there are two) if its clip is
-    ``drawn``, and the recall of that."""
+    ``drawn``, and the recall of each set that is searched: an index of one may miss what that of another does not."""
     clips, n = speakers.clip, len(speakers)
     bias, nearest = np.zeros(n), TopK(np.full((n, 1), -1, np.int64), np.full((n, 1), np.nan))
     own = None if background is not None else _own_background(speakers.clips.num_rows, config)
     sample = background if own is None else speakers.subset(own)
     halves = (speakers,) if side is None else speakers.split(int(np.count_nonzero(side == 0)))
-    start, recall = 0, None
+    start, recalls = 0, dict[str, Recall]()
     for half in halves:
         # search each set in the other, rather than exclude half of the references for every query
         other, origin = (half, 0) if side is None else (halves[1 - (start > 0)], 0 if start else len(half))
+        all_of_them, those_across = (CORPUS, CORPUS) if side is None else (BOTH, CORPUS if start else OTHER)
         for panel, vectors in half.panels(engine):
             rows = slice(start + panel.start, start + panel.stop)
             asked = np.flatnonzero(drawn[clips[rows]])
             show = partial(of_all, progress, rows, n, "")
-            search = partial(searched, config.search, vectors[asked], measure=recall is None, engine=engine, progress=show)
+
+            search = partial(_search, config.search, vectors[asked], recalls, engine=engine, progress=show)
             if side is None or own is not None:
                 k = 1 if own is None else min(CLOSE_K, max(n - 1, 1))
                 mine = clips[rows][asked]
-                near, measured = search(speakers.vectors, k=k, exclude=(mine, clips), name=f"near-{rows.start}")
-            if side is not None:
-                across, measured = search(other.vectors, k=1, name=f"across-{rows.start}")
-            else:
-                across = near
-            recall = recall or measured
+                near = search(speakers, all_of_them, k=k, exclude=(mine, clips), name=f"near-{rows.start}")
+            across = near if side is None else search(other, those_across, k=1, name=f"across-{rows.start}")
             if sample is not None:
                 exclude = None
                 if own is not None:
@@ -236,7 +236,17 @@ def _bias_and_nearest(
             nearest.index[rows.start + asked] = np.where(across.index[:, :1] >= 0, across.index[:, :1] + origin, -1)
             nearest.similarity[rows.start + asked] = across.similarity[:, :1]
         start += len(half)
-    return bias, nearest, recall
+    return bias, nearest, recalls
+
+
+def _search(
+    method: str, queries: FloatArray, recalls: dict[str, Recall], references: Vectors, called: str, **options: Any
+) -> TopK:
+    """The nearest of the references, whose recall is measured in the first search of them, and noted."""
+    found, recall = searched(method, queries, references.vectors, measure=called not in recalls, **options)
+    if recall is not None:
+        recalls[called] = recall
+    return found
 
 
 def _own_background(n_clips: int, config: DedupConfig) -> IntArray | None:

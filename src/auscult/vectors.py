@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ import pyarrow as pa
 
 from .descriptors import DescriptorSpec
 from .engine import Engine
-from .search.blocks import Block, Matrix, as_blocks, load_all, taken
+from .search.blocks import Block, Matrix, as_blocks, load_all, load_rows, taken
 from .search.exact import FloatArray
 
 BLOCK_ROWS = 65536  # of vectors on disk read at once, at most: what a checkpoint may lose
@@ -136,13 +135,9 @@ def _filtered(blocks: Sequence[Block], rows: npt.NDArray[np.bool_]) -> tuple[Blo
     for block in blocks:
         here = rows[block.start : block.stop]
         if count := int(np.count_nonzero(here)):
-            kept.append(Block(start, start + count, partial(_load_rows, block, here)))
+            kept.append(Block(start, start + count, partial(load_rows, (block, here))))
             start += count
     return tuple(kept)
-
-
-def _load_rows(block: Block, rows: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    return block.load()[rows]
 
 
 def rows_at_once(engine: Engine, dimension: int) -> int:

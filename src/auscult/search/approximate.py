@@ -66,11 +66,15 @@ class Ivf:
         lists = self.lists or max(min(round(2 * rows**0.5), rows // ROWS_A_LIST), 1)
         return lists, min(self.probes or max(lists // 16, 16), lists)
 
+    def indexes(self, rows: int) -> bool:
+        """Whether a block of so many rows gets an index; else brute force searches it, exactly."""
+        return rows >= max(FEWEST_ROWS if self.lists is None else 0, self.chosen(rows)[0])
+
     def __call__(self, units: FloatArray) -> Backend:
         """Make a block ready; a :data:`~auscult.search.backends.Prepare`."""
-        lists, probes = self.chosen(len(units))
-        if len(units) < max(FEWEST_ROWS if self.lists is None else 0, lists):
+        if not self.indexes(len(units)):
             return FaissExact(units)
+        lists, probes = self.chosen(len(units))
         import faiss
 
         dimension = units.shape[1]
@@ -118,9 +122,13 @@ class Hnsw:
         if self.links < 2:
             raise ValueError(f"links should be at least 2, got {self.links}")
 
+    def indexes(self, rows: int) -> bool:
+        """As for :class:`Ivf`."""
+        return rows >= FEWEST_ROWS
+
     def __call__(self, units: FloatArray) -> Backend:
         """Make a block ready; a :data:`~auscult.search.backends.Prepare`."""
-        if len(units) < FEWEST_ROWS:
+        if not self.indexes(len(units)):
             return FaissExact(units)
         import faiss
 

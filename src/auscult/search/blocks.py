@@ -80,13 +80,21 @@ def total_rows(matrix: Matrix) -> int:
 
 
 def load_all(blocks: Sequence[Block]) -> npt.NDArray[Any]:
-    """All rows of at least one block in memory, float32 or uint8; beside the result, one block at a time."""
+    """All rows of blocks in memory, float32 or uint8; beside the result, one block at a time. Of none, (0, 0)."""
+    if not blocks:
+        return np.zeros((0, 0), np.float32)
     first = blocks[0].load()
     whole = np.empty((total_rows(blocks), first.shape[1]), first.dtype if first.dtype == np.uint8 else np.float32)
     whole[: len(first)] = first
     for block in blocks[1:]:
         whole[block.start : block.stop] = block.load()
     return whole
+
+
+def load_rows(job: tuple[Block, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Some rows of a block: their numbers in it, or a mask."""
+    block, rows = job
+    return np.asarray(block.load()[rows])
 
 
 def taken(matrix: Matrix, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from ..folders import atomic_file
 
 EVERY_S = 60.0  # of work that a kill may cost
+DIGEST_BYTES = 32
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -29,26 +31,32 @@ class Checkpoint:
     stops
         Where each step ends (rows, pairs), increasing. A state that does not end at one of them was made in other steps, and
         is not used.
+    layout
+        Whole numbers that say what the steps are, where ``stops`` alone do not: a state that was made with others is not used.
     """
 
-    def __init__(self, path: Path | None, stops: Sequence[int]) -> None:
+    def __init__(self, path: Path | None, stops: Sequence[int], layout: Sequence[int] = ()) -> None:
         self.path, self.stops, self.saved_at = path, stops, time.monotonic()
+        self.layout = np.array(layout, np.int64)
 
     def restore(self, empty: Arrays) -> tuple[int, Arrays]:
-        """Steps done and the arrays found in them; 0 and ``empty``, if there is nothing.
+        """Steps done and the arrays found in them; 0 and ``empty``, if there is nothing, or nothing that is whole.
 
         They have the names and types of those in ``empty``, and their shapes, if these are not empty, too.
         """
         if self.path is None or not self.path.is_file():
             return 0, empty
         try:
-            with open(self.path, "rb") as handle, np.load(handle, allow_pickle=False) as kept:
-                stop = int(kept["stop"])
+            content = _undamaged(self.path)
+            if content is None:
+                return 0, empty
+            with np.load(content, allow_pickle=False) as kept:
+                stop, layout = int(kept["stop"]), kept["layout"]
                 arrays = {name: kept[name].astype(array.dtype) for name, array in empty.items()}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return 0, empty  # a disk's damage costs the time of that search, no more
+        except (OSError, KeyError):
+            return 0, empty  # what cannot be read costs the time of that search, no more
         fits = all(arrays[name].shape == array.shape or array.size == 0 for name, array in empty.items())
-        if stop not in self.stops or not fits:
+        if stop not in self.stops or not fits or not np.array_equal(layout, self.layout):
             return 0, empty
         return self.stops.index(stop) + 1, arrays
 
@@ -57,6 +65,24 @@ class Checkpoint:
         last = done == len(self.stops) > 1
         if self.path is None or not (last or time.monotonic() - self.saved_at >= EVERY_S):
             return
+        whole = io.BytesIO()
+        np.savez(whole, allow_pickle=False, stop=np.int64(self.stops[done - 1]), layout=self.layout, **arrays)
+        content = whole.getbuffer()
         with atomic_file(self.path) as handle:
-            np.savez(handle, allow_pickle=False, stop=np.int64(self.stops[done - 1]), **arrays)
+            handle.write(content)
+            handle.write(_digest(content))
         self.saved_at = time.monotonic()
+
+
+def _undamaged(path: Path) -> io.BytesIO | None:
+    """What was written, or None if the file is not what was written.
+
+    The digest after the arrays decides: a damaged archive may fail in any of a dozen ways, or give fewer rows without a word.
+    """
+    content = memoryview(path.read_bytes())
+    content, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+    return io.BytesIO(content) if _digest(content) == digest else None
+
+
+def _digest(content: memoryview) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()

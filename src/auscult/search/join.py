@@ -17,6 +17,7 @@ from .blocks import Block, Matrix, total_rows
 from .checkpoint import Checkpoint
 from .exact import DoubleArray, FloatArray, IntArray, cosines, rounding_bound, unit_rows
 from .panels import as_panels, draw_rows
+from .sides import count_pairs, one_side, panel_pairs
 from .sketch import FETCH, FIT_ROWS, TRIAL_ROWS, Basis, Sketch, choose_basis, row_norms
 
 JOIN_ROWS, JOIN_COLUMNS = 2048, 8192  # 64 MB of similarities at once
@@ -34,7 +35,7 @@ Result = TypeVar("Result")
 class Pairs:
     """Pairs of rows ``first < second`` (p,) with their cosine ``similarity`` (p,), ordered by first, then second.
 
-    ``pruned`` is the share of all pairs that a bound excluded without their product; 0 where all were computed.
+    ``pruned`` is the share of all pairs asked for that a bound excluded without their product; 0 where all were computed.
     """
 
     first: IntArray
@@ -49,6 +50,7 @@ def self_join(
     threshold: float,
     bias: DoubleArray | None = None,
     groups: IntArray | None = None,
+    sides: IntArray | None = None,
     engine: Engine = HERE,
     name: str | None = None,
     progress: Progress = no_progress,
@@ -76,17 +78,20 @@ def self_join(
         (n,) background bias of each row; default zero.
     groups
         (n,) rows of one group (windows of one clip) are not paired.
+    sides
+        (n,) the set that each row is of: rows of one set are not paired, and two panels of one set not looked at. None: all
+        pairs.
     engine
         Where pairs of panels are compared.
     name
         Of this search among those that share ``engine.scratch``: it is continued from what is kept there.
     progress
-        Called with pairs compared, of all pairs.
+        Called with pairs compared, of all pairs asked for.
 
     Raises
     ------
     ValueError
-        A row is zero or not finite; ``bias`` or ``groups`` is not of length n; blocks differ in dimension.
+        A row is zero or not finite; ``bias``, ``groups`` or ``sides`` is not of length n; blocks differ in dimension.
 
     Examples
     --------
@@ -96,30 +101,34 @@ def self_join(
     """
     n = total_rows(vectors)
     bias = np.zeros(n) if bias is None else bias
-    for name, values in (("bias", bias), ("groups", groups)):
+    for what, values in (("bias", bias), ("groups", groups), ("sides", sides)):
         if values is not None and len(values) != n:
-            raise ValueError(f"expected {name} of {n} rows, got {len(values)}")
+            raise ValueError(f"expected {what} of {n} rows, got {len(values)}")
+    sides = None if sides is None else np.unique(sides, return_inverse=True)[1]
     panels = as_panels(vectors, partial(_panel_rows, engine))
-    if not panels:
+    counts = panel_pairs(panels, sides)
+    if not counts:
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-    basis = _basis(panels, threshold + bias, engine) if n >= PRUNE_ROWS else None
+    numbers, compared = list(counts), np.cumsum(list(counts.values())).tolist()
+    few = compared[-1] < PRUNE_ROWS * (PRUNE_ROWS - 1) // 2
+    basis = None if few else _basis(panels, threshold + bias, 2 * compared[-1] / n, engine)
     sketches = _sketches(panels, basis, n, engine)
 
     def side(number: int) -> _Side:
         rows = slice(panels[number].start, panels[number].stop)
-        return _Side(panels[number], bias[rows], None if groups is None else groups[rows], sketches[number])
+        group, of = (None if values is None else values[rows] for values in (groups, sides))
+        return _Side(panels[number], bias[rows], group, of, sketches[number])
 
-    numbers = [(one, other) for one in range(len(panels)) for other in range(one, len(panels))]
-    compared = np.cumsum([_pair_count(panels[one], panels[other]) for one, other in numbers]).tolist()
-    checkpoint = Checkpoint(engine.scratch_file(name), compared)
+    # the same number of pairs may be that of other rows
+    checkpoint = Checkpoint(engine.scratch_file(name), compared, layout=[panel.stop for panel in panels])
     done, found = checkpoint.restore(_Part.nothing().arrays())
     jobs = ((side(one), side(other)) for one, other in numbers[done:])
     for at, part in enumerate(engine.map(_Join(threshold, basis), jobs), done + 1):
-        found = {name: np.concatenate([array, part.arrays()[name]]) for name, array in found.items()}
+        found = {field: np.concatenate([array, part.arrays()[field]]) for field, array in found.items()}
         checkpoint.keep(at, found)
         progress(compared[at - 1], compared[-1], "pairs compared")
     order = np.lexsort((found["second"], found["first"]))
-    first, second, similarity = (found[name][order] for name in ("first", "second", "similarity"))
+    first, second, similarity = (found[field][order] for field in ("first", "second", "similarity"))
     pruned = 0.0 if basis is None else 1 - int(found["computed"].sum()) / max(compared[-1], 1)
     return Pairs(first, second, similarity, pruned)
 
@@ -132,15 +141,11 @@ def _panel_rows(engine: Engine, dimension: int) -> int:
     return max(1, min(PANEL_ROWS, engine.memory_bytes // 2 // (2 * 8 * max(dimension, 1))))
 
 
-def _pair_count(one: Block, other: Block) -> int:
-    return len(one) * (len(one) - 1) // 2 if one is other else len(one) * len(other)
-
-
-def _basis(panels: Sequence[Block], level: DoubleArray, engine: Engine) -> Basis | None:
+def _basis(panels: Sequence[Block], level: DoubleArray, partners: float, engine: Engine) -> Basis | None:
     """What prunes best, judged on rows drawn from a few panels; None if nothing pays."""
     few = panels[:: -(-len(panels) // SAMPLED_PANELS)]
     sample, numbers = draw_rows(few, FIT_ROWS + TRIAL_ROWS, engine)
-    return choose_basis(sample, level[numbers], panels[-1].stop)
+    return choose_basis(sample, level[numbers], partners)
 
 
 def _sketches(panels: Sequence[Block], basis: Basis | None, n: int, engine: Engine) -> Sequence[Sketch | None]:
@@ -172,6 +177,7 @@ class _Side:
     panel: Block
     bias: DoubleArray
     groups: IntArray | None
+    sides: IntArray | None
     sketch: Sketch | None
 
 
@@ -269,12 +275,25 @@ class _Found:
         product = left @ right.T
         row, column = _above(product, self.left.level(slack)[rows], self.right.level(slack)[columns])
         here, there = (np.arange(len(side))[part] for side, part in ((self.left, rows), (self.right, columns)))
-        row, column = here[row], there[column]
-        self.computed += product.size
+        one, other = self.left.side.sides, self.right.side.sides
+        self.computed += count_pairs(
+            here,
+            there,
+            ordered=self.left is self.right,
+            row_side=None if one is None else one[here],
+            column_side=None if other is None else other[there],
+        )
+        self.decide(*self.wanted(here[row], there[column]))
+
+    def wanted(self, row: IntArray, column: IntArray) -> tuple[IntArray, IntArray]:
+        """The pairs that are asked for: each once, and of different sides."""
         if self.left is self.right:
-            self.computed -= int(np.searchsorted(there, here, "right").sum())  # pairs of column <= row
             row, column = row[row < column], column[row < column]
-        self.decide(row, column)
+        one, other = self.left.side.sides, self.right.side.sides
+        if one is not None and other is not None:
+            across = one[row] != other[column]
+            row, column = row[across], column[across]
+        return row, column
 
     def fetch(self, row: IntArray, column: IntArray) -> None:
         """Compute pairs one by one."""
@@ -302,10 +321,14 @@ class _Found:
 
 
 def _tiles(left: _Rows, right: _Rows, height: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of the tiles of two panels; of one panel and itself, those that reach above the diagonal."""
+    """Rows and columns of the tiles of two panels that hold wanted pairs; of a panel and itself, those that reach above the
+    diagonal."""
+    one, other = left.side.sides, right.side.sides
     for top in range(0, len(left), height):
         for start in range(top if left is right else 0, len(right), width):
-            yield slice(top, min(top + height, len(left))), slice(start, min(start + width, len(right)))
+            rows, columns = slice(top, min(top + height, len(left))), slice(start, min(start + width, len(right)))
+            if one is None or other is None or not one_side(one[rows], other[columns]):
+                yield rows, columns
 
 
 def _above(product: FloatArray, row_level: FloatArray, column_level: FloatArray) -> tuple[IntArray, IntArray]:
@@ -327,9 +350,7 @@ def _pruned(found: _Found, left: _Rows, right: _Rows) -> None:
             one, other = left.sketch.columns[rows], right.sketch.columns[columns]
             bound = buffer[: len(one) * len(other)].reshape(len(one), len(other))
             row, column = _above(np.matmul(one, other.T, out=bound), row_level[rows], column_level[columns])
-            row, column = row + top, column + columns.start
-            if left is right:
-                row, column = row[row < column], column[row < column]
+            row, column = found.wanted(row + top, column + columns.start)
             if len(row) == 0:
                 continue
             some, others = np.unique(row), np.unique(column)

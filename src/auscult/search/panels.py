@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..engine import Engine
-from .blocks import Block, Matrix, as_blocks
+from .blocks import Block, Matrix, as_blocks, load_rows
 from .exact import IntArray
 
 
@@ -54,12 +54,7 @@ def draw_rows(panels: Sequence[Block], count: int, engine: Engine) -> tuple[npt.
     picked = np.sort(rng.choice(total, min(count, total), replace=False))
     edges = np.cumsum([0, *map(len, panels)])
     rows = [picked[(low <= picked) & (picked < high)] - low for low, high in itertools.pairwise(edges)]
-    drawn = np.concatenate(list(engine.map(_load_rows, zip(panels, rows, strict=True))))
+    drawn = np.concatenate(list(engine.map(load_rows, zip(panels, rows, strict=True))))
     numbers = np.concatenate([row + panel.start for panel, row in zip(panels, rows, strict=True)])
     order = rng.permutation(len(drawn))
     return drawn[order], numbers[order]
-
-
-def _load_rows(job: tuple[Block, IntArray]) -> npt.NDArray[Any]:
-    panel, rows = job
-    return panel.load()[rows]

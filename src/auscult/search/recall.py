@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..engine import HERE, Engine
 from ..folders import Progress, no_progress
-from .approximate import prepare_approximate
+from .approximate import Hnsw, Ivf, prepare_approximate
 from .backends import Prepare
 from .blocks import Matrix, as_blocks, total_rows
 from .exact import FloatArray, IntArray, unit_rows
@@ -112,12 +112,14 @@ class Recall:
         """For a card: numbers, text, lists and dictionaries."""
         return asdict(self)
 
-    def sentence(self) -> str:
-        """What a report says beside everything that the approximate search did not list."""
+    def sentence(self, where: str = "") -> str:
+        """What a report says beside everything that the approximate search did not list; ``where`` names what was searched."""
         return (
-            f"The search was approximate and its lists may be incomplete. Of {self.overall.asked} planted copies it found "
-            f"{self.overall.found} among the {self.k} nearest ({self.overall}), exact search {self.overall_exact.found}. "
-            f"Of {self.first.asked} true queries {self.first.found} got the nearest that exact search finds ({self.first})."
+            f"The search was approximate and its lists may be incomplete{where}. "
+            f"Of {self.overall.asked} planted copies it found {self.overall.found} among the {self.k} nearest "
+            f"({self.overall}), exact search {self.overall_exact.found}. "
+            f"Of {self.first.asked} true queries {self.first.found} got the nearest that exact search finds ({self.first}). "
+            "What it misses lowers scores, also those of null and training clips: p-values may then be too small."
         )
 
 
@@ -245,25 +247,17 @@ def searched(
     method: str, queries: FloatArray, references: Matrix, *, measure: bool, **options: Any
 ) -> tuple[TopK, Recall | None]:
     """:func:`~auscult.search.top_k` by the ``method`` of a configuration, and, if it is approximate and to be measured, what it
-    finds; ``options`` are those of ``top_k``."""
-    if method == "exact" or len(queries) == 0 or total_rows(references) == 0:
-        return top_k(queries, references, **options), None
+    finds; ``options`` are those of ``top_k``.
+
+    Where every block is too small for an index the search is exact, whatever the method, and there is nothing to measure.
+    """
     prepare = prepare_approximate(method)
+    indexed = isinstance(prepare, Ivf | Hnsw) and any(prepare.indexes(len(block)) for block in as_blocks(references))
+    if len(queries) == 0 or not indexed:
+        return top_k(queries, references, **options), None
     if not measure:
         return top_k(queries, references, prepare=prepare, **options), None
     return approximate_top_k(queries, references, prepare=prepare, **options)
-
-
-def measured_recall(queries: FloatArray, references: Matrix, *, k: int, prepare: Prepare, **options: Any) -> Recall:
-    """Recall of an approximate search alone, without the search: see :func:`approximate_top_k` for the arguments.
-
-    Only the sample of the queries is searched.
-    """
-    picked = _sample(len(queries), options.get("sample", SAMPLE), options.get("seed", 0))
-    exclude: Exclusion | None = options.pop("exclude", None)
-    if exclude is not None:
-        exclude = exclude[0].reshape(len(queries), -1)[picked], exclude[1]
-    return approximate_top_k(queries[picked], references, k=k, prepare=prepare, exclude=exclude, **options)[1]
 
 
 def _sample(n: int, size: int, seed: int) -> IntArray:

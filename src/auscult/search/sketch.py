@@ -156,7 +156,7 @@ def _orthonormal(columns: npt.NDArray[np.floating], ordered: bool = False) -> Do
     return np.asarray(columns, np.float64)
 
 
-def choose_basis(sample: npt.NDArray[np.floating], level: DoubleArray, rows: int) -> Basis | None:
+def choose_basis(sample: npt.NDArray[np.floating], level: DoubleArray, partners: float) -> Basis | None:
     """The basis with which a self-join is cheapest, judged on a sample, or None where brute force is.
 
     Costs are counted (multiplications and additions a pair), not timed, so that the choice does not depend on the moment.
@@ -168,8 +168,8 @@ def choose_basis(sample: npt.NDArray[np.floating], level: DoubleArray, rows: int
         counted on the others.
     level
         (m,) similarity that a pair of the row must exceed.
-    rows
-        How many the whole set has.
+    partners
+        How many others a row is compared with, on average: nearly all rows in a join of one set.
     """
     split = len(sample) * FIT_ROWS // (FIT_ROWS + TRIAL_ROWS)
     d = sample.shape[1]
@@ -182,7 +182,7 @@ def choose_basis(sample: npt.NDArray[np.floating], level: DoubleArray, rows: int
     best, cheapest = None, GAIN * (2 * d + SCAN)
     for size in sizes:
         # a product for the bound, to compare it, and a product in float64 for each row and as much again to convert it
-        cost = 2 * (size + 1) + SCAN + 8 * d * (size + 1) / rows
+        cost = 2 * (size + 1) + SCAN + 8 * d * (size + 1) / partners
         if cost >= cheapest or size > directions.shape[1]:
             break
         basis = Basis(directions[:, :size])
