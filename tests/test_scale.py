@@ -22,7 +22,7 @@ from auscult.engine import MIB, Engine
 from auscult.indexing import index
 from auscult.inputs import SCRATCH
 from auscult.levels import load_levels
-from auscult.search import checkpoint, nearest, top_k
+from auscult.search import approximate, checkpoint, nearest, top_k
 from auscult.search.blocks import Block, as_blocks
 from auscult.store import DescriptorStore
 from conftest import sound
@@ -216,7 +216,8 @@ def test_scores_of_the_detector_are_kept_too(stores, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("search", ["ivf", "hnsw"])
-def test_an_approximate_search_says_what_it_finds(stores, tmp_path: Path, search: str) -> None:
+def test_an_approximate_search_says_what_it_finds(stores, tmp_path: Path, monkeypatch, search: str) -> None:
+    monkeypatch.setattr(approximate, "FEWEST_ROWS", 100)
     given = stores("mel")
     config = AuditConfig(search=search, training_sample=100)
     result = audit(given["generated"], given["training"], given["background"], output=tmp_path / "audit", config=config)

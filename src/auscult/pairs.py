@@ -232,7 +232,9 @@ def _bias_and_nearest(
                 exclude = None
                 if own is not None:
                     exclude = (np.column_stack([clips[rows], _suspects(near, clips)]), own[sample.clip])
-                bias[rows] = background_bias(vectors, sample.loaded, k=config.background_k, beta=config.beta, exclude=exclude)
+                bias[rows] = background_bias(
+                    vectors, sample.vectors, k=config.background_k, beta=config.beta, exclude=exclude, engine=engine.local
+                )
             nearest.index[rows.start + asked] = np.where(across.index[:, :1] >= 0, across.index[:, :1] + origin, -1)
             nearest.similarity[rows.start + asked] = across.similarity[:, :1]
         start += len(half)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from .descriptors import DescriptorSpec
 from .engine import Engine
-from .search.blocks import Block, Matrix, as_blocks, load_all, load_rows, taken
+from .search.blocks import Block, Matrix, as_blocks, load_rows, taken
 from .search.exact import FloatArray
 
 BLOCK_ROWS = 65536  # of vectors on disk read at once, at most: what a checkpoint may lose
@@ -122,11 +122,6 @@ class Vectors:
             for start in range(0, len(vectors), rows):
                 stop = min(start + rows, len(vectors))
                 yield slice(block.start + start, block.start + stop), vectors[start:stop]
-
-    @property
-    def loaded(self) -> FloatArray:
-        """(n, d) the vectors in memory, read if they are on disk."""
-        return self.vectors if isinstance(self.vectors, np.ndarray) else load_all(self.vectors)
 
 
 def _filtered(blocks: Sequence[Block], rows: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
