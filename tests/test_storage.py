@@ -20,6 +20,7 @@ from pathlib import Path
 
 import boto3
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 from botocore.client import Config
@@ -34,9 +35,22 @@ from auscult.engine import Engine
 from auscult.errors import AudioDecodeError, AuscultError, CorpusError, OutputFolderError, StorageError, StoreError
 from auscult.inputs import source_of
 from auscult.review.decoders import file_signature, open_decoder
-from auscult.storage import LocalFolder, Url, digest_of, fetch, is_url, join, lease, open_folder, place_of, remote, writing
+from auscult.storage import (
+    Folder,
+    LocalFolder,
+    Url,
+    digest_of,
+    fetch,
+    is_url,
+    join,
+    lease,
+    open_folder,
+    place_of,
+    remote,
+    writing,
+)
 from auscult.storage.url import key_of
-from auscult.store import DescriptorStore, digest_in
+from auscult.store import DescriptorStore, digest_in, list_parts, part_order
 from conftest import sound
 
 MEL = load_descriptor("mel", duration_s=0.3)
@@ -400,6 +414,56 @@ def test_killed_between_writing_a_shard_anew_and_deleting_the_old(tmp_path: Path
     store, whole = build(audio, tmp_path / "store"), DescriptorStore.open(tmp_path / "whole")
     assert store.card == whole.card
     assert store.verify() == []
+
+
+def written_otherwise(folder: Folder, name: str) -> str:
+    """Put a twin beside a shard: the same rows and vectors in other bytes, as of another reading of the same files."""
+    table = pq.read_table(io.BytesIO(folder.read(f"vectors/{name}")))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="none")
+    twin = f"part-{part_order(name).number:05d}-{digest_of(buffer.getvalue())}.parquet"
+    folder.write(f"vectors/{twin}", buffer.getvalue())
+    return twin
+
+
+def test_a_late_shard_of_a_writer_taken_for_dead_counts_nothing_twice(anywhere: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(indexing, "PART_INPUTS", 3)
+    audio, folder = write_files(tmp_path / "audio", 8), open_folder(anywhere)
+
+    def land(done: int, total: int | None, what: str) -> None:
+        if done == 7:  # while the last shard is being made
+            written_otherwise(folder, list_parts(folder)[0])
+
+    with pytest.raises(StoreError, match="same numbers; give the same command again"):
+        build(audio, anywhere, progress=land)
+    assert not folder.exists("card.json")
+    store = build(audio, anywhere)
+    assert (store.card["counts"]["clips"], store.clips().num_rows, len(store.load())) == (8, 8, 8)
+    assert [part_order(name).number for name in list_parts(folder)] == [0, 1, 2]
+    assert store.verify() == []
+
+
+def test_a_store_finished_with_twins_is_mended_by_the_next_run(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(indexing, "PART_INPUTS", 3)
+    audio = write_files(tmp_path / "audio", 8)
+    store = build(audio, tmp_path / "store")
+    twin = written_otherwise(store.folder, store.part_names[0])
+    parts = {**store.card["parts"], twin: 3}
+    (tmp_path / "store" / "card.json").write_text(json.dumps({**store.card, "parts": parts}))
+    again = build(audio, tmp_path / "store")
+    assert (len(again.card["parts"]), again.clips().num_rows, again.verify()) == (3, 8, [])
+
+
+def test_a_link_that_leads_nowhere_hides_nothing_else_in_a_listing(tmp_path: Path) -> None:
+    audio = write_files(tmp_path / "audio", 2)
+    store = build(audio, tmp_path / "store")
+    for place in (tmp_path / "store", tmp_path / "store" / "vectors"):
+        (place / "dangling").symlink_to(tmp_path / "gone")
+    assert [entry.name for entry in open_folder(tmp_path / "store").list()] == sorted(
+        ["card.json", "clips.parquet", "skipped.parquet", "vectors"]
+    )
+    assert list_parts(store.folder) == store.part_names
+    assert isinstance(source_of(str(tmp_path / "store")), DescriptorStore)  # and no corpus without sounds
 
 
 def test_a_store_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
