@@ -373,6 +373,23 @@ def test_one_wrong_byte_is_found_named_and_mended(anywhere: str, tmp_path: Path,
         assert mended.verify() == []
 
 
+@pytest.mark.parametrize("where", [b'"sha256": "', b'"caption": "', b"auscult.rows.dig"])
+def test_a_wrong_byte_in_the_rows_of_a_footer_is_not_believed(tmp_path: Path, where: bytes) -> None:
+    write_files(tmp_path / "audio", 3)
+    audio = tmp_path / "m.csv"
+    audio.write_text("path,caption\n" + "".join(f"audio/{number:04d}.wav,a dog\n" for number in range(3)))
+    store = build(audio, tmp_path / "store")
+    (name,) = store.part_names
+    data = bytearray(store.folder.read(f"vectors/{name}"))
+    data[data.rfind(where) + len(where)] ^= 1  # still a letter, and JSON
+    store.folder.write(f"vectors/{name}", bytes(data))
+    store.folder.delete("card.json")  # a run that was killed before the end, so that the tables are gathered anew
+    with pytest.raises(StoreError, match=f"{name}.*damaged.*--repair"):
+        build(audio, tmp_path / "store")
+    mended = build(audio, tmp_path / "store", repair=True)
+    assert (mended.card, mended.verify()) == (store.card, [])
+
+
 def test_a_wrong_byte_in_a_table_is_found(anywhere: str, tmp_path: Path) -> None:
     store = build(write_files(tmp_path / "audio", 3), anywhere)
     data = bytearray(store.folder.read("clips.parquet"))
