@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import tarfile
 import threading
 import time
+import traceback
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,9 +32,18 @@ from hypothesis import strategies as st
 from auscult import indexing
 from auscult.audio import read_audio
 from auscult.corpus import Clip, open_corpus
+from auscult.describing import describe_item
 from auscult.descriptors import load_descriptor
 from auscult.engine import Engine
-from auscult.errors import AudioDecodeError, AuscultError, CorpusError, OutputFolderError, StorageError, StoreError
+from auscult.errors import (
+    AudioDecodeError,
+    AuscultError,
+    CorpusError,
+    ManifestError,
+    OutputFolderError,
+    StorageError,
+    StoreError,
+)
 from auscult.inputs import source_of
 from auscult.review.decoders import file_signature, open_decoder
 from auscult.storage import (
@@ -206,6 +217,7 @@ KILLED = """
 import sys
 from auscult import indexing
 from auscult.corpus import open_corpus
+from auscult.describing import describe_item
 from auscult.descriptors import load_descriptor
 from auscult.storage import lease
 indexing.PART_INPUTS = 4
@@ -718,6 +730,101 @@ def test_credentials_of_an_address_are_used_and_never_stored(
     assert store.clips()["path"][0].as_py() == f"s3://{bucket}/a/0000.wav{query}"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(
+            f"https://h.org/a.wav?{query}"
+            for query in (
+                *("api_key=SECRET", "apikey=SECRET", "auth=SECRET", "pwd=SECRET", "code=SECRET", "subscription-key=SECRET"),
+                *("key=SECRET", "x&token=SECRET", "SECRET", "token=SECRET#x", "a=1#SECRET", "region=x;token=SECRET", "=SECRET"),
+                *(
+                    "region=x#SECRET",
+                    "scheme=https?token=SECRET",
+                    "endpoint_override=u:SECRET@h",
+                    "a%20b=SECRET",
+                    "code=1%53ECRET",
+                ),
+            )
+        ),
+        "https://h.org/a.wav#token=SECRET",
+        "HTTPS://h.org/a.wav?auth=SECRET",
+        "https://user:SECRET@h.org/a.wav",
+        "https://SECRET@h.org/a.wav",
+        "https://h.org/x.tar?code=SECRET::a.wav",
+        "s3://b/x?x&secret_key=SECRET",
+        "sftp://user:SECRET@h/a.wav?x&y=SECRET",
+    ],
+)
+def test_no_form_of_a_secret_is_shown_or_passes_an_error(given: str) -> None:
+    url = Url(given)
+    assert url.full == given
+    assert not any(secret in url for secret in ("SECRET", "%53ECRET"))
+    quoted = [given, given.partition("://")[2], *re.split(r"[/@?&#:;=]", given)]
+    for text in quoted:  # clients quote whole addresses, and parts of them
+        assert "SECRET" not in remote.redacted(url, OSError(f"cannot parse '{text}' in host"))
+
+
+def test_redaction_knows_escapes() -> None:
+    url = Url("s3://KEYID:a%2Fb%2Bc@bucket/x?session=d%2Fe+f&region=r")
+    for secret in ("a%2Fb%2Bc", "a/b+c", "KEYID", "KEYID:a%2Fb%2Bc@bucket", "d%2Fe+f", "d/e f", "d/e+f"):
+        text = remote.redacted(url, OSError(f"<{secret}>"))
+        assert text in {"<***>", "<***@bucket>"}
+    assert remote.redacted(url, OSError("region r of bucket")) == "region r of bucket"
+
+
+def test_credentials_whose_end_is_unclear_are_refused(tmp_path: Path) -> None:
+    for text in (
+        *("https://user:pa/SECRET@h.org/x", "https://user:12/SECRET@h.org/x", "https://user/SECRET@h.org/x"),
+        *(
+            "https://user:pa?SECRET@h.org/x",
+            "https://user:pa#SECRET@h.org/x",
+            "sftp://user:pa/SECRET@h/x",
+            "s3://K:pa/SECRET@b/x",
+        ),
+    ):
+        with pytest.raises(StorageError, match="%2F") as caught:
+            Url(text)
+        assert "SECRET" not in str(caught.value)
+        assert "pa" not in str(caught.value).partition("...")[0]
+        (tmp_path / "m.csv").write_text(f"path\n{text}\n")
+        with pytest.raises(ManifestError, match="line 2.*%2F"):
+            list(open_corpus(tmp_path / "m.csv"))
+    for text in ("https://h.org/pkg@1.0/a.wav", "http://h:8000/a%40b.wav", "http://[::1]:8000/a.wav", "hdfs://n:8020/a@b.wav"):
+        assert Url(text) == text
+    assert join(Url("http://h:8000/a"), "x@2#1.wav") == "http://h:8000/a/x%402%231.wav"
+
+
+def test_what_a_client_says_of_a_missing_object_shows_no_secret() -> None:
+    spec = pytest.importorskip("fsspec.spec")
+    registry = pytest.importorskip("fsspec.registry")
+
+    class Forgetful(spec.AbstractFileSystem):
+        """Knows of every object, and finds none; its errors name the whole address, as those of web clients do."""
+
+        protocol = "forgetful"
+
+        def info(self, path: str, **options) -> dict:
+            return {"name": path, "size": 10, "type": "file"}
+
+        def _open(self, path: str, *arguments, **options) -> None:
+            raise FileNotFoundError(path)
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return path
+
+    registry.register_implementation("forgetful", Forgetful, clobber=True)
+    url = Url("forgetful://h/x.wav?token=SECRET")
+    for read in (remote.read_bytes, fetch):
+        with pytest.raises(FileNotFoundError, match="forgetful://h/x.wav: there is no such object") as caught:
+            read(url)
+        assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+    described = describe_item((Clip("x", url), "key", "state"), MEL)
+    assert described.skipped
+    assert "SECRET" not in str(described.row)
+
+
 # --- addresses ----------------------------------------------------------------------------------------------------------
 
 
@@ -745,7 +852,7 @@ def test_what_is_an_address() -> None:
     ]
     assert place_of("file:///a/b%20c") == Path("/a/b c")
     secrets = "https://h/a.wav?X-Amz-Signature=topsecret&X-Amz-Credential=topsecret&part=1"
-    assert Url(secrets) == "https://h/a.wav?part=1"
+    assert Url(secrets) == "https://h/a.wav"
     assert Url(secrets).full == secrets
     assert Url("abfs://box:topsecret@account/x") == "abfs://box@account/x"
     assert Url("s3://a:topsecret@b/x.tar?region=r&secret_key=topsecret::m&n=1.wav") == "s3://b/x.tar?region=r::m&n=1.wav"

@@ -165,11 +165,11 @@ def _with_states(corpus: Iterable[Clip | Skipped]) -> Iterator[tuple[Clip | Skip
 
 def _asked(items: list[Clip | Skipped]) -> Iterator[tuple[Clip | Skipped, str]]:
     urls = [item.path for item in items if isinstance(item, Clip) and item.seen is None and isinstance(item.path, Url)]
-    found = dict(zip(urls, stat_all(urls), strict=True))
+    found = dict(zip((url.full for url in urls), stat_all(urls), strict=True))  # several may be shown as one address
     for item in items:
         seen: Iterable[int] | None = None
         if isinstance(item, Clip):
-            seen = item.seen or (found.get(item.path) if isinstance(item.path, Url) else _seen_on_disk(item.path))
+            seen = item.seen or (found.get(item.path.full) if isinstance(item.path, Url) else _seen_on_disk(item.path))
         yield item, _state(item, seen)
 
 
