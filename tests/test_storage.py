@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 
 from auscult import indexing
 from auscult.audio import read_audio
+from auscult.cli.progress import continued
 from auscult.corpus import Clip, open_corpus
 from auscult.describing import describe_item
 from auscult.descriptors import load_descriptor
@@ -44,6 +45,7 @@ from auscult.errors import (
     StorageError,
     StoreError,
 )
+from auscult.folders import building
 from auscult.inputs import source_of
 from auscult.review.decoders import file_signature, open_decoder
 from auscult.storage import (
@@ -684,6 +686,23 @@ def test_full_disk(tmp_path: Path) -> None:
         subprocess.run(["umount", str(place)], check=False)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_full_disk_by_a_device_that_is_always_full(tmp_path: Path) -> None:
+    audio, place = write_files(tmp_path / "audio", 3), tmp_path / "store"
+
+    def fill(done: int, total: int | None, what: str) -> None:
+        if done == 3:  # what is written next goes to the full device, by way of its temporary name
+            (place / f".clips.parquet.{os.getpid()}.tmp").symlink_to("/dev/full")
+
+    with pytest.raises(StorageError, match="clips.parquet: no space left to write .*; free some and give the same command"):
+        build(audio, place, progress=fill)
+    (place / f".x.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="x: no space left"):
+        open_folder(place).write("x", b"data")
+    assert sorted(path.name for path in place.iterdir()) == ["vectors"]
+    assert len(build(audio, place).load()) == 3
+
+
 def test_full_temporary_disk_while_a_large_object_is_fetched(server: Server, bucket: str, tmp_path: Path, monkeypatch) -> None:
     server.upload(write_files(tmp_path / "audio", 1), bucket, "a")
     monkeypatch.setattr(remote, "IN_MEMORY", 1000)
@@ -891,3 +910,62 @@ def test_the_commands_take_addresses(server: Server, bucket: str, tmp_path: Path
     assert result.exit_code == 0
     assert f"made again: vectors/{store.part_names[0]}" in result.output
     assert store.verify() == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["dedup", "AUDIO", "-o", "URL"], ["audit", "AUDIO", "--reference", "AUDIO", "-o", "URL"], ["demo", "-o", "URL"]),
+        *(["report", "URL"], ["review", "URL", "--stats"], ["review", "AUDIO", "--export", "URL"], ["compare", "URL", "URL"]),
+    ],
+    ids=" ".join,
+)
+def test_results_are_not_written_to_a_folder_that_is_called_like_a_url(command: list[str], tmp_path: Path, monkeypatch) -> None:
+    from typer.testing import CliRunner
+
+    from auscult.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    words = {"AUDIO": "audio", "URL": "s3://key:SECRET@bucket/x"}
+    result = CliRunner().invoke(app, [words.get(word, word) for word in command])
+    assert isinstance(result.exception, OutputFolderError)  # one line and 2, by main
+    assert str(result.exception).startswith("s3://bucket/x: expected a path on this machine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_kept_is_said_of_what_is_there(anywhere: str, tmp_path: Path, monkeypatch) -> None:
+    def notes(progress) -> list[str]:
+        with pytest.raises(KeyboardInterrupt) as caught, continued(place_of(anywhere)):
+            progress()
+        return getattr(caught.value, "__notes__", [])
+
+    def stop(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(indexing, "PART_INPUTS", 2)
+    audio = write_files(tmp_path / "audio", 4)
+    assert notes(stop) == []  # no store
+    later = notes(lambda: build(audio, anywhere, progress=lambda done, total, what: stop() if done == 3 else None))
+    assert later == [f"{place_of(anywhere)}: keeps what was described; the same command continues from there"]
+    build(audio, anywhere)
+    assert notes(stop) == []  # it is whole
+    if is_url(anywhere):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        assert notes(stop) == []  # it cannot be asked
+
+
+def test_a_stopped_search_says_that_its_state_is_kept(tmp_path: Path) -> None:
+    def notes(*files: str) -> list[str]:
+        with pytest.raises(KeyboardInterrupt) as caught, building(tmp_path / "a", "audit", task={}) as partial:
+            for name in files:
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                (partial / name).write_bytes(b"")
+            raise KeyboardInterrupt
+        return [note.partition(": ")[2] for note in getattr(caught.value, "__notes__", [])]
+
+    assert notes() == []
+    (tmp_path / "a.partial" / "search" / "empty").mkdir(parents=True)
+    assert notes() == []
+    assert notes("search/0123/generated-0.npz") == ["keeps what was searched; the same command continues from there"]
+    both = ["keeps what was described and what was searched; the same command continues from there"]
+    assert notes("stores/training/vectors/part-00000-x.parquet") == both
