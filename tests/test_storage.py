@@ -22,6 +22,7 @@ from pathlib import Path
 
 import boto3
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
@@ -31,10 +32,12 @@ from hypothesis import strategies as st
 
 from auscult import indexing
 from auscult.audio import read_audio
+from auscult.audit import Audit, AuditConfig, audit
 from auscult.cli.progress import continued
 from auscult.corpus import Clip, open_corpus
 from auscult.describing import describe_item
-from auscult.descriptors import load_descriptor
+from auscult.descriptors import Descriptor, load_descriptor
+from auscult.duplicates import DedupConfig, Duplicates, deduplicate
 from auscult.engine import Engine
 from auscult.errors import (
     AudioDecodeError,
@@ -220,7 +223,8 @@ import sys
 from auscult import indexing
 from auscult.corpus import open_corpus
 from auscult.describing import describe_item
-from auscult.descriptors import load_descriptor
+from auscult.descriptors import Descriptor, load_descriptor
+from auscult.duplicates import DedupConfig, Duplicates, deduplicate
 from auscult.storage import lease
 indexing.PART_INPUTS = 4
 lease.SETTLE_S, lease.PATIENCE_S = 0.05, 600.0
@@ -969,3 +973,79 @@ def test_a_stopped_search_says_that_its_state_is_kept(tmp_path: Path) -> None:
     assert notes("search/0123/generated-0.npz") == ["keeps what was searched; the same command continues from there"]
     both = ["keeps what was described and what was searched; the same command continues from there"]
     assert notes("stores/training/vectors/part-00000-x.parquet") == both
+
+
+# --- results from what lies at URLs -------------------------------------------------------------------------------------
+
+
+def apart_from_places(table: pa.Table) -> pa.Table:
+    return table.drop_columns([name for name in table.column_names if "path" in name])
+
+
+@pytest.fixture
+def sets(server: Server, bucket: str, tmp_path: Path, monkeypatch) -> dict[str, tuple[Path, str]]:
+    """Two sets with three copies of one in the other and one within, as (folder, address of the same files).
+
+    Stores of them are of several shards, which no search holds in memory: it reads them where they lie.
+    """
+    monkeypatch.setattr(indexing, "PART_INPUTS", 5)
+    monkeypatch.setattr(Engine, "resident_bytes", 0)
+    found = {}
+    for name, first in (("training", 0), ("generated", 100)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for number in range(first, first + 12):
+            sf.write(folder / f"{number:04d}.wav", sound(number, 1.5), 16_000)
+        found[name] = (folder, f"s3://{bucket}/{name}")
+    for number in (3, 5, 7):
+        sf.write(tmp_path / "generated" / f"copy-{number}.wav", 0.5 * sound(number, 1.5), 16_000)
+    sf.write(tmp_path / "training" / "copy-8.wav", 0.5 * sound(8, 1.5), 16_000)
+    for folder, _ in found.values():
+        server.upload(folder, bucket, folder.name)
+    return found
+
+
+def three_ways(sets: dict[str, tuple[Path, str]], bucket: str, descriptor: Descriptor, run) -> list:
+    """What ``run`` returns for the sources on the disk, for those at URLs, and for stores at URLs of sources at URLs."""
+    stores = {
+        name: indexing.index(open_corpus(url), f"s3://{bucket}/stores/{name}", descriptor=descriptor)
+        for name, (_, url) in sets.items()
+    }
+    assert not any(isinstance(store.load(Engine()).vectors, np.ndarray) for store in stores.values())
+    disk, away = ({name: open_corpus(places[i]) for name, places in sets.items()} for i in (0, 1))
+    return [run(name, given) for name, given in (("disk", disk), ("urls", away), ("stores", stores))]
+
+
+@pytest.mark.parametrize("name", ["mel", "contrast"])
+def test_an_audit_of_what_lies_at_urls_finds_the_same(sets, bucket: str, tmp_path: Path, name: str) -> None:
+    config = AuditConfig(descriptor=name, duration_s=1.5 if name == "mel" else None, tau=0.5, training_sample=12, null_sample=6)
+
+    def run(where: str, given: dict) -> Audit:
+        return audit(given["generated"], given["training"], output=tmp_path / where, config=config)
+
+    descriptor = load_descriptor("mel", duration_s=1.5) if name == "mel" else load_descriptor(name)
+    results = three_ways(sets, bucket, descriptor, run)
+    tables = [[apart_from_places(t) for t in (r.matches(), r.queries(), r.training(), r.null())] for r in results]
+    assert tables[0] == tables[1] == tables[2]
+    best = {row["query_id"]: row["reference_id"] for row in results[2].matches().to_pylist() if row["rank"] == 1}
+    assert {key: best[key] for key in best if key.startswith("copy")} == {f"copy-{n}.wav": f"{n:04d}.wav" for n in (3, 5, 7)}
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_a_deduplication_of_what_lies_at_urls_finds_the_same(sets, bucket: str, tmp_path: Path, against: bool) -> None:
+    config = DedupConfig(tau=0.5, duration_s=1.5)
+
+    def run(where: str, given: dict) -> Duplicates:
+        other = given["generated"] if against else None
+        return deduplicate(given["training"], output=tmp_path / where, against=other, config=config)
+
+    results = three_ways(sets, bucket, load_descriptor("mel", duration_s=1.5), run)
+    tables = [[apart_from_places(table) for table in (r.pairs(), r.clusters(), r.top1())] for r in results]
+    assert tables[0] == tables[1] == tables[2]
+    kept = [
+        [line.rpartition("/")[2] for line in (tmp_path / where / "keep.txt").read_text().splitlines()]
+        for where in ("disk", "urls", "stores")
+    ]
+    assert kept[0] == kept[1] == kept[2]
+    pairs = {frozenset((row["first_id"], row["second_id"])) for row in results[2].pairs().to_pylist() if row["duplicate"]}
+    assert (frozenset(("copy-3.wav", "0003.wav")) if against else frozenset(("copy-8.wav", "0008.wav"))) in pairs
