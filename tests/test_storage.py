@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import socket
@@ -14,12 +15,15 @@ import sys
 import tarfile
 import threading
 import time
+import traceback
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 from botocore.client import Config
@@ -28,15 +32,41 @@ from hypothesis import strategies as st
 
 from auscult import indexing
 from auscult.audio import read_audio
+from auscult.audit import Audit, AuditConfig, audit
+from auscult.cli.progress import continued
 from auscult.corpus import Clip, open_corpus
-from auscult.descriptors import load_descriptor
+from auscult.describing import describe_item
+from auscult.descriptors import Descriptor, load_descriptor
+from auscult.duplicates import DedupConfig, Duplicates, deduplicate
 from auscult.engine import Engine
-from auscult.errors import AudioDecodeError, AuscultError, CorpusError, OutputFolderError, StorageError, StoreError
+from auscult.errors import (
+    AudioDecodeError,
+    AuscultError,
+    CorpusError,
+    ManifestError,
+    OutputFolderError,
+    StorageError,
+    StoreError,
+)
+from auscult.folders import building
 from auscult.inputs import source_of
 from auscult.review.decoders import file_signature, open_decoder
-from auscult.storage import LocalFolder, Url, digest_of, fetch, is_url, join, lease, open_folder, place_of, remote, writing
+from auscult.storage import (
+    Folder,
+    LocalFolder,
+    Url,
+    digest_of,
+    fetch,
+    is_url,
+    join,
+    lease,
+    open_folder,
+    place_of,
+    remote,
+    writing,
+)
 from auscult.storage.url import key_of
-from auscult.store import DescriptorStore, digest_in
+from auscult.store import DescriptorStore, digest_in, list_parts, part_order
 from conftest import sound
 
 MEL = load_descriptor("mel", duration_s=0.3)
@@ -192,7 +222,9 @@ KILLED = """
 import sys
 from auscult import indexing
 from auscult.corpus import open_corpus
-from auscult.descriptors import load_descriptor
+from auscult.describing import describe_item
+from auscult.descriptors import Descriptor, load_descriptor
+from auscult.duplicates import DedupConfig, Duplicates, deduplicate
 from auscult.storage import lease
 indexing.PART_INPUTS = 4
 lease.SETTLE_S, lease.PATIENCE_S = 0.05, 600.0
@@ -359,6 +391,23 @@ def test_one_wrong_byte_is_found_named_and_mended(anywhere: str, tmp_path: Path,
         assert mended.verify() == []
 
 
+@pytest.mark.parametrize("where", [b'"sha256": "', b'"caption": "', b"auscult.rows.dig"])
+def test_a_wrong_byte_in_the_rows_of_a_footer_is_not_believed(tmp_path: Path, where: bytes) -> None:
+    write_files(tmp_path / "audio", 3)
+    audio = tmp_path / "m.csv"
+    audio.write_text("path,caption\n" + "".join(f"audio/{number:04d}.wav,a dog\n" for number in range(3)))
+    store = build(audio, tmp_path / "store")
+    (name,) = store.part_names
+    data = bytearray(store.folder.read(f"vectors/{name}"))
+    data[data.rfind(where) + len(where)] ^= 1  # still a letter, and JSON
+    store.folder.write(f"vectors/{name}", bytes(data))
+    store.folder.delete("card.json")  # a run that was killed before the end, so that the tables are gathered anew
+    with pytest.raises(StoreError, match=f"{name}.*damaged.*--repair"):
+        build(audio, tmp_path / "store")
+    mended = build(audio, tmp_path / "store", repair=True)
+    assert (mended.card, mended.verify()) == (store.card, [])
+
+
 def test_a_wrong_byte_in_a_table_is_found(anywhere: str, tmp_path: Path) -> None:
     store = build(write_files(tmp_path / "audio", 3), anywhere)
     data = bytearray(store.folder.read("clips.parquet"))
@@ -400,6 +449,56 @@ def test_killed_between_writing_a_shard_anew_and_deleting_the_old(tmp_path: Path
     store, whole = build(audio, tmp_path / "store"), DescriptorStore.open(tmp_path / "whole")
     assert store.card == whole.card
     assert store.verify() == []
+
+
+def written_otherwise(folder: Folder, name: str) -> str:
+    """Put a twin beside a shard: the same rows and vectors in other bytes, as of another reading of the same files."""
+    table = pq.read_table(io.BytesIO(folder.read(f"vectors/{name}")))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="none")
+    twin = f"part-{part_order(name).number:05d}-{digest_of(buffer.getvalue())}.parquet"
+    folder.write(f"vectors/{twin}", buffer.getvalue())
+    return twin
+
+
+def test_a_late_shard_of_a_writer_taken_for_dead_counts_nothing_twice(anywhere: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(indexing, "PART_INPUTS", 3)
+    audio, folder = write_files(tmp_path / "audio", 8), open_folder(anywhere)
+
+    def land(done: int, total: int | None, what: str) -> None:
+        if done == 7:  # while the last shard is being made
+            written_otherwise(folder, list_parts(folder)[0])
+
+    with pytest.raises(StoreError, match="same numbers; give the same command again"):
+        build(audio, anywhere, progress=land)
+    assert not folder.exists("card.json")
+    store = build(audio, anywhere)
+    assert (store.card["counts"]["clips"], store.clips().num_rows, len(store.load())) == (8, 8, 8)
+    assert [part_order(name).number for name in list_parts(folder)] == [0, 1, 2]
+    assert store.verify() == []
+
+
+def test_a_store_finished_with_twins_is_mended_by_the_next_run(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(indexing, "PART_INPUTS", 3)
+    audio = write_files(tmp_path / "audio", 8)
+    store = build(audio, tmp_path / "store")
+    twin = written_otherwise(store.folder, store.part_names[0])
+    parts = {**store.card["parts"], twin: 3}
+    (tmp_path / "store" / "card.json").write_text(json.dumps({**store.card, "parts": parts}))
+    again = build(audio, tmp_path / "store")
+    assert (len(again.card["parts"]), again.clips().num_rows, again.verify()) == (3, 8, [])
+
+
+def test_a_link_that_leads_nowhere_hides_nothing_else_in_a_listing(tmp_path: Path) -> None:
+    audio = write_files(tmp_path / "audio", 2)
+    store = build(audio, tmp_path / "store")
+    for place in (tmp_path / "store", tmp_path / "store" / "vectors"):
+        (place / "dangling").symlink_to(tmp_path / "gone")
+    assert [entry.name for entry in open_folder(tmp_path / "store").list()] == sorted(
+        ["card.json", "clips.parquet", "skipped.parquet", "vectors"]
+    )
+    assert list_parts(store.folder) == store.part_names
+    assert isinstance(source_of(str(tmp_path / "store")), DescriptorStore)  # and no corpus without sounds
 
 
 def test_a_store_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
@@ -591,6 +690,23 @@ def test_full_disk(tmp_path: Path) -> None:
         subprocess.run(["umount", str(place)], check=False)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_full_disk_by_a_device_that_is_always_full(tmp_path: Path) -> None:
+    audio, place = write_files(tmp_path / "audio", 3), tmp_path / "store"
+
+    def fill(done: int, total: int | None, what: str) -> None:
+        if done == 3:  # what is written next goes to the full device, by way of its temporary name
+            (place / f".clips.parquet.{os.getpid()}.tmp").symlink_to("/dev/full")
+
+    with pytest.raises(StorageError, match="clips.parquet: no space left to write .*; free some and give the same command"):
+        build(audio, place, progress=fill)
+    (place / f".x.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="x: no space left"):
+        open_folder(place).write("x", b"data")
+    assert sorted(path.name for path in place.iterdir()) == ["vectors"]
+    assert len(build(audio, place).load()) == 3
+
+
 def test_full_temporary_disk_while_a_large_object_is_fetched(server: Server, bucket: str, tmp_path: Path, monkeypatch) -> None:
     server.upload(write_files(tmp_path / "audio", 1), bucket, "a")
     monkeypatch.setattr(remote, "IN_MEMORY", 1000)
@@ -637,6 +753,101 @@ def test_credentials_of_an_address_are_used_and_never_stored(
     assert store.clips()["path"][0].as_py() == f"s3://{bucket}/a/0000.wav{query}"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(
+            f"https://h.org/a.wav?{query}"
+            for query in (
+                *("api_key=SECRET", "apikey=SECRET", "auth=SECRET", "pwd=SECRET", "code=SECRET", "subscription-key=SECRET"),
+                *("key=SECRET", "x&token=SECRET", "SECRET", "token=SECRET#x", "a=1#SECRET", "region=x;token=SECRET", "=SECRET"),
+                *(
+                    "region=x#SECRET",
+                    "scheme=https?token=SECRET",
+                    "endpoint_override=u:SECRET@h",
+                    "a%20b=SECRET",
+                    "code=1%53ECRET",
+                ),
+            )
+        ),
+        "https://h.org/a.wav#token=SECRET",
+        "HTTPS://h.org/a.wav?auth=SECRET",
+        "https://user:SECRET@h.org/a.wav",
+        "https://SECRET@h.org/a.wav",
+        "https://h.org/x.tar?code=SECRET::a.wav",
+        "s3://b/x?x&secret_key=SECRET",
+        "sftp://user:SECRET@h/a.wav?x&y=SECRET",
+    ],
+)
+def test_no_form_of_a_secret_is_shown_or_passes_an_error(given: str) -> None:
+    url = Url(given)
+    assert url.full == given
+    assert not any(secret in url for secret in ("SECRET", "%53ECRET"))
+    quoted = [given, given.partition("://")[2], *re.split(r"[/@?&#:;=]", given)]
+    for text in quoted:  # clients quote whole addresses, and parts of them
+        assert "SECRET" not in remote.redacted(url, OSError(f"cannot parse '{text}' in host"))
+
+
+def test_redaction_knows_escapes() -> None:
+    url = Url("s3://KEYID:a%2Fb%2Bc@bucket/x?session=d%2Fe+f&region=r")
+    for secret in ("a%2Fb%2Bc", "a/b+c", "KEYID", "KEYID:a%2Fb%2Bc@bucket", "d%2Fe+f", "d/e f", "d/e+f"):
+        text = remote.redacted(url, OSError(f"<{secret}>"))
+        assert text in {"<***>", "<***@bucket>"}
+    assert remote.redacted(url, OSError("region r of bucket")) == "region r of bucket"
+
+
+def test_credentials_whose_end_is_unclear_are_refused(tmp_path: Path) -> None:
+    for text in (
+        *("https://user:pa/SECRET@h.org/x", "https://user:12/SECRET@h.org/x", "https://user/SECRET@h.org/x"),
+        *(
+            "https://user:pa?SECRET@h.org/x",
+            "https://user:pa#SECRET@h.org/x",
+            "sftp://user:pa/SECRET@h/x",
+            "s3://K:pa/SECRET@b/x",
+        ),
+    ):
+        with pytest.raises(StorageError, match="%2F") as caught:
+            Url(text)
+        assert "SECRET" not in str(caught.value)
+        assert "pa" not in str(caught.value).partition("...")[0]
+        (tmp_path / "m.csv").write_text(f"path\n{text}\n")
+        with pytest.raises(ManifestError, match="line 2.*%2F"):
+            list(open_corpus(tmp_path / "m.csv"))
+    for text in ("https://h.org/pkg@1.0/a.wav", "http://h:8000/a%40b.wav", "http://[::1]:8000/a.wav", "hdfs://n:8020/a@b.wav"):
+        assert Url(text) == text
+    assert join(Url("http://h:8000/a"), "x@2#1.wav") == "http://h:8000/a/x%402%231.wav"
+
+
+def test_what_a_client_says_of_a_missing_object_shows_no_secret() -> None:
+    spec = pytest.importorskip("fsspec.spec")
+    registry = pytest.importorskip("fsspec.registry")
+
+    class Forgetful(spec.AbstractFileSystem):
+        """Knows of every object, and finds none; its errors name the whole address, as those of web clients do."""
+
+        protocol = "forgetful"
+
+        def info(self, path: str, **options) -> dict:
+            return {"name": path, "size": 10, "type": "file"}
+
+        def _open(self, path: str, *arguments, **options) -> None:
+            raise FileNotFoundError(path)
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return path
+
+    registry.register_implementation("forgetful", Forgetful, clobber=True)
+    url = Url("forgetful://h/x.wav?token=SECRET")
+    for read in (remote.read_bytes, fetch):
+        with pytest.raises(FileNotFoundError, match="forgetful://h/x.wav: there is no such object") as caught:
+            read(url)
+        assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+    described = describe_item((Clip("x", url), "key", "state"), MEL)
+    assert described.skipped
+    assert "SECRET" not in str(described.row)
+
+
 # --- addresses ----------------------------------------------------------------------------------------------------------
 
 
@@ -664,7 +875,7 @@ def test_what_is_an_address() -> None:
     ]
     assert place_of("file:///a/b%20c") == Path("/a/b c")
     secrets = "https://h/a.wav?X-Amz-Signature=topsecret&X-Amz-Credential=topsecret&part=1"
-    assert Url(secrets) == "https://h/a.wav?part=1"
+    assert Url(secrets) == "https://h/a.wav"
     assert Url(secrets).full == secrets
     assert Url("abfs://box:topsecret@account/x") == "abfs://box@account/x"
     assert Url("s3://a:topsecret@b/x.tar?region=r&secret_key=topsecret::m&n=1.wav") == "s3://b/x.tar?region=r::m&n=1.wav"
@@ -703,3 +914,138 @@ def test_the_commands_take_addresses(server: Server, bucket: str, tmp_path: Path
     assert result.exit_code == 0
     assert f"made again: vectors/{store.part_names[0]}" in result.output
     assert store.verify() == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["dedup", "AUDIO", "-o", "URL"], ["audit", "AUDIO", "--reference", "AUDIO", "-o", "URL"], ["demo", "-o", "URL"]),
+        *(["report", "URL"], ["review", "URL", "--stats"], ["review", "AUDIO", "--export", "URL"], ["compare", "URL", "URL"]),
+    ],
+    ids=" ".join,
+)
+def test_results_are_not_written_to_a_folder_that_is_called_like_a_url(command: list[str], tmp_path: Path, monkeypatch) -> None:
+    from typer.testing import CliRunner
+
+    from auscult.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    words = {"AUDIO": "audio", "URL": "s3://key:SECRET@bucket/x"}
+    result = CliRunner().invoke(app, [words.get(word, word) for word in command])
+    assert isinstance(result.exception, OutputFolderError)  # one line and 2, by main
+    assert str(result.exception).startswith("s3://bucket/x: expected a path on this machine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_kept_is_said_of_what_is_there(anywhere: str, tmp_path: Path, monkeypatch) -> None:
+    def notes(progress) -> list[str]:
+        with pytest.raises(KeyboardInterrupt) as caught, continued(place_of(anywhere)):
+            progress()
+        return getattr(caught.value, "__notes__", [])
+
+    def stop(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(indexing, "PART_INPUTS", 2)
+    audio = write_files(tmp_path / "audio", 4)
+    assert notes(stop) == []  # no store
+    later = notes(lambda: build(audio, anywhere, progress=lambda done, total, what: stop() if done == 3 else None))
+    assert later == [f"{place_of(anywhere)}: keeps what was described; the same command continues from there"]
+    build(audio, anywhere)
+    assert notes(stop) == []  # it is whole
+    if is_url(anywhere):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        assert notes(stop) == []  # it cannot be asked
+
+
+def test_a_stopped_search_says_that_its_state_is_kept(tmp_path: Path) -> None:
+    def notes(*files: str) -> list[str]:
+        with pytest.raises(KeyboardInterrupt) as caught, building(tmp_path / "a", "audit", task={}) as partial:
+            for name in files:
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                (partial / name).write_bytes(b"")
+            raise KeyboardInterrupt
+        return [note.partition(": ")[2] for note in getattr(caught.value, "__notes__", [])]
+
+    assert notes() == []
+    (tmp_path / "a.partial" / "search" / "empty").mkdir(parents=True)
+    assert notes() == []
+    assert notes("search/0123/generated-0.npz") == ["keeps what was searched; the same command continues from there"]
+    both = ["keeps what was described and what was searched; the same command continues from there"]
+    assert notes("stores/training/vectors/part-00000-x.parquet") == both
+
+
+# --- results from what lies at URLs -------------------------------------------------------------------------------------
+
+
+def apart_from_places(table: pa.Table) -> pa.Table:
+    return table.drop_columns([name for name in table.column_names if "path" in name])
+
+
+@pytest.fixture
+def sets(server: Server, bucket: str, tmp_path: Path, monkeypatch) -> dict[str, tuple[Path, str]]:
+    """Two sets with three copies of one in the other and one within, as (folder, address of the same files).
+
+    Stores of them are of several shards, which no search holds in memory: it reads them where they lie.
+    """
+    monkeypatch.setattr(indexing, "PART_INPUTS", 5)
+    monkeypatch.setattr(Engine, "resident_bytes", 0)
+    found = {}
+    for name, first in (("training", 0), ("generated", 100)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for number in range(first, first + 12):
+            sf.write(folder / f"{number:04d}.wav", sound(number, 1.5), 16_000)
+        found[name] = (folder, f"s3://{bucket}/{name}")
+    for number in (3, 5, 7):
+        sf.write(tmp_path / "generated" / f"copy-{number}.wav", 0.5 * sound(number, 1.5), 16_000)
+    sf.write(tmp_path / "training" / "copy-8.wav", 0.5 * sound(8, 1.5), 16_000)
+    for folder, _ in found.values():
+        server.upload(folder, bucket, folder.name)
+    return found
+
+
+def three_ways(sets: dict[str, tuple[Path, str]], bucket: str, descriptor: Descriptor, run) -> list:
+    """What ``run`` returns for the sources on the disk, for those at URLs, and for stores at URLs of sources at URLs."""
+    stores = {
+        name: indexing.index(open_corpus(url), f"s3://{bucket}/stores/{name}", descriptor=descriptor)
+        for name, (_, url) in sets.items()
+    }
+    assert not any(isinstance(store.load(Engine()).vectors, np.ndarray) for store in stores.values())
+    disk, away = ({name: open_corpus(places[i]) for name, places in sets.items()} for i in (0, 1))
+    return [run(name, given) for name, given in (("disk", disk), ("urls", away), ("stores", stores))]
+
+
+@pytest.mark.parametrize("name", ["mel", "contrast"])
+def test_an_audit_of_what_lies_at_urls_finds_the_same(sets, bucket: str, tmp_path: Path, name: str) -> None:
+    config = AuditConfig(descriptor=name, duration_s=1.5 if name == "mel" else None, tau=0.5, training_sample=12, null_sample=6)
+
+    def run(where: str, given: dict) -> Audit:
+        return audit(given["generated"], given["training"], output=tmp_path / where, config=config)
+
+    descriptor = load_descriptor("mel", duration_s=1.5) if name == "mel" else load_descriptor(name)
+    results = three_ways(sets, bucket, descriptor, run)
+    tables = [[apart_from_places(t) for t in (r.matches(), r.queries(), r.training(), r.null())] for r in results]
+    assert tables[0] == tables[1] == tables[2]
+    best = {row["query_id"]: row["reference_id"] for row in results[2].matches().to_pylist() if row["rank"] == 1}
+    assert {key: best[key] for key in best if key.startswith("copy")} == {f"copy-{n}.wav": f"{n:04d}.wav" for n in (3, 5, 7)}
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_a_deduplication_of_what_lies_at_urls_finds_the_same(sets, bucket: str, tmp_path: Path, against: bool) -> None:
+    config = DedupConfig(tau=0.5, duration_s=1.5)
+
+    def run(where: str, given: dict) -> Duplicates:
+        other = given["generated"] if against else None
+        return deduplicate(given["training"], output=tmp_path / where, against=other, config=config)
+
+    results = three_ways(sets, bucket, load_descriptor("mel", duration_s=1.5), run)
+    tables = [[apart_from_places(table) for table in (r.pairs(), r.clusters(), r.top1())] for r in results]
+    assert tables[0] == tables[1] == tables[2]
+    kept = [
+        [line.rpartition("/")[2] for line in (tmp_path / where / "keep.txt").read_text().splitlines()]
+        for where in ("disk", "urls", "stores")
+    ]
+    assert kept[0] == kept[1] == kept[2]
+    pairs = {frozenset((row["first_id"], row["second_id"])) for row in results[2].pairs().to_pylist() if row["duplicate"]}
+    assert (frozenset(("copy-3.wav", "0003.wav")) if against else frozenset(("copy-8.wav", "0008.wav"))) in pairs

@@ -32,6 +32,7 @@ Progress = Callable[[int, int | None, str], None]
 
 CARD = "card.json"
 TASK = "task.json"
+SCRATCH = "search"  # folder in a result that is being made, where searches keep their state
 REVIEW_DB = "review.db"
 # What the corridors and the demo write into their folders; anything else there is the user's.
 _OUR_NAMES = frozenset(
@@ -230,8 +231,13 @@ def building(folder: Path, kind: str, *, task: Mapping[str, Any], overwrite: boo
         try:
             yield partial
         except BaseException as error:
-            if any(partial.glob("stores/*/vectors/part-*")):
-                error.add_note(f"{partial}: keeps what was described; the same command continues from there")
+            kept = {
+                "what was described": any(partial.glob("stores/*/vectors/part-*")),
+                "what was searched": any(path.is_file() for path in (partial / SCRATCH).rglob("*")),
+            }
+            if any(kept.values()):
+                what = " and ".join(name for name, there in kept.items() if there)
+                error.add_note(f"{partial}: keeps {what}; the same command continues from there")
             raise
         refuse_to_lose_verdicts(folder)  # again: hours may have passed, and somebody may have reviewed
         (partial / TASK).unlink()

@@ -23,7 +23,7 @@ from .corpus.folder import printable
 from .describing import BATCH, describe_all
 from .descriptors import Descriptor
 from .engine import HERE, Engine
-from .errors import OutputFolderError
+from .errors import OutputFolderError, StoreError
 from .folders import CARD, Progress, no_progress, remove_stale_temporaries
 from .planning import Changes, Shards, digest_of_names, make_plan, nothing_to_do, pending_inputs, survey
 from .storage import Folder, open_folder, read_folder_card, writing
@@ -270,13 +270,19 @@ def _finish(
     content: list[str] = []
     parts: dict[str, int] = {}
     still_ours()
+    names = list_parts(folder)
+    if len({part_order(name).number for name in names}) < len(names):
+        raise StoreError(  # an upload of a writer that was taken for dead came in after that of its successor
+            f"{folder.place}: another process has written shards of the same numbers; give the same command again, "
+            "which keeps one of each"
+        )
     with (
         writing_file(folder, CLIPS) as clips_file,
         writing_file(folder, SKIPPED) as skipped_file,
         pq.ParquetWriter(clips_file, CLIP_SCHEMA, compression="zstd") as clips,
         pq.ParquetWriter(skipped_file, SKIPPED_SCHEMA, compression="zstd") as skipped,
     ):
-        for name, part in read_parts(folder, list_parts(folder)):
+        for name, part in read_parts(folder, names):
             parts[name] = sum(row["n_windows"] for row in part.clips)
             clips.write_table(pa.Table.from_pylist(part.clips, CLIP_SCHEMA))
             skipped.write_table(pa.Table.from_pylist(part.skipped, SKIPPED_SCHEMA))

@@ -19,14 +19,13 @@ from .descriptors import Descriptor, load_descriptor
 from .descriptors.base import check_request
 from .engine import Engine
 from .errors import CorpusError, DescriptorMismatchError, StoreError
-from .folders import CARD, Progress, package_versions
+from .folders import CARD, SCRATCH, Progress, package_versions
 from .indexing import index, padding_warning
 from .storage import is_url, open_folder, place_of, read_folder_card
 from .store import CLIPS, PARTS, SKIPPED_SCHEMA, DescriptorStore, check_same_spec, list_parts
 from .store import KIND as STORE_KIND
 
 DEFAULT_DESCRIPTOR = "contrast"
-SCRATCH = "search"
 Source = Corpus | DescriptorStore
 
 

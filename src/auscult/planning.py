@@ -54,8 +54,8 @@ class Shards:
 
     ``known``: by key, everything that they answer for, later ones superseding earlier ones; ``newer``: by key, the number of
     the shard that this run has written for an input that was known; ``stale``: numbers of those that hold rows which a later
-    one answers for; ``superseded``: names of those that were about to be deleted when a run was killed, another of the same
-    number being in their place.
+    one answers for; ``superseded``: names of those that another of the same number is in the place of: they were about to be
+    deleted when a run was killed, or came in late from a writer that was taken for dead.
     """
 
     names: list[str] = field(default_factory=list)
@@ -123,7 +123,7 @@ class Plan:
 def nothing_to_do(folder: Folder, plan: Plan, shards: Shards, keep_vanished: bool) -> bool:
     """Whether the store is whole, undamaged in its tables, and already says what has vanished."""
     vanished = plan.vanished(shards.known, keep_vanished)
-    if plan.todo or len(plan.gone) > len(vanished) or not folder.exists(CARD):
+    if plan.todo or shards.superseded or len(plan.gone) > len(vanished) or not folder.exists(CARD):
         return False
     card = open_store(folder).card
     whole = card["vanished_sha256"] == digest_of_names(vanished) and sorted(card["parts"]) == sorted(shards.names)
@@ -165,11 +165,11 @@ def _with_states(corpus: Iterable[Clip | Skipped]) -> Iterator[tuple[Clip | Skip
 
 def _asked(items: list[Clip | Skipped]) -> Iterator[tuple[Clip | Skipped, str]]:
     urls = [item.path for item in items if isinstance(item, Clip) and item.seen is None and isinstance(item.path, Url)]
-    found = dict(zip(urls, stat_all(urls), strict=True))
+    found = dict(zip((url.full for url in urls), stat_all(urls), strict=True))  # several may be shown as one address
     for item in items:
         seen: Iterable[int] | None = None
         if isinstance(item, Clip):
-            seen = item.seen or (found.get(item.path) if isinstance(item.path, Url) else _seen_on_disk(item.path))
+            seen = item.seen or (found.get(item.path.full) if isinstance(item.path, Url) else _seen_on_disk(item.path))
         yield item, _state(item, seen)
 
 

@@ -6,8 +6,8 @@
           skipped.parquet                      inputs that were not described, and why
           vectors/part-NUMBER-DIGEST.parquet   clip_id, start_s, vector
 
-The folder lies on a disk or at a URL. Each part carries in its footer the rows of the clips that it answers for, and in its
-name the digest of its bytes, so one rename or one upload commits a shard with all that belongs to it;
+The folder lies on a disk or at a URL. Each part carries in its footer the rows of the clips that it answers for with a digest
+of them, and in its name the digest of its bytes, so one rename or one upload commits a shard with all that belongs to it;
 ``clips.parquet`` and ``skipped.parquet`` are gathered from the footers at the end.
 """
 
@@ -62,6 +62,7 @@ CLIP_SCHEMA = pa.schema(
 )
 SKIPPED_SCHEMA = pa.schema([("path", pa.string()), ("reason", pa.string()), ("kind", pa.string()), ("clip_id", pa.string())])
 _FOOTER = b"auscult.rows"
+_FOOTER_DIGEST = b"auscult.rows.digest"
 
 
 @dataclass(frozen=True)
@@ -333,8 +334,8 @@ def write_part(
         }
     )
     content = {"spec": str(spec), "dtype": str(vectors.dtype), "clips": part.clips, "skipped": part.skipped}
-    rows = json.dumps(content, ensure_ascii=False, allow_nan=False)
-    table = table.replace_schema_metadata({_FOOTER: rows.encode("utf-8")})
+    rows = json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    table = table.replace_schema_metadata({_FOOTER: rows, _FOOTER_DIGEST: digest_of(rows)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False)
     data = buffer.getvalue()
@@ -344,7 +345,7 @@ def write_part(
 
 
 def read_part(folder: Folder, name: str) -> Part:
-    """Read what a shard answers for, from its footer alone.
+    """Read what a shard answers for, from its footer alone, whose rows are checked against the digest beside them.
 
     Raises
     ------
@@ -353,7 +354,10 @@ def read_part(folder: Folder, name: str) -> Part:
     """
     try:
         with folder.open(f"{PARTS}/{name}") as handle:
-            rows = json.loads(pq.read_metadata(handle).metadata[_FOOTER])
+            footer = pq.read_metadata(handle).metadata
+        if digest_of(footer[_FOOTER]) != footer[_FOOTER_DIGEST].decode("ascii", "replace"):
+            raise damage(folder, f"{PARTS}/{name}", "the rows in its footer are not those that were written")
+        rows = json.loads(footer[_FOOTER])
         return Part(rows["clips"], rows["skipped"], rows["spec"], rows["dtype"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise damage(folder, f"{PARTS}/{name}", str(error)) from error

@@ -28,6 +28,7 @@ from .options import (
     Workers,
     as_text,
     engine_of,
+    local_path,
     settings_of,
     tau_of,
 )
@@ -248,9 +249,18 @@ def dedup(
 
 
 def compare(
-    audits: Annotated[list[Path], typer.Argument(help="Folders of audits of the same generated clips.")],
+    audits: Annotated[
+        list[Path], typer.Argument(parser=local_path, metavar="AUDIT...", help="Folders of audits of the same generated clips.")
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Parquet file for the ensemble's score of every listed pair.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=local_path,
+            metavar="PATH",
+            help="Parquet file for the ensemble's score of every listed pair.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -294,7 +304,9 @@ def _verified_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def report(folder: Annotated[Path, typer.Argument(help="Folder of an audit or a dedup.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(parser=local_path, metavar="AUDIT|DEDUP", help="Folder of an audit or a dedup.")],
+) -> None:
     """Rebuild report.html from a finished audit or dedup."""
     from ..report import write_report
 

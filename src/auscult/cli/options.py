@@ -12,7 +12,28 @@ import typer
 if TYPE_CHECKING:
     from ..engine import Engine
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")]
+
+def local_path(text: str | Path) -> Path:
+    """A path on this machine (``file://`` as well).
+
+    Raises
+    ------
+    OutputFolderError
+        A URL, of which a path would make folders ``s3:/BUCKET`` here.
+    """
+    from ..errors import OutputFolderError
+    from ..storage import Url, place_of
+
+    place = place_of(text)
+    if isinstance(place, Url):
+        raise OutputFolderError(
+            f"{place}: expected a path on this machine: results are written to and read from local folders; "
+            "sources and the stores of `auscult index` may lie at URLs"
+        )
+    return place
+
+
+Output = Annotated[Path, typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="Folder for the result.")]
 DescriptorName = Annotated[
     str | None,
     typer.Option("--descriptor", help="contrast (for audits), mel or clap (default: contrast, or mel if --duration is given)"),
@@ -35,7 +56,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.
 MaxSkipped = Annotated[int, typer.Option(min=0, help="Exit with 1 if more inputs than this could not be read.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished result in the output folder.")]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="Settings from a TOML file; options given here take precedence.")
+    Path | None,
+    typer.Option(
+        "--config", parser=local_path, metavar="PATH", help="Settings from a TOML file; options given here take precedence."
+    ),
 ]
 Background = Annotated[
     str | None, typer.Option(help="Unrelated clips for the score normalization: a folder, manifest or store.")

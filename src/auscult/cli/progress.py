@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from ..errors import AuscultError
+from ..folders import CARD
 from ..folders import Progress as ProgressCallable
 from .printing import err
 
@@ -51,11 +52,20 @@ def continued(store: Path | str) -> Iterator[None]:
     try:
         yield
     except (AuscultError, OSError, KeyboardInterrupt) as error:
-        if isinstance(store, str):  # a URL: it may be what cannot be reached, so it is not asked
-            error.add_note(f"{store}: what was described is kept; the same command continues from there")
-        elif not (store / "card.json").exists() and any((store / "vectors").glob("part-*")):
+        if _keeps_shards(store):
             error.add_note(f"{store}: keeps what was described; the same command continues from there")
         raise
+
+
+def _keeps_shards(store: Path | str) -> bool:
+    """Whether a store that is not complete holds anything; no, if it cannot be asked."""
+    from ..storage import open_folder
+    from ..store import PARTS
+
+    with suppress(AuscultError, OSError):
+        folder = open_folder(store)
+        return not folder.exists(CARD) and any(entry.name.startswith("part-") for entry in folder.below(PARTS).list())
+    return False
 
 
 def print_notes(error: BaseException) -> None:

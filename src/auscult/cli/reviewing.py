@@ -16,12 +16,13 @@ from rich.text import Text
 
 from .options import (
     AsJson,
+    local_path,
 )
 from .printing import err, out, print_json, print_paths
 
 
 def review(
-    folder: Annotated[Path, typer.Argument(metavar="AUDIT|DEDUP", help="Folder of an audit or a dedup.")],
+    folder: Annotated[Path, typer.Argument(parser=local_path, metavar="AUDIT|DEDUP", help="Folder of an audit or a dedup.")],
     reviewer: Annotated[str | None, typer.Option(help="Whose verdicts these are (default: the login name).")] = None,
     host: Annotated[
         str | None, typer.Option(help="Let others in: listen on this address, and demand a token (default: this machine only).")
@@ -37,8 +38,14 @@ def review(
     seed: Annotated[int, typer.Option(help="Of what is random.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Print what the verdicts say, and end.")] = False,
-    export: Annotated[Path | None, typer.Option(help="Write all verdicts to a .csv or .parquet file, and end.")] = None,
-    import_: Annotated[Path | None, typer.Option("--import", help="Take in verdicts from such a file, and end.")] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(parser=local_path, metavar="PATH", help="Write all verdicts to a .csv or .parquet file, and end."),
+    ] = None,
+    import_: Annotated[
+        Path | None,
+        typer.Option("--import", parser=local_path, metavar="PATH", help="Take in verdicts from such a file, and end."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Look, listen and decide: a local page for the pairs of an audit or the clusters of a dedup."""

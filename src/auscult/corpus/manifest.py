@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import ManifestError
+from ..errors import ManifestError, StorageError
 from ..storage import Place, Url, fetch, is_url, join
 from .clip import Clip, Skipped
 from .folder import AUDIO_SUFFIXES, is_utf8, printable, walk
@@ -156,7 +156,10 @@ def _clip_of(manifest: Place, number: int, row: Row, audio_root: Place | None) -
     caption = _caption(row)
     if not all(is_utf8(text) for text in (name, clip_id or "", caption or "")) or "\x00" in name:
         return Skipped(printable(name.replace("\x00", "\\x00")), f"{where}: holds characters that are no text")
-    path, inside = _resolved(name, root)
+    try:
+        path, inside = _resolved(name, root)
+    except StorageError as error:  # an address that cannot be read without showing its credentials
+        raise ManifestError(f"{where}: {error}") from None
     clip_id = clip_id or (str(path) if is_url(name) else name)  # of an address, what shows no credentials
     if caption is not None and len(caption) > MAX_CAPTION:
         return Skipped(

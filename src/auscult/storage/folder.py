@@ -85,9 +85,13 @@ class LocalFolder:
     def list(self) -> list[Entry]:
         try:
             with os.scandir(self.place) as entries:
-                found = [(entry, entry.stat()) for entry in entries if not entry.name.startswith(".")]
+                shown = [entry for entry in entries if not entry.name.startswith(".")]
         except (FileNotFoundError, NotADirectoryError):
             return []
+        found = []
+        for entry in shown:
+            with suppress(FileNotFoundError):  # a link that leads nowhere, or gone since
+                found.append((entry, entry.stat()))
         return sorted(
             (Entry(entry.name, entry.is_dir(), status.st_size, status.st_mtime_ns) for entry, status in found), key=_name
         )

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..errors import AuscultError, StorageError
-from .url import NATIVE_SCHEMES, Url, key_of, root_of, user_info
+from .url import NATIVE_SCHEMES, Url, key_of, root_of, secrets_of, user_info
 
 # An address that does not answer is found out in seconds; what answers slowly is given time.
 CONNECT_TIMEOUT_S = 4.0
@@ -175,8 +175,10 @@ def explained(url: Url) -> Iterator[None]:
     a ``FileNotFoundError``."""
     try:
         yield
-    except (AuscultError, FileNotFoundError, MemoryError):
+    except (AuscultError, MemoryError):
         raise
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{url}: there is no such object") from None  # its own text may name the whole address
     except Exception as error:  # noqa: BLE001 - every client that fsspec uses has errors of its own
         raise explanation(url, error) from None  # not from the cause, whose text may hold credentials
 
@@ -243,11 +245,8 @@ def full_disk_explained(place: object) -> Iterator[None]:
 def redacted(url: Url, error: Exception) -> str:
     """The text of an error in one line, without the credentials of ``url``."""
     text = " ".join(str(error).replace(url.full, str(url)).split())
-    _, _, options = key_of(url)
-    _, _, shown = key_of(Url(str(url)))
-    for secret in (*user_info(url), *(value for name, value in options.items() if name not in shown)):
-        if secret:
-            text = text.replace(secret, "***")
+    for secret in secrets_of(url):
+        text = text.replace(secret, "***")
     return text if len(text) <= 300 else text[:300] + "..."
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlencode
 
 from ..errors import StorageError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters or more: C:// would be a drive of Windows
-_QUERY = re.compile(r"\?[\w.-]+=.*$", re.DOTALL)  # a question mark without "name=" belongs to a file's name
+_QUERY = re.compile(r"\?[\w.&%-]+=.*$", re.DOTALL)  # a question mark without "name=" belongs to a file's name
+_WEB_QUERY = re.compile(r"[?#].*$", re.DOTALL)  # ... but not to that of a web server
+_AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")  # a host and its port
+_WEB = frozenset({"http", "https"})
 TAR_MEMBER = re.compile(r"(.+?\.tar(?:\?.*?)?)(::.+)", re.DOTALL)  # an address of a tar, and what follows it
-_SECRET = re.compile(r"secret|token|passw|signature|credential|access.?key|account.?key|^sig$|^key$", re.IGNORECASE)
+# The only parameters that are shown: what a secret may be called cannot be listed (code, sig, apikey, auth ...).
+_HARMLESS = frozenset({"region", "endpoint_override", "scheme", "anonymous", "project_id", "versionId"})
 _CONTAINER_SCHEMES = frozenset({"abfs", "abfss", "wasb", "wasbs"})  # what stands before their @ is a container's name
 NATIVE_SCHEMES = frozenset({"s3", "gs", "gcs"})  # whose names may hold escapes (%3F), as pyarrow takes them
 
@@ -20,8 +24,9 @@ NATIVE_SCHEMES = frozenset({"s3", "gs", "gcs"})  # whose names may hold escapes 
 class Url(str):
     """An address whose text holds no credentials: what is shown, written or compared is safe.
 
-    The credentials that it was given with (user information, secrets among the parameters) are in ``full`` alone, which
-    goes along when it is pickled for a worker of the same run.
+    The credentials that it was given with (user information, parameters) are in ``full`` alone, which goes along when it is
+    pickled for a worker of the same run. Of the parameters the text keeps those that are known to be harmless; addresses that
+    differ in others only are equal as texts.
 
     Attributes
     ----------
@@ -107,6 +112,8 @@ def join(place: Place, name: str) -> Place:
     head, path, query = _split(place.full)
     if place.scheme in NATIVE_SCHEMES:
         name = name.replace("%", "%25").replace("?", "%3F")
+    elif place.scheme in _WEB:
+        name = name.replace("@", "%40").replace("#", "%23")
     return Url(f"{head}{path.rstrip('/')}/{name}{query}")
 
 
@@ -130,12 +137,34 @@ def user_info(url: Url) -> tuple[str, str]:
     return (unquote(user), unquote(password)) if at else ("", "")
 
 
+def secrets_of(url: Url) -> list[str]:
+    """What of an address is not shown, with escapes and without, longest first; for taking it out of other texts."""
+    member = TAR_MEMBER.fullmatch(url.full)
+    head, _, query = _split(member[1] if member else url.full)
+    found = set(user_info(url))
+    before, at, _ = head.partition("://")[2].rpartition("@")
+    if at:
+        found |= {before, *before.split(":", 1)}
+    for piece in re.split("[?&]", query):
+        name, equals, value = piece.partition("=")
+        form = value if equals else name
+        if not _is_harmless(name, unquote_plus(value)):
+            forms = (form, unquote(form), unquote_plus(form), *re.split("[;#:@=]", form))  # clients quote parts, too
+            found |= {text for text in forms if len(text) > 2}  # a letter or two: it would take other words apart
+    return sorted(filter(None, found), key=len, reverse=True)
+
+
+def _is_harmless(name: str, value: str) -> bool:
+    """Whether a parameter may be shown: nothing else hides in its value, as in ``region=x;token=...``."""
+    return name in _HARMLESS and not set(value) & set(";?#@")
+
+
 def _split(text: str) -> tuple[str, str, str]:
     """(scheme and host, path, query with its question mark)."""
-    found = _QUERY.search(text)
+    scheme = text.partition("://")[0]
+    found = (_WEB_QUERY if scheme.lower() in _WEB else _QUERY).search(text)
     base, query = (text[: found.start()], found[0]) if found else (text, "")
-    scheme, _, rest = base.partition("://")
-    host, slash, path = rest.partition("/")
+    host, slash, path = base.partition("://")[2].partition("/")
     return f"{scheme}://{host}", slash + path, query
 
 
@@ -152,14 +181,27 @@ def _public(full: str) -> str:
     head, path, query = _split(full)
     scheme, _, host = head.partition("://")
     before, at, host = host.rpartition("@")
+    _check_authority(scheme, host, path)
+    if scheme.lower() in _CONTAINER_SCHEMES and at:
+        host = f"{before.partition(':')[0]}@{host}"
+    given = parse_qsl(query[1:], keep_blank_values=True)
+    kept = [item for item in given if _is_harmless(*item)]
+    if query and kept != given:
+        query = "?" + urlencode(kept, safe=":/", quote_via=quote) if kept else ""
+    return f"{scheme}://{host}{path}{query}{member}"
+
+
+def _check_authority(scheme: str, host: str, path: str) -> None:
+    """Refuse an address whose credentials hold a slash, so that what follows it would be shown as a path."""
     if scheme.lower() in NATIVE_SCHEMES and ":" in host:
         raise StorageError(
             f"{scheme}://...: what stands before the first slash is no bucket; a slash in a key or secret is written %2F, "
             "and an endpoint is named by ?endpoint_override=HOST:PORT"
         )
-    if scheme.lower() in _CONTAINER_SCHEMES and at:
-        host = f"{before.partition(':')[0]}@{host}"
-    if query and (hidden := [item for item in parse_qsl(query[1:], keep_blank_values=True) if _SECRET.search(item[0])]):
-        kept = [item for item in parse_qsl(query[1:], keep_blank_values=True) if item not in hidden]
-        query = "?" + urlencode(kept, safe=":/", quote_via=quote) if kept else ""
-    return f"{scheme}://{host}{path}{query}{member}"
+    web = scheme.lower() in _WEB
+    broken = _AUTHORITY.fullmatch(host) is None and (web or "@" in path)
+    if broken or (web and "@" in path and (":" in host or "." not in host)):  # else it may be a name: pkg@1.0/a.wav
+        raise StorageError(
+            f"{scheme}://...: what stands before the first slash is no host, or an @ follows; a slash or question mark in a "
+            "user name or password is written %2F or %3F, and an @ in a path %40"
+        )
