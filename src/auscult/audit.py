@@ -33,6 +33,7 @@ from .inputs import (
     task_sources,
 )
 from .levels import load_levels
+from .storage import local_path
 from .store import DescriptorStore
 
 __all__ = ["Audit", "AuditConfig", "audit"]
@@ -127,7 +128,7 @@ def audit(
     if descriptor.spec.name == "contrast" and config.search != "exact":
         raise ValueError(f"search = {config.search!r} is for vectors (mel, clap); contrast compares every pair of clips")
     task = {"config": dataclasses.asdict(config), "spec": str(descriptor.spec), "sources": task_sources(present)}
-    with building(Path(output), KIND, task=task, overwrite=overwrite) as folder:
+    with building(local_path(output), KIND, task=task, overwrite=overwrite) as folder:
         stores = describe_sources(present, folder / "stores", descriptor, engine=engine, progress=progress)
         with scratch(engine, folder, stores) as with_scratch:
             comparison = _compare(stores, config, with_scratch, progress)

@@ -112,7 +112,7 @@ def deduplicate(
             f"`auscult index --descriptor {DEFAULT_DESCRIPTOR}`"
         )
     task = {"config": dataclasses.asdict(config), "spec": str(descriptor.spec), "sources": task_sources(present)}
-    with building(Path(output), KIND, task=task, overwrite=overwrite) as folder:
+    with building(local_path(output), KIND, task=task, overwrite=overwrite) as folder:
         stores = describe_sources(present, folder / "stores", descriptor, engine=engine, progress=progress)
         vectors = {role: store.load(engine) for role, store in stores.items()}
         joint, n_corpus = vectors["corpus"], vectors["corpus"].clips.num_rows

@@ -14,23 +14,10 @@ if TYPE_CHECKING:
 
 
 def local_path(text: str | Path) -> Path:
-    """A path on this machine (``file://`` as well).
+    """As ``storage.local_path``, which is imported when it is needed: a command line must start at once."""
+    from ..storage import local_path as parse
 
-    Raises
-    ------
-    OutputFolderError
-        A URL, of which a path would make folders ``s3:/BUCKET`` here.
-    """
-    from ..errors import OutputFolderError
-    from ..storage import Url, place_of
-
-    place = place_of(text)
-    if isinstance(place, Url):
-        raise OutputFolderError(
-            f"{place}: expected a path on this machine: results are written to and read from local folders; "
-            "sources and the stores of `auscult index` may lie at URLs"
-        )
-    return place
+    return parse(text)
 
 
 Output = Annotated[Path, typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="Folder for the result.")]

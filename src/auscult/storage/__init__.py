@@ -3,7 +3,7 @@
 from .folder import Entry, Folder, LocalFolder, RemoteFolder, digest_of, in_order, open_folder, read_folder_card
 from .lease import writing
 from .remote import fetch, stat
-from .url import Place, Url, is_url, join, place_of
+from .url import Place, Url, is_url, join, local_path, place_of
 
 __all__ = [
     "Entry",
@@ -17,6 +17,7 @@ __all__ = [
     "in_order",
     "is_url",
     "join",
+    "local_path",
     "open_folder",
     "place_of",
     "read_folder_card",

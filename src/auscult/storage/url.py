@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlencode
 
-from ..errors import StorageError
+from ..errors import OutputFolderError, StorageError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters or more: C:// would be a drive of Windows
 _QUERY = re.compile(r"\?[\w.&%-]+=.*$", re.DOTALL)  # a question mark without "name=" belongs to a file's name
@@ -205,3 +205,20 @@ def _check_authority(scheme: str, host: str, path: str) -> None:
             f"{scheme}://...: what stands before the first slash is no host, or an @ follows; a slash or question mark in a "
             "user name or password is written %2F or %3F, and an @ in a path %40"
         )
+
+
+def local_path(text: str | Path) -> Path:
+    """A path on this machine (``file://`` as well).
+
+    Raises
+    ------
+    OutputFolderError
+        A URL, of which a path would make folders ``s3:/BUCKET`` here.
+    """
+    place = place_of(text)
+    if isinstance(place, Url):
+        raise OutputFolderError(
+            f"{place}: expected a path on this machine: results are written to and read from local folders; "
+            "sources and the stores of `auscult index` may lie at URLs"
+        )
+    return place
