@@ -33,6 +33,7 @@ from .inputs import (
 )
 from .pairs import ClipPair, DedupConfig, find_pairs
 from .search.recall import Recall
+from .storage import local_path
 
 __all__ = ["DedupConfig", "Duplicates", "deduplicate"]
 
