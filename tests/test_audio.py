@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +234,29 @@ def test_a_wav_whose_length_was_unknown_when_it_was_streamed_is_not_truncated(tm
     data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
     (tmp_path / "x.wav").write_bytes(bytes(data))
     assert read_audio(str(tmp_path / "x.wav"), sample_rate_hz=16_000).facts.flags == ()
+
+
+class _InterruptedReads(io.BytesIO):
+    """A file in the middle of whose third read somebody presses Ctrl-C."""
+
+    reads = 0
+
+    def readinto(self, buffer) -> int:
+        self.reads += 1
+        if self.reads == 3:
+            signal.raise_signal(signal.SIGINT)
+        return super().readinto(buffer)
+
+
+def test_ctrl_c_within_a_read_is_heeded_and_no_clip_is_cut_short(tmp_path: Path, monkeypatch) -> None:
+    sf.write(tmp_path / "a.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 80_000), 16_000)
+    source = _InterruptedReads((tmp_path / "a.flac").read_bytes())
+    monkeypatch.setattr(audio, "open_audio_bytes", lambda path: source)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(audio.AudioStream("a.flac", sample_rate_hz=16_000))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert source.reads >= 3

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "auscult"
 # Data walks one way: a room imports only rooms before it (docs/architecture.md shows the same list).
 ROOMS = [
     "errors",
+    "interrupts",
     "devices",
     "cluster",
     "engine",

@@ -25,6 +25,7 @@ import xxhash
 from .corpus.archive import open_audio_bytes
 from .errors import AudioDecodeError, CorpusError, StorageError
 from .folders import file_digest
+from .interrupts import interrupts_held
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -163,13 +164,16 @@ class AudioStream:
             yield from self._av_pieces(source, reason)
 
     def _soundfile_pieces(self, source: str | io.BytesIO) -> Iterator[FloatArray]:
-        with sf.SoundFile(source) as handle:
+        with interrupts_held():
+            opened = sf.SoundFile(source)
+        with opened as handle:
             rate = handle.samplerate
             start, wanted = _stretch(self.start_s, self.duration_s, rate)
             if start >= handle.frames > 0:
                 raise AudioDecodeError(f"starts at {self.start_s:g} s, but the file lasts {handle.frames / rate:.3f} s")
             if start:
-                handle.seek(start)
+                with interrupts_held():
+                    handle.seek(start)
             available = handle.frames - start
             wanted = available if wanted is None else min(wanted, available)
             # 16-bit PCM is read as it lies in the file: converting it with numpy is four times faster than libsndfile
@@ -180,7 +184,8 @@ class AudioStream:
             def blocks() -> Iterator[npt.NDArray[Any]]:
                 nonlocal remaining
                 while remaining > 0:
-                    block = handle.read(min(size, remaining), dtype=dtype, always_2d=True)
+                    with interrupts_held():
+                        block = handle.read(min(size, remaining), dtype=dtype, always_2d=True)
                     if len(block) == 0:
                         return
                     remaining -= len(block)

@@ -14,6 +14,7 @@ import scipy.signal
 import soundfile as sf
 
 from .descriptors.mel import hz_to_mel, mel_filterbank, mel_to_hz
+from .interrupts import interrupts_held
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -152,15 +153,16 @@ def excerpt_mp3(samples: FloatArray, rate_hz: int) -> bytes:
     if 0 < peak < 0.25 or peak > 0.9:
         samples = samples * np.float32(0.89 / peak)
     buffer = io.BytesIO()
-    sf.write(
-        buffer,
-        samples,
-        rate_hz,
-        format="MP3",
-        subtype="MPEG_LAYER_III",
-        bitrate_mode="VARIABLE",
-        compression_level=0.65,
-    )
+    with interrupts_held():
+        sf.write(
+            buffer,
+            samples,
+            rate_hz,
+            format="MP3",
+            subtype="MPEG_LAYER_III",
+            bitrate_mode="VARIABLE",
+            compression_level=0.65,
+        )
     return buffer.getvalue()
 
 
