@@ -225,6 +225,10 @@ def test_an_approximate_search_says_what_it_finds(stores, tmp_path: Path, monkey
     assert recall["overall"]["asked"] == 300
     assert recall["overall"]["found"] >= recall["overall_exact"]["found"] - 5
     assert any("planted copies" in warning for warning in result.card["warnings"])
+    monkeypatch.setattr(approximate, "FEWEST_ROWS", 4096)
+    small = audit(given["generated"], given["training"], given["background"], output=tmp_path / "small", config=config)
+    assert small.card["recall"] is None
+    assert any("The search was exact" in warning for warning in small.card["warnings"])
     exact = audit(given["generated"], given["training"], given["background"], output=tmp_path / "exact")
     assert exact.card["recall"] is None
     with pytest.raises(ValueError, match="contrast compares every pair"):

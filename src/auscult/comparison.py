@@ -24,13 +24,14 @@ from .engine import HERE, Engine
 from .folders import Progress, no_progress, read_card
 from .identity import same_audio, same_place, same_place_warning, sample_clips, shared_audio, unshared_rows
 from .search import DoubleArray, FloatArray, IntArray, TopK
-from .search.approximate import check_method
+from .search.approximate import FEWEST_ROWS, check_method
 from .search.recall import Recall, searched
 from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_group
 from .vectors import Vectors
 
 DEFAULT_FDR = 0.1
 UNLIKE_LENGTHS = 2.0
+EXACT_AFTER_ALL = f"The search was exact: with fewer than {FEWEST_ROWS:,} vectors no approximate index is built."
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,8 @@ def compare(
         warnings.append(threshold.explanation)
     if normalized.recall is not None:
         warnings.append(normalized.recall.sentence())
+    elif config.search != "exact":
+        warnings.append(EXACT_AFTER_ALL)
     return Comparison(
         _matches_table(best, generated, references, null_top, threshold.tau),
         _queries_table(best, generated, references, null_top, threshold.tau),

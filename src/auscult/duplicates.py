@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .clusters import CLUSTER_SCHEMA, cluster_rows
+from .comparison import EXACT_AFTER_ALL
 from .engine import HERE, Engine
 from .errors import DescriptorMismatchError
 from .folders import Progress, building, file_digests, no_progress, read_card, write_card, write_table, write_text
@@ -134,6 +135,8 @@ def deduplicate(
         warnings = input_warnings(stores)
         if found.recall:
             warnings.append(recall_warning(found.recall))
+        elif config.search != "exact":
+            warnings.append(EXACT_AFTER_ALL)
         if background is None:
             warnings.append(
                 "No background set was given; clips of the corpus itself took its place. Clips with many copies then look "
