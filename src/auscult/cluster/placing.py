@@ -31,7 +31,7 @@ AT_ONCE = 2  # given to an actor, so that it need not wait for the driver
 CRASHES = 8  # of worker processes on one job while their nodes lived on: then it is the job's doing
 ALONE = 2  # of processes that did nothing else: one may have been on a node whose loss was noticed late
 STARTS = 3  # times that all actors died before one was ready
-PATIENCE_S = (0.0, 3.0, 10.0)  # before a task that lost its worker is tried again: Ray learns of a node's loss in 10 to 15 s
+PATIENCE_S = (0.0, 3.0, 10.0)  # before a task that lost its worker is tried again: Ray learns of a node's loss late
 SIGN_S = 60  # for a sign of life from a node
 
 
