@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .intervals import RESAMPLES, Interval, percentile_interval
 from .localization import lag_error, onset_error, temporal_iou
 from .predictions import Prediction, Span, Truth, validate
 
@@ -40,16 +41,6 @@ IntArray = npt.NDArray[np.int64]
 
 PRECISION = 0.9  # of the operating point
 FALSE_POSITIVE_RATE = 0.01  # of the other operating point
-RESAMPLES = 200  # enough for a 95 % interval whose ends wobble by a few percent of its width
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with the 2.5 and 97.5 percentiles of its bootstrap distribution (NaN where none was drawn)."""
-
-    value: float
-    low: float = float("nan")
-    high: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -307,16 +298,7 @@ def _evaluate(
     for _ in range(resamples):
         times = np.bincount(rng.integers(len(sources), size=len(sources)), minlength=len(sources))
         draws.append(_measure(joined, times[source].astype(np.int64), precision, threshold))
-    return {name: _interval(value, np.array([draw[name] for draw in draws], np.float64)) for name, value in values.items()}
-
-
-def _interval(value: float, draws: FloatArray) -> Interval:
-    draws = draws[~np.isnan(draws)]
-    if len(draws) == 0:
-        return Interval(value)
-    # a draw itself rather than a mean of two: a threshold may be infinite
-    low, high = np.percentile(draws, [2.5, 97.5], method="nearest")
-    return Interval(value, float(low), float(high))
+    return {name: percentile_interval(value, [draw[name] for draw in draws]) for name, value in values.items()}
 
 
 def breakdown(
