@@ -197,8 +197,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_at_random_moments_it_ends_equal_to_an_uninterrupted_run(write_sounds, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "least"), [(1, 8), (2, 4), pytest.param(2, 16, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_ends_equal_to_an_uninterrupted_run(
+    write_sounds, tmp_path: Path, workers: int, least: int
+) -> None:
     folder = write_sounds("in", 120, duration_s=2.0)
     for number in range(0, 120, 20):
         (folder / f"{number:04d}-bad.wav").write_bytes(b"not audio")
@@ -209,7 +211,7 @@ def test_killed_at_random_moments_it_ends_equal_to_an_uninterrupted_run(write_so
     rng = random.Random(workers)
     kills = 0
     store = tmp_path / "store"
-    while kills < 12:
+    while kills < least:
         with subprocess.Popen([*command, str(store), str(workers)], stdout=subprocess.PIPE, start_new_session=True) as process:
             process.stdout.readline()
             time.sleep(rng.uniform(0.0, 0.3 if workers == 1 else 1.2))

@@ -93,8 +93,8 @@ class Reviewer(threading.Thread):
                     raise AssertionError(answer.text)
 
 
-def test_no_acknowledged_verdict_is_lost_and_none_doubled(tmp_path: Path) -> None:
-    each, kills = 1000, 6
+@pytest.mark.parametrize(("each", "kills"), [(200, 3), pytest.param(1000, 6, marks=pytest.mark.slow)])
+def test_no_acknowledged_verdict_is_lost_and_none_doubled(tmp_path: Path, each: int, kills: int) -> None:
     folder = write_audit(tmp_path / "audit", each)
     pairs = [pair_id(f"query-clip-{number}", f"reference-clip-{number}-1") for number in range(each)]
     server = Server(folder)
