@@ -90,8 +90,8 @@ def load(name: str, weights: str | None, device: str, **parameters: object) -> B
 
     A clip of up to 30 s is one input of the network, as in the public code; a longer one is cut into stretches of 30 s, the
     last of them shorter, whose features and logits are averaged by their lengths. A clip or last stretch of less than 0.31 s is
-    filled up with zeros to that, which the network's five poolings need. (``audioldm_eval`` fills up to 32,000 samples, and takes
-    the mean off the samples: its features of shorter clips are others, those of longer ones the same but for rounding.)
+    filled up with zeros to that, which the network's five poolings need. (``audioldm_eval`` fills up to 32,000 samples, so its
+    features of shorter clips are others. The mean that it takes off the samples lies below the lowest band.)
 
     Parameters
     ----------
