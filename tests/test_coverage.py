@@ -1,0 +1,144 @@
+"""Precision, recall, density, coverage: cases worked by hand, a double loop, ties and duplicates, expectations, intervals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from auscult.metrics.coverage import coverage, density, evaluate, precision, recall, validate
+
+FUNCTIONS = (precision, recall, density, coverage)
+
+
+def _by_loops(x: np.ndarray, y: np.ndarray, k: int) -> tuple[float, ...]:
+    """The definitions, one pair after another, on whole numbers: nothing is rounded."""
+
+    def radii(rows: np.ndarray) -> list[int]:
+        return [sorted(int(np.sum((a - b) ** 2)) for j, b in enumerate(rows) if j != i)[k - 1] for i, a in enumerate(rows)]
+
+    def inside(rows: np.ndarray, balls: np.ndarray) -> np.ndarray:
+        return np.array([[np.sum((row - c) ** 2) <= r for c, r in zip(balls, radii(balls), strict=True)] for row in rows])
+
+    in_reference, in_generated = inside(x, y), inside(y, x)
+    return (
+        float(in_reference.any(axis=1).mean()),
+        float(in_generated.any(axis=1).mean()),
+        float(in_reference.sum(axis=1).mean() / k),
+        float(in_reference.any(axis=0).mean()),
+    )
+
+
+def test_by_hand_on_a_line() -> None:
+    """Reference 0, 1, 3, 7 with k = 2: radii 3, 2, 3, 6. Generated 4, 10, 14 with radii 10, 6, 10."""
+    y, x = np.array([[0.0], [1], [3], [7]]), np.array([[4.0], [10], [14]])
+    assert precision(x, y, k=2) == pytest.approx(2 / 3)  # 14 is 7 from 7
+    assert density(x, y, k=2) == pytest.approx((2 + 1 + 0) / 2 / 3)  # 4 lies in the balls of 3 and 7, 10 in that of 7
+    assert coverage(x, y, k=2) == pytest.approx(2 / 4)  # of 3 and of 7
+    assert recall(x, y, k=2) == 1  # the ball of 4 reaches from -6 to 14
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 4), st.integers(5, 14), st.integers(5, 14))
+def test_equal_the_definitions_on_grids_full_of_ties_and_duplicates(seed: int, d: int, k: int, n: int, m: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(-3, 4, (n, d)), rng.integers(-3, 4, (m, d))
+    found = [function(x * 0.1 + 1 / 3, y * 0.1 + 1 / 3, k=k) for function in FUNCTIONS]  # a grid that floats cannot hold
+    assert found == pytest.approx(_by_loops(x, y, k), abs=1e-12)
+
+
+def test_every_value_of_a_set_against_itself() -> None:
+    rows = np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)
+    x = np.concatenate([rows, rows[:50]])  # with duplicates
+    assert precision(x, x) == recall(x, x) == coverage(x, x) == 1
+    assert density(x, x) >= 1  # each lies in its own ball and in those of its neighbors
+
+
+def test_many_duplicates_have_balls_of_radius_0_that_hold_their_copies() -> None:
+    silent, rng = np.full((20, 8), 0.1), np.random.default_rng(1)
+    assert precision(silent, silent) == coverage(silent, silent) == recall(silent, silent) == 1
+    far = rng.normal(size=(20, 8)) + 5
+    assert precision(far, silent) == coverage(far, silent) == 0
+
+
+def test_what_is_computed_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(83, 4)), rng.normal(size=(57, 4))
+    whole = [function(x, y) for function in FUNCTIONS]
+    monkeypatch.setattr("auscult.metrics.coverage.BLOCK_VALUES", 300)
+    assert [function(x, y) for function in FUNCTIONS] == whole
+    moved = [function(rng.permutation(x) * 2 + 100, rng.permutation(y) * 2 + 100) for function in FUNCTIONS]
+    assert moved == pytest.approx(whole, abs=1e-12)
+
+
+def test_expected_coverage_of_two_samples_of_one_distribution() -> None:
+    """A reference item is not covered if its k nearest neighbors among both sets are all of the reference."""
+    rng = np.random.default_rng(3)
+    for k in (1, 3):
+        found = np.mean([coverage(rng.normal(size=(200, 3)), rng.normal(size=(200, 3)), k=k) for _ in range(20)])
+        assert found == pytest.approx(1 - math.prod((199 - i) / (399 - i) for i in range(k)), abs=0.02)
+    assert density(rng.normal(size=(2000, 3)), rng.normal(size=(2000, 3))) == pytest.approx(1, abs=0.06)
+
+
+def test_collapse_and_spread_are_told_apart() -> None:
+    rng = np.random.default_rng(4)
+    real = rng.normal(size=(300, 5))
+    collapsed, spread = evaluate(real[:6].repeat(50, axis=0), real), evaluate(3 * rng.normal(size=(300, 5)), real)
+    assert collapsed["precision"].value == 1 and collapsed["coverage"].value < 0.3
+    assert spread["precision"].value < 0.5 and spread["recall"].value > 0.9
+
+
+def test_evaluate_gives_the_functions_values_and_repeats() -> None:
+    rng = np.random.default_rng(5)
+    x, y, clips = rng.normal(size=(120, 3)) + 0.5, rng.normal(size=(90, 3)), np.repeat(np.arange(30), 4)
+    found = evaluate(x, y, generated_clips=clips, seed=1)
+    assert list(found) == ["precision", "recall", "density", "coverage"]
+    assert [interval.value for interval in found.values()] == [function(x, y) for function in FUNCTIONS]
+    assert all(interval.low < interval.value < interval.high for interval in found.values())
+    assert found == evaluate(x, y, generated_clips=clips, seed=1) != evaluate(x, y, generated_clips=clips, seed=2)
+    assert math.isnan(evaluate(x, y, resamples=0)["recall"].low)
+
+
+def test_interval_is_that_of_a_mean_over_clips() -> None:
+    """Four copies of each clip: as sure as its quarter of distinct clips, not as all rows."""
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(100, 2)) * 2, rng.normal(size=(400, 2))
+    clips = np.repeat(np.arange(100), 4)
+    found = evaluate(x.repeat(4, axis=0), y, generated_clips=clips)["precision"]
+    expected = 2 * 1.96 * math.sqrt(found.value * (1 - found.value) / 100)
+    assert found.high - found.low == pytest.approx(expected, rel=0.25)
+
+
+def test_large_sets_are_sampled_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(7)
+    x, y = rng.normal(size=(400, 2)), rng.normal(size=(400, 2))
+    monkeypatch.setattr("auscult.metrics.coverage.MOST_FRAMES", 100)
+    assert density(x, y, seed=1) == density(x, y, seed=1) != density(x, y, seed=2)
+
+
+def test_refusals_teach() -> None:
+    good = np.random.default_rng(8).normal(size=(20, 3))
+    bad = good.copy()
+    bad[2] = np.nan
+    with pytest.raises(ValueError, match="first of them row 2"):
+        validate(bad, good)
+    with pytest.raises(ValueError, match="generated features have 3 dimensions, the reference 2"):
+        precision(good, good[:, :2])
+    with pytest.raises(ValueError, match="neighbor number 5 needs at least 6 generated items, got 5: add clips"):
+        recall(good[:5], good)
+    with pytest.raises(ValueError, match="k counts neighbors"):
+        density(good, good, k=0)
+    with pytest.raises(ValueError, match=r"at least 2 reference clips, got 1 \(with 20 rows\)"):
+        evaluate(good, good, reference_clips=[0] * 20)
+
+
+def test_equal_prdcs_on_the_same_features() -> None:
+    prdc = pytest.importorskip("prdc", reason="prdc, the authors' code and an oracle, is not installed")
+    rng = np.random.default_rng(9)
+    x, y = rng.normal(size=(150, 4)) + 0.3, rng.normal(size=(120, 4))
+    theirs = prdc.compute_prdc(real_features=y, fake_features=x, nearest_k=5)
+    for function in FUNCTIONS:
+        assert function(x, y) == pytest.approx(theirs[function.__name__], abs=1e-9)
