@@ -16,6 +16,7 @@ ROOMS = [
     "devices",
     "cluster",
     "engine",
+    "processes",
     "folders",
     "storage",
     "search",

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import logging
-import multiprocessing
-import os
-import platform
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
 from .audio import SILENT_PEAK, AudioStream, Window, cut_windows
-from .cluster import connect, map_in_actors
 from .corpus import Clip, Skipped
 from .corpus.archive import container
 from .descriptors import Descriptor, load_descriptor, on_device
 from .engine import Engine
-from .errors import AudioDecodeError, CorpusError
+from .errors import AudioDecodeError
+from .processes import map_in_processes
 
 log = logging.getLogger(__name__)
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-BATCH = 8  # clips sent to a worker at once
 
 
 @dataclass(frozen=True)
@@ -47,7 +34,6 @@ class Described:
 
 
 Item = tuple[Clip | Skipped, str, str]
-_worker_descriptor: Descriptor | None = None  # one a process: loaded once, by the initializer
 
 
 def describe_all(pending: Iterator[Item], descriptor: Descriptor, engine: Engine) -> Iterator[Described]:
@@ -60,103 +46,24 @@ def describe_all(pending: Iterator[Item], descriptor: Descriptor, engine: Engine
     ClusterError
         The cluster cannot be reached, or cannot start what describes.
     """
-    if engine.ray is not None:
-        yield from _describe_on_cluster(pending, descriptor, engine)
-        return
-    descriptor = on_device(descriptor, engine.device)
-    workers = engine.workers
-    if workers == 1:
+    if engine.ray is None and engine.workers == 1:
+        descriptor = on_device(descriptor, engine.device)
         for item in pending:
             yield describe_item(item, descriptor)
         return
-    batches = iter(lambda: list(itertools.islice(pending, BATCH)), [])
-    queue: deque[tuple[list[Item], Future[list[Described]]]] = deque()
-    pool = _start_pool(descriptor, workers, engine.device)
-    try:
-        while True:
-            for batch in itertools.islice(batches, 4 * workers - len(queue)):
-                queue.append((batch, _submit(pool, batch)))
-            if not queue:
-                return
-            batch, future = queue.popleft()
-            try:
-                yield from future.result()
-            except BrokenProcessPool:
-                # A decoder that crashes takes its process along, and every batch under way with it. Find the culprit by
-                # giving this batch, item by item, to a process of its own, then send the other batches again.
-                yield from _describe_isolated(batch, descriptor, engine.device)
-                pool.shutdown(wait=False, cancel_futures=True)
-                pool = _start_pool(descriptor, workers, engine.device)
-                queue = deque((other, _submit(pool, other)) for other, _ in queue)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    yield from map_in_processes(
+        partial(_loaded, str(descriptor.spec)),
+        pending,
+        engine,
+        crashed=lambda item: _crashed(item, descriptor),
+        unread=_unread,
+        gpus=engine.device.startswith("cuda") and hasattr(descriptor, "on"),
+    )
 
 
-def _submit(pool: ProcessPoolExecutor, batch: list[Item]) -> Future[list[Described]]:
-    """Submit a batch; that the pool is broken shows when the result is asked for, never here."""
-    try:
-        return pool.submit(_describe_batch, batch)
-    except BrokenProcessPool as error:
-        failed: Future[list[Described]] = Future()
-        failed.set_exception(error)
-        return failed
-
-
-def _start_pool(descriptor: Descriptor, workers: int, device: str) -> ProcessPoolExecutor:
-    # spawn: fork copies locks that other threads of this process may hold
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(str(descriptor.spec), device))
-    with _interrupts_ignored():  # which the workers inherit: Ctrl-C is the parent's to handle
-        for _ in range(workers):
-            pool.submit(os.getpid)
-    return pool
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread gets SIGINT, and only it may change what happens then
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _start_worker(spec: str, device: str) -> None:
-    global _worker_descriptor
-    threadpool_limits(1)  # as many processes as cores: a second thread in each would only get in the way
-    _keep_freed_memory()
-    _worker_descriptor = on_device(load_descriptor(spec), device)
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc not to hand the buffers of each clip back to the kernel, only to fault them in again for the next: a tenth
-    of the time for a FLAC. Elsewhere than on glibc, nothing is done."""
-    with suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            mallopt(parameter, 1 << 29)
-
-
-def _describe_batch(batch: list[Item]) -> list[Described]:
-    assert _worker_descriptor is not None
-    return [describe_item(item, _worker_descriptor) for item in batch]
-
-
-def _describe_isolated(batch: list[Item], descriptor: Descriptor, device: str) -> Iterator[Described]:
-    pool = _start_pool(descriptor, 1, device)
-    try:
-        for item in batch:
-            try:
-                yield from pool.submit(_describe_batch, [item]).result()
-            except BrokenProcessPool:
-                yield _crashed(item, descriptor)
-                pool.shutdown()
-                pool = _start_pool(descriptor, 1, device)
-    finally:
-        pool.shutdown()
+def _loaded(spec: str, device: str) -> Callable[[Item], Described]:
+    descriptor = on_device(load_descriptor(spec), device)
+    return lambda item: describe_item(item, descriptor)
 
 
 def _crashed(item: Item, descriptor: Descriptor) -> Described:
@@ -164,55 +71,8 @@ def _crashed(item: Item, descriptor: Descriptor) -> Described:
     return _skip(item, "the decoder crashed on this file", descriptor)
 
 
-# --- on a cluster ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Actor:
-    """What a cluster sends to its workers: how to load the descriptor, and the description of a batch."""
-
-    spec: str
-    device: str
-
-    def __call__(self) -> Callable[[list[Item]], _Answer]:
-        _start_worker(self.spec, self.device)
-        return _answered
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """A described batch, and which of its files were not there, on which node."""
-
-    described: list[Described]
-    missing: list[str]
-    node: str
-
-
-def _answered(batch: list[Item]) -> _Answer:
-    described = _describe_batch(batch)
-    unread = [item.path for (item, _, _), one in zip(batch, described, strict=True) if one.skipped and isinstance(item, Clip)]
-    return _Answer(described, [path for path in unread if not os.path.exists(container(path))], platform.node())
-
-
-def _describe_on_cluster(pending: Iterator[Item], descriptor: Descriptor, engine: Engine) -> Iterator[Described]:
-    assert engine.ray is not None
-    gpus = engine.device.startswith("cuda") and hasattr(descriptor, "on")
-    answers = map_in_actors(
-        connect(engine.ray, engine.workers),
-        _Actor(str(descriptor.spec), "cuda" if gpus else "cpu"),  # an actor sees one GPU, whatever its number on the node
-        iter(lambda: list(itertools.islice(pending, BATCH)), []),
-        split=lambda batch: [[item] for item in batch],
-        crashed=lambda batch: _Answer([_crashed(item, descriptor) for item in batch], [], ""),
-        gpus=gpus,
-    )
-    for answer in answers:
-        for path in answer.missing:
-            if os.path.exists(container(path)):
-                raise CorpusError(
-                    f"{path}: is on this machine, but node {answer.node} does not see it; "
-                    "put the corpus where all nodes see it under the same path"
-                )
-        yield from answer.described
+def _unread(item: Item, described: Described) -> str | None:
+    return container(item[0].path) if described.skipped and isinstance(item[0], Clip) else None
 
 
 def describe_item(entry: Item, descriptor: Descriptor) -> Described:

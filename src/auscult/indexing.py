@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 
 from .corpus import Clip, Corpus, Skipped
 from .corpus.folder import printable
-from .describing import BATCH, describe_all
+from .describing import describe_all
 from .descriptors import Descriptor
 from .engine import HERE, Engine
 from .errors import OutputFolderError, StoreError
 from .folders import CARD, Progress, no_progress, remove_stale_temporaries
 from .planning import Changes, Shards, digest_of_names, make_plan, nothing_to_do, pending_inputs, survey
+from .processes import BATCH
 from .storage import Folder, open_folder, read_folder_card, writing
 from .storage.folder import file_digest_in, write_folder_card, writing_file
 from .storage.lease import LEASE

@@ -18,8 +18,8 @@ from .remote import walk_url
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"})
 AUDIOCAPS_COLUMNS = frozenset({"audiocap_id", "youtube_id", "start_time", "caption"})
-_CAPTION_COLUMNS = ("caption", "captions", "text")
-_PATH_COLUMNS = ("path", "location", "file_name")
+CAPTION_COLUMNS = ("caption", "captions", "text")
+PATH_COLUMNS = ("path", "location", "file_name")
 
 MAX_CAPTION = 100_000  # characters; a caption lives in a table's row, not in a file of its own
 MAX_SECONDS = 10_000_000  # four months
@@ -46,35 +46,41 @@ def manifest_clips(manifest: Place, *, audio_root: Place | None = None, encoding
     ManifestError
         A needed column is missing, a row cannot be parsed, or the text is not in ``encoding``.
     """
-    rows = _rows(manifest, encoding)
+    rows = manifest_rows(manifest, encoding)
+    first = next(rows, None)
+    if first is None:
+        return
+    columns = set(first[1])
+    if columns >= AUDIOCAPS_COLUMNS and not columns & set(PATH_COLUMNS):
+        yield from _audiocaps_clips(manifest, first, rows, audio_root)
+        return
+    _check_columns(manifest, columns)
+    yield _clip_of(manifest, *first, audio_root)
+    for number, row in rows:
+        yield _clip_of(manifest, number, row, audio_root)
+
+
+def manifest_rows(manifest: Place, encoding: str = "utf-8") -> Iterator[tuple[int, Row]]:
+    """Yield ``(line number, row)`` of a CSV, TSV, JSON Lines or Parquet table, whatever its columns are.
+
+    Raises
+    ------
+    ManifestError
+        A row cannot be parsed, or the text is not in ``encoding``.
+    """
+    suffix = manifest.suffix.lower()
     try:
-        first = next(rows, None)
-        if first is None:
-            return
-        columns = set(first[1])
-        if columns >= AUDIOCAPS_COLUMNS and not columns & set(_PATH_COLUMNS):
-            yield from _audiocaps_clips(manifest, first, rows, audio_root)
-            return
-        _check_columns(manifest, columns)
-        yield _clip_of(manifest, *first, audio_root)
-        for number, row in rows:
-            yield _clip_of(manifest, number, row, audio_root)
+        if suffix == ".parquet":
+            yield from _parquet_rows(manifest)
+        elif suffix in {".jsonl", ".ndjson"}:
+            yield from _json_rows(manifest, encoding)
+        else:
+            yield from _csv_rows(manifest, encoding, "\t" if suffix == ".tsv" else ",")
     except UnicodeDecodeError as error:
         raise ManifestError(
             f"{manifest}: not {encoding} (byte 0x{error.object[error.start]:02x}); save it as UTF-8 "
             "or name its encoding with --encoding (latin-1, cp1252, ...)"
         ) from error
-
-
-def _rows(manifest: Place, encoding: str) -> Iterator[tuple[int, Row]]:
-    """Yield ``(line number, row)``."""
-    suffix = manifest.suffix.lower()
-    if suffix == ".parquet":
-        yield from _parquet_rows(manifest)
-    elif suffix in {".jsonl", ".ndjson"}:
-        yield from _json_rows(manifest, encoding)
-    else:
-        yield from _csv_rows(manifest, encoding, "\t" if suffix == ".tsv" else ",")
 
 
 def _opened(manifest: Place) -> IO[bytes]:
@@ -139,7 +145,7 @@ def _parquet_rows(manifest: Place) -> Iterator[tuple[int, Row]]:
 
 
 def _check_columns(manifest: Place, columns: set[str]) -> None:
-    if not columns & set(_PATH_COLUMNS):
+    if not columns & set(PATH_COLUMNS):
         raise ManifestError(
             f"{manifest}: no 'path' column; it has {', '.join(sorted(map(str, columns)))}. Rename the column that "
             "names the audio files to 'path'"
@@ -148,16 +154,16 @@ def _check_columns(manifest: Place, columns: set[str]) -> None:
 
 def _clip_of(manifest: Place, number: int, row: Row, audio_root: Place | None) -> Clip | Skipped:
     where = f"{manifest.name}, line {number}"
-    name = next((row[key] for key in _PATH_COLUMNS if row.get(key)), None)
+    name = next((row[key] for key in PATH_COLUMNS if row.get(key)), None)
     if not isinstance(name, str) or not name.strip():
         return Skipped(str(manifest), f"{where}: the path is empty")
     root = audio_root or manifest.parent
     clip_id = next((str(row[key]) for key in ("clip_id", "id") if row.get(key) not in (None, "")), None)
-    caption = _caption(row)
+    caption = caption_of(row)
     if not all(is_utf8(text) for text in (name, clip_id or "", caption or "")) or "\x00" in name:
         return Skipped(printable(name.replace("\x00", "\\x00")), f"{where}: holds characters that are no text")
     try:
-        path, inside = _resolved(name, root)
+        path, inside = resolved_path(name, root)
     except StorageError as error:  # an address that cannot be read without showing its credentials
         raise ManifestError(f"{where}: {error}") from None
     clip_id = clip_id or (str(path) if is_url(name) else name)  # of an address, what shows no credentials
@@ -173,11 +179,11 @@ def _clip_of(manifest: Place, number: int, row: Row, audio_root: Place | None) -
         start_s=_seconds(row, "start_s", where) or 0.0,
         duration_s=_seconds(row, "duration_s", where),
         caption=caption,
-        labels=_labels(row.get("labels")),
+        labels=labels_of(row.get("labels")),
     )
 
 
-def _resolved(name: str, root: Place) -> tuple[str, bool]:
+def resolved_path(name: str, root: Place) -> tuple[str, bool]:
     """Where a manifest's path leads, and whether it stays below ``root`` or is absolute."""
     if is_url(name):
         return Url(name), True
@@ -202,14 +208,16 @@ def _seconds(row: Row, key: str, where: str) -> float | None:
     return seconds
 
 
-def _caption(row: Row) -> str | None:
-    value = next((row[key] for key in _CAPTION_COLUMNS if row.get(key)), None)
+def caption_of(row: Row) -> str | None:
+    """The caption of a row; of several, the first."""
+    value = next((row[key] for key in CAPTION_COLUMNS if row.get(key)), None)
     if isinstance(value, (list, tuple)):
         value = value[0] if value else None
     return None if value is None else str(value)
 
 
-def _labels(value: Any) -> tuple[str, ...]:
+def labels_of(value: Any) -> tuple[str, ...]:
+    """Labels from a list, or from text with commas or semicolons between them."""
     if value is None or value == "":
         return ()
     parts = value.replace(";", ",").split(",") if isinstance(value, str) else value
@@ -245,7 +253,7 @@ def _audiocaps_clips(
                 clip_id=clip_id,
             )
         else:
-            yield Clip(clip_id=clip_id, path=found, caption=_caption(row))
+            yield Clip(clip_id=clip_id, path=found, caption=caption_of(row))
 
 
 def _audio_below(root: Place) -> Iterator[tuple[str, str]]:
