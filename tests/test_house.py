@@ -22,6 +22,7 @@ ROOMS = [
     "configuration",
     "corpus",
     "audio",
+    "pretrained",
     "descriptors",
     "vectors",
     "store",
