@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from ..devices import float32_products
 from ..errors import ModelError
-from .loading import Kind, Pretrained, load
+from .loading import Pretrained, load
+from .locating import Kind
 
 FloatArray = npt.NDArray[np.float32]
 
