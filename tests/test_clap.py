@@ -20,11 +20,12 @@ from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 from auscult.corpus import open_corpus
 from auscult.descriptors import DescriptorSpec, load_descriptor, on_device
-from auscult.descriptors.clap import WINDOW_SAMPLES, ClapDescriptor, _log_mel, folder_digest
+from auscult.descriptors.clap import WINDOW_SAMPLES, ClapDescriptor, folder_digest
 from auscult.devices import float32_products
 from auscult.engine import Engine
 from auscult.errors import MissingExtraError, ModelError
 from auscult.indexing import index
+from auscult.pretrained import log_mel
 from conftest import sound
 
 TEXT = {
@@ -138,7 +139,7 @@ def test_a_device_changes_neither_spec_nor_values(model: Path, windows: np.ndarr
 def test_the_spectrogram_of_devices_is_the_extractors(model: Path, windows: np.ndarray, seconds: float) -> None:
     loaded = ClapDescriptor(str(model), device="cpu")._loaded
     clips = [window[: round(seconds * 48_000)] for window in windows[:3]]
-    here, there = loaded._extracted(clips), _log_mel(clips, loaded.extractor, torch.device("cpu")).numpy()
+    here, there = loaded.extracted(clips), log_mel(clips, loaded.extractor, torch.device("cpu")).numpy()
     assert there.shape == here.shape
     np.testing.assert_allclose(there, here, atol=1e-4)  # dB; the extractor rounds its spectrum to complex64
 

@@ -23,6 +23,7 @@ ROOMS = [
     "configuration",
     "corpus",
     "audio",
+    "pretrained",
     "descriptors",
     "vectors",
     "store",
