@@ -29,6 +29,8 @@ class Metric:
         Whether the value is a share that readers want in percent.
     memorization
         Whether it tells of replication rather than of quality.
+    counts_matter
+        Whether it changes with the number of clips alone, so that sets of unequal size cannot be compared.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Metric:
     explanation: str
     percent: bool = False
     memorization: bool = False
+    counts_matter: bool = False
 
 
 METRICS = {
@@ -45,6 +48,7 @@ METRICS = {
         "Frechet distance of two Gaussians fitted to the frames of all generated and all reference clips; it cannot see "
         "what is not in means and covariances, it falls as clips are added, and it does not know which prompt a clip "
         "answers.",
+        counts_matter=True,
     ),
     "fad_infinity": Metric(
         "FAD, infinite set",
@@ -63,6 +67,7 @@ METRICS = {
         False,
         "Frechet distance of two Gaussians fitted to one vector for each generated and reference clip; it falls as clips "
         "are added, and sees neither prompts nor what happens when within a clip.",
+        counts_matter=True,
     ),
     "kad": Metric(
         "KAD",
@@ -95,6 +100,7 @@ METRICS = {
         True,
         "Inception score: how sure a classifier is of each clip, and how many classes the clips cover together; it never "
         "looks at the reference, so clear sounds of the wrong kind score well.",
+        counts_matter=True,
     ),
     "clap_score": Metric(
         "CLAP score",
@@ -107,24 +113,28 @@ METRICS = {
         True,
         "Share of generated clips that lie within the reach of a reference clip among its neighbors; it says nothing of "
         "variety: one good clip, repeated, has precision 1.",
+        counts_matter=True,
     ),
     "recall": Metric(
         "recall",
         True,
         "Share of reference clips that lie within the reach of a generated clip among its neighbors; outliers among the "
         "generated clips reach far, and raise it.",
+        counts_matter=True,
     ),
     "density": Metric(
         "density",
         True,
         "How many reference neighborhoods a generated clip lies in, relative to how many it should; more robust to "
         "outliers than precision, may exceed 1, and as blind to variety.",
+        counts_matter=True,
     ),
     "coverage": Metric(
         "coverage",
         True,
         "Share of reference clips in whose neighborhood at least one generated clip lies; it sees missing kinds of sound,"
         " but a copy of the reference covers it all.",
+        counts_matter=True,
     ),
     "mean_similarity": Metric(
         "mean top-1 score",

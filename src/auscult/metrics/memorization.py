@@ -150,8 +150,8 @@ def _check_same_clips(audit: Audit, clips: pa.Table) -> None:
     if not stored.is_dir():  # the audit was made of a store that lies elsewhere; its card holds a digest of the clips
         if _content_digest(clips) != audit.card["inputs"]["generated"]["content_sha256"]:
             raise OtherClipsError(
-                f"{audit.path}: its generated clips came from a store and are not the {clips.num_rows:,} that are evaluated, by id, "
-                "bytes, start and duration; which differ cannot be said: audit the folder or manifest of these clips itself"
+                f"{audit.path}: its generated clips came from a store and are not the {clips.num_rows:,} that are evaluated, "
+                "by id, bytes, start and duration; which differ it cannot tell: audit these clips' own folder or manifest"
             )
         return
     audited = DescriptorStore.open(stored).clips()
