@@ -233,10 +233,10 @@ def histogram_svg(
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
-    return _only_ids_in_use(svg[svg.index("<svg") :])
+    return only_ids_in_use(svg[svg.index("<svg") :])
 
 
-def _only_ids_in_use(svg: str) -> str:
+def only_ids_in_use(svg: str) -> str:
     """Matplotlib names every group (``axes_1``), alike in every picture; a page may hold several."""
     used = set(re.findall(r"#([\w.-]+)", svg))
     return re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
@@ -298,7 +298,7 @@ def reliability_svg(
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
-    return _only_ids_in_use(svg[svg.index("<svg") :])
+    return only_ids_in_use(svg[svg.index("<svg") :])
 
 
 def precision_recall_svg(
@@ -339,4 +339,4 @@ def precision_recall_svg(
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
-    return _only_ids_in_use(svg[svg.index("<svg") :])
+    return only_ids_in_use(svg[svg.index("<svg") :])

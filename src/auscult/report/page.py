@@ -6,11 +6,9 @@ import base64
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -40,6 +38,7 @@ from ..folders import Progress, no_progress, read_card, write_text
 from ..review.fields import pair_id
 from ..review.lists import ReviewedLists
 from ..review.verified import REPLICATION
+from .rendering import render
 from .verification import review_warnings, reviewed_clusters, verdicts_by_pair, verification, wide_and_narrow
 
 log = logging.getLogger(__name__)
@@ -94,16 +93,7 @@ def write_report(folder: str | Path, progress: Progress = no_progress) -> Path:
     if card["kind"] not in builders:
         raise StoreError(f"{folder}: a report is made of an audit or a dedup, this is a {card['kind']}")
     context = builders[card["kind"]](folder, card, progress)
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (files(__package__) / "templates" / name).read_text("utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(f"{card['kind']}.html").render(
-        card=card, frequency_ticks=frequency_ticks(), skipped=_skipped(folder), **context
-    )
+    page = render(f"{card['kind']}.html", card=card, frequency_ticks=frequency_ticks(), skipped=_skipped(folder), **context)
     write_text(folder / REPORT, page)
     return folder / REPORT
 

@@ -1,0 +1,175 @@
+"""What each metric of generated audio is called, which side of it is better, and what it cannot see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BRACKETS = {
+    "floor": "the reference against itself, in halves",
+    "noise": "white noise in place of the generated clips",
+    "silence": "silence in place of the generated clips",
+    "shuffled": "the generated clips, each with the pair of another one",
+}
+"""The brackets of a score, in the order of the tables, and what each is."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown.
+
+    Attributes
+    ----------
+    name
+        For headings.
+    higher_is_better
+        Which side is the better one.
+    explanation
+        One sentence: what it is, from what features, and what it cannot see.
+    percent
+        Whether the value is a share that readers want in percent.
+    memorization
+        Whether it tells of replication rather than of quality.
+    counts_matter
+        Whether it changes with the number of clips alone, so that sets of unequal size cannot be compared.
+    """
+
+    name: str
+    higher_is_better: bool
+    explanation: str
+    percent: bool = False
+    memorization: bool = False
+    counts_matter: bool = False
+
+
+METRICS = {
+    "fad": Metric(
+        "FAD",
+        False,
+        "Frechet distance of two Gaussians fitted to the frames of all generated and all reference clips; it cannot see "
+        "what is not in means and covariances, it falls as clips are added, and it does not know which prompt a clip "
+        "answers.",
+        counts_matter=True,
+    ),
+    "fad_infinity": Metric(
+        "FAD, infinite set",
+        False,
+        "The same distance, extrapolated to endlessly many clips from subsets of several sizes, so that sets of unequal "
+        "size can be compared; it leans on a straight line, and stays blind to prompts.",
+    ),
+    "fad_per_clip": Metric(
+        "FAD per clip",
+        False,
+        "Frechet distance of the frames of a single clip to those of the reference, averaged over clips; it finds odd "
+        "clips, and punishes a clip for holding one sound only, as most good ones do.",
+    ),
+    "fd": Metric(
+        "FD",
+        False,
+        "Frechet distance of two Gaussians fitted to one vector for each generated and reference clip; it falls as clips "
+        "are added, and sees neither prompts nor what happens when within a clip.",
+        counts_matter=True,
+    ),
+    "kad": Metric(
+        "KAD",
+        False,
+        "Unbiased squared maximum mean discrepancy of the features, times 100, with a kernel as wide as the reference is "
+        "spread; it fits no Gaussian and may fall below 0 by chance, but sees no prompts and nothing far finer than its "
+        "kernel.",
+    ),
+    "kl": Metric(
+        "KL",
+        False,
+        "Divergence of a classifier's softmax of the paired reference from that of the generated clip, averaged over "
+        "pairs; it sees which sounds are there but not how they sound, and where several are, softmax lets one hide the "
+        "others.",
+    ),
+    "kl_reversed": Metric(
+        "KL, reversed",
+        False,
+        "The same divergence, in the other published direction (of the generated clip from the reference); values of the "
+        "two directions cannot be compared.",
+    ),
+    "kl_sigmoid": Metric(
+        "KL, sigmoid",
+        False,
+        "Divergence of the classes one by one, each as present or absent, of the paired reference from the generated "
+        "clip; it sees several sounds in a clip, but not how they sound.",
+    ),
+    "is": Metric(
+        "IS",
+        True,
+        "Inception score: how sure a classifier is of each clip, and how many classes the clips cover together; it never "
+        "looks at the reference, so clear sounds of the wrong kind score well.",
+        counts_matter=True,
+    ),
+    "clap_score": Metric(
+        "CLAP score",
+        True,
+        "Cosine of the embeddings of a clip and of its prompt, averaged over clips; it depends on the checkpoint, knows "
+        "little of order and number, and favors systems that were trained or ranked by the same model.",
+    ),
+    "precision": Metric(
+        "precision",
+        True,
+        "Share of generated clips that lie within the reach of a reference clip among its neighbors; it says nothing of "
+        "variety: one good clip, repeated, has precision 1.",
+        counts_matter=True,
+    ),
+    "recall": Metric(
+        "recall",
+        True,
+        "Share of reference clips that lie within the reach of a generated clip among its neighbors; outliers among the "
+        "generated clips reach far, and raise it.",
+        counts_matter=True,
+    ),
+    "density": Metric(
+        "density",
+        True,
+        "How many reference neighborhoods a generated clip lies in, relative to how many it should; more robust to "
+        "outliers than precision, may exceed 1, and as blind to variety.",
+        counts_matter=True,
+    ),
+    "coverage": Metric(
+        "coverage",
+        True,
+        "Share of reference clips in whose neighborhood at least one generated clip lies; it sees missing kinds of sound,"
+        " but a copy of the reference covers it all.",
+        counts_matter=True,
+    ),
+    "mean_similarity": Metric(
+        "mean top-1 score",
+        False,
+        "The audit's score of each generated clip with its closest training clip, averaged over clips; it rises with any "
+        "likeness, so a drop need not mean fewer copies.",
+        memorization=True,
+    ),
+    "similarity_95": Metric(
+        "95th percentile of top-1 scores",
+        False,
+        "The audit's score that one generated clip in twenty exceeds; it sees the upper tail, but not a handful of copies"
+        " in thousands of clips.",
+        memorization=True,
+    ),
+    "share_over_tau": Metric(
+        "share flagged",
+        False,
+        "Share of the compared generated clips that the audit flags: their score is over tau, or their samples are those "
+        "of a training clip; a flag is a suspicion that nobody has listened to.",
+        percent=True,
+        memorization=True,
+    ),
+    "verified_rate": Metric(
+        "verified replications",
+        False,
+        "Share of generated clips that people found to replicate a training clip; it knows only of pairs that the audit "
+        "found and that were reviewed.",
+        percent=True,
+        memorization=True,
+    ),
+}
+"""By the ``metric`` of a score."""
+
+
+def metric_of(name: str) -> Metric:
+    """What is known of a metric; of an unknown one, its name."""
+    return METRICS.get(name) or Metric(name.replace("_", " "), False, "")
