@@ -2,8 +2,8 @@
 
     python benchmarks/frechet.py [--rows 50000] [--dimension 2048] [--seed 0] [--interval] [-o benchmarks/results/frechet.json]
 
-Two sets of float32 features as a classifier's layer gives them: correlated, behind a ReLU, some dimensions dead. Each contestant
-runs in a process of its own and reads the sets from disk, so that its peak memory is its own:
+Two sets of float32 features as a classifier's layer gives them: correlated, behind a ReLU, some dimensions dead. Each
+contestant runs in a process of its own and reads the sets from disk, so that its peak memory is its own:
 
 - auscult: means and covariances streamed in blocks of 1,000 rows, then singular values of the product of Cholesky factors.
 - scipy: as published, mean and numpy.cov of the whole array, then scipy.linalg.sqrtm of the product of the covariances.

@@ -45,7 +45,7 @@ Source = Features | Callable[[], Iterable[Features]]  # rows in memory, or a fun
 
 GROUPS = 100  # of clips, resampled as one: more would make the interval's ends hardly surer
 GROUP_BYTES = 2**30  # that the sums of all groups of both sets may take
-FULL_DIMENSION = 512  # up to which every resample asked for is drawn
+FULL_DIMENSION = 384  # up to which every resample asked for is drawn
 LEAST_RESAMPLES = 40  # drawn of any dimension
 
 
@@ -104,14 +104,14 @@ class FrechetInterval(Interval):
 
 
 def affordable_resamples(resamples: int, dimension: int) -> int:
-    """How many resamples are drawn of those asked for: all up to 512 dimensions, then fewer by their cube, 40 at least.
+    """How many resamples are drawn of those asked for: all up to 384 dimensions, then fewer by their cube, 40 at least.
 
     A draw costs the cube of the dimension. The rule does not look at the clock, so that every machine draws the same.
 
     Examples
     --------
     >>> [affordable_resamples(200, d) for d in (128, 512, 768, 2048)]
-    [200, 200, 59, 40]
+    [200, 84, 40, 40]
     """
     return min(resamples, max(LEAST_RESAMPLES, int(resamples * (FULL_DIMENSION / dimension) ** 3)))
 
