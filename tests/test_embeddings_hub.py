@@ -18,6 +18,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from auscult.descriptors import DescriptorSpec
 from auscult.errors import MissingExtraError, ModelError
 from auscult.metrics.embeddings import Backend, load_backend, speech
 from auscult.metrics.embeddings import ast as ast_backend
@@ -73,6 +74,7 @@ ENCODEC = {
     "codebook_size": 16,
     "num_lstm_layers": 1,
     "target_bandwidths": [1.5],
+    "upsampling_ratios": [20, 16],
 }
 AST = {**BLOCKS, "num_hidden_layers": 1, "num_labels": 5, "frequency_stride": 40, "time_stride": 40}
 
@@ -248,6 +250,8 @@ def test_bad_samples(name, backends) -> None:
     embed = backends(name).embed
     with pytest.raises(ValueError, match="mono samples"):
         embed(np.zeros((2, 16_000), np.float32))
+    with pytest.raises(ValueError, match="floating samples from -1 to 1, got int16"):
+        embed(np.zeros(16_000, np.int16))  # type: ignore[arg-type]
     samples = clip(name, 0.5)
     samples[7] = np.nan
     with pytest.raises(ValueError, match="nan at sample 7"):
@@ -262,7 +266,7 @@ def _module(name: str) -> Any:
 def test_batches_change_nothing(name, folders, backends, monkeypatch) -> None:
     if name in WAVES or name == "encodec":
         monkeypatch.setattr(_module(name), "WINDOW_S", 1)
-    seconds = {"clap": 35.0, "ast": 35.0}.get(name, 5.3)
+    seconds = {"clap": 15.0, "ast": 15.0}.get(name, 5.3)
     results = []
     for batch in (1, 3):
         monkeypatch.setattr(_module(name), "BATCH", batch)
@@ -276,19 +280,19 @@ def test_batches_change_nothing(name, folders, backends, monkeypatch) -> None:
 
 
 def test_windows_of_clap_cover_a_clip(folders, backends) -> None:
-    samples = clip("clap", 23.0)
+    samples = clip("clap", 13.0)
     frames = backends("clap").embed(samples).frames
-    assert frames.shape == (3, 24)
+    assert frames.shape == (2, 24)
     np.testing.assert_allclose(np.linalg.norm(frames, axis=1), 1.0, atol=1e-6)
-    for row, start in enumerate((0, 10, 13)):
+    for row, start in enumerate((0, 3)):
         window = samples[start * 48_000 : (start + 10) * 48_000]
         expected = directly("clap", folders("clap"), window)
         np.testing.assert_allclose(frames[row : row + 1], expected, atol=1e-5)
-    hopped = clap_backend.load("clap", str(folders("clap")), "cpu", hop_s=5.0)
+    hopped = clap_backend.load("clap", str(folders("clap")), "cpu", hop_s=2.0)
     assert hopped.spec != backends("clap").spec
-    overlapping = hopped.embed(samples).frames  # 0, 5, 10, and 13, which ends at the end
-    assert len(overlapping) == 4
-    np.testing.assert_allclose(overlapping[[0, 2, 3]], frames, atol=1e-5)
+    overlapping = hopped.embed(samples).frames  # 0, 2, and 3, which ends at the end
+    assert len(overlapping) == 3
+    np.testing.assert_allclose(overlapping[[0, 2]], frames, atol=1e-5)
     for hop_s in (0.0, 10.1, -1.0):
         with pytest.raises(ValueError, match="hop_s should be"):
             clap_backend.load("clap", str(folders("clap")), "cpu", hop_s=hop_s)
@@ -416,11 +420,11 @@ def test_levels_matter_only_if_the_extractor_says_so(name, do_normalize, folders
 def test_layers(name, folders, backends) -> None:
     samples = clip(name, 0.7)
     last = backends(name).embed(samples).frames
-    for layer in (0, 1, 2, -1):
+    for layer in (0, 1, -1):
         backend = speech.load(name, str(folders(name)), "cpu", layer=layer)
         assert dict(backend.spec.parameters)["layer"] == (2 if layer == -1 else layer)
         frames = backend.embed(samples).frames
-        expected = directly(name, folders(name), samples, None if layer in (2, -1) else layer)[: len(frames)]
+        expected = directly(name, folders(name), samples, None if layer == -1 else layer)[: len(frames)]
         np.testing.assert_allclose(frames, expected, rtol=1e-4, atol=1e-4)
         assert (np.abs(frames - last).max() > 1e-2) == (layer in (0, 1))
     for layer in (3, -2):
@@ -588,6 +592,12 @@ def test_a_folder_that_changed_is_another_backend(tmp_path: Path, folders) -> No
         speech.load("hubert", str(folder), "cpu", revision="main")
 
 
+def test_settings_that_a_backend_has_not(folders) -> None:
+    spec = DescriptorSpec("hubert", 1, (("weights", str(folders("hubert"))), ("hop_s", 1.0)))
+    with pytest.raises(ValueError, match="takes no such settings: hop_s; it has weights, revision, layer"):
+        load_backend(spec)
+
+
 def test_devices(folders, backends) -> None:
     with pytest.raises(ValueError, match="device should be"):
         load_backend(f"hubert:{folders('hubert')}", device="abacus")
@@ -653,6 +663,31 @@ def test_a_spec_holds_to_its_commit_when_the_hub_moves_on(cache: Path, folders, 
     assert np.abs(then.embed(samples).frames - now.embed(samples).frames).max() > 1e-2
     with pytest.raises(ValueError, match="given twice"):
         speech.load("hubert", f"someone/tiny@{COMMIT}", "cpu", revision=other)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pickled_weights_on_the_hub(name, cache: Path, folders, tmp_path: Path) -> None:
+    folder = shutil.copytree(folders(name), tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    downloaded(cache, "someone/tiny", folder)
+    with pytest.raises(ModelError, match=r"convert them once, .*; or look at .* and give someone/tiny@refs/pr/ITS_NUMBER$"):
+        load_backend(f"{name}:someone/tiny")
+
+
+def test_the_command_that_converts_pickles_makes_a_folder_that_loads(folders, backends, tmp_path: Path) -> None:
+    """The folder's weights as a pickle, and the command of the message."""
+    folder = shutil.copytree(folders("clap"), tmp_path / "model")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError) as caught:
+        load_backend(f"clap:{folder}")
+    code = str(caught.value).split('python -c "')[1].split('"')[0].replace("FOLDER", str(tmp_path / "converted"))
+    exec(code, {})
+    backend = load_backend(f"clap:{tmp_path / 'converted'}")
+    samples = clip("clap", 1.0)
+    np.testing.assert_array_equal(backend.embed(samples).frames, backends("clap").embed(samples).frames)
+    np.testing.assert_array_equal(backend.embed_texts(["a dog"]), backends("clap").embed_texts(["a dog"]))
 
 
 DEFAULTS = {

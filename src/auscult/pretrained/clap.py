@@ -25,7 +25,7 @@ WINDOW_SAMPLES = WINDOW_S * SAMPLE_RATE_HZ
 DEFAULT_MODEL = "laion/clap-htsat-unfused"
 BATCH = 8  # windows in the network at once: about 1 GB of activations at the size of the default model
 GPU_BATCH = 64
-CLAP = Kind("a CLAP model", "ClapModel", "ClapFeatureExtractor", "ClapConfig", DEFAULT_MODEL)
+CLAP = Kind("a CLAP model", "ClapModel", "ClapFeatureExtractor", "ClapConfig", DEFAULT_MODEL, "ClapProcessor")
 
 
 @dataclass(frozen=True)

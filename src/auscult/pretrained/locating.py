@@ -27,6 +27,8 @@ class Kind:
         Names of classes of transformers'.
     example
         Name of a model of this kind on the hub.
+    processor
+        Class that saves the tokenizer together with the extractor, where there is one.
     """
 
     title: str
@@ -34,6 +36,7 @@ class Kind:
     extractor: str
     config: str
     example: str
+    processor: str = ""
 
     @property
     def written_by(self) -> str:
@@ -129,12 +132,18 @@ def folder_digest(folder: Path, kind: Kind, *, also: tuple[str, ...] = ()) -> st
 
 
 def how_to_convert(name: str, kind: Kind) -> str:
-    """For weights that are pickles: a pickle can run code when it is read, so it is left to the user to read one."""
-    return (
+    """For weights that are pickles, which can run code when they are read; so it is left to the user to read one."""
+    saved = kind.processor or kind.extractor
+    convert = (
         "; weights in .bin files are pickles, which are not read here: if you trust them, convert them once, python -c "
-        f"\"from transformers import {kind.model} as M, {kind.extractor} as E; M.from_pretrained('{name}').save_pretrained("
-        f"'FOLDER'); E.from_pretrained('{name}').save_pretrained('FOLDER')\", and give FOLDER; or give NAME@REVISION with a "
-        "revision on the hub that holds safetensors"
+        f"\"from transformers import {kind.model} as M, {saved} as E; M.from_pretrained('{name}').save_pretrained('FOLDER'); "
+        f"E.from_pretrained('{name}').save_pretrained('FOLDER')\", and give FOLDER"
+    )
+    if Path(name).is_dir():
+        return convert
+    return (
+        f"{convert}; or look at https://huggingface.co/{name}/discussions for a pull request that adds safetensors, and give "
+        f"{name}@refs/pr/ITS_NUMBER"
     )
 
 

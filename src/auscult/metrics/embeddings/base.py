@@ -6,6 +6,7 @@ the field measures sets of clips, and silence has to count in them, or a model t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -114,7 +115,13 @@ def load_backend(text: str | DescriptorSpec, *, device: str = "cpu") -> Backend:
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; there are: {', '.join(BACKENDS)}")
     weights = parameters.pop("weights", None)
-    backend: Backend = import_module(f".{BACKENDS[name]}", __package__).load(name, weights, device, **parameters)
+    load = import_module(f".{BACKENDS[name]}", __package__).load
+    known = inspect.signature(load).parameters
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())  # and says itself what it does not
+    if not takes_any and (foreign := sorted(parameters.keys() - known.keys())):
+        has = ", ".join(["weights", *list(known)[3:]])
+        raise ValueError(f"the {name} backend takes no such settings: {', '.join(foreign)}; it has {has}")
+    backend: Backend = load(name, weights, device, **parameters)
     if isinstance(text, DescriptorSpec) and backend.spec != text:
         raise ModelError(f"expected the backend {text}, but what is there now is {backend.spec}; compute the features again")
     return backend

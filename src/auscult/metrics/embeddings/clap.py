@@ -43,7 +43,9 @@ def load(name: str, weights: str | None, device: str, *, revision: str = "", hop
     weights
         A folder that ``save_pretrained`` of a ``ClapModel`` and of its ``ClapProcessor`` wrote, or ``NAME`` or
         ``NAME@REVISION`` on the hub: ``laion/clap-htsat-unfused`` (the default), ``laion/larger_clap_general``,
-        ``laion/larger_clap_music_and_speech``. Models with feature fusion are refused: their extractor draws at random.
+        ``laion/larger_clap_music_and_speech``. Models with feature fusion are refused: their extractor draws at random. Where
+        the main branch holds pickled weights only, as the default's has been seen to, convert them once, as the message says,
+        or name the pull request that adds safetensors.
     device
         As :func:`auscult.pretrained.choose_device` takes it.
     revision

@@ -94,7 +94,7 @@ def take(samples: FloatArray, shortest: int) -> FloatArray:
     Raises
     ------
     ValueError
-        They are not mono, fewer than ``shortest``, or not all finite.
+        They are not mono, not floating, fewer than ``shortest``, or not all finite.
 
     Examples
     --------
@@ -104,6 +104,8 @@ def take(samples: FloatArray, shortest: int) -> FloatArray:
     """
     if samples.ndim != 1:
         raise ValueError(f"expected mono samples of shape (time,), got {samples.shape}; average the channels first")
+    if samples.dtype.kind != "f":
+        raise ValueError(f"expected floating samples from -1 to 1, got {samples.dtype}; divide integers by their largest value")
     if len(samples) < shortest:
         raise ValueError(f"expected at least {shortest} samples, which make one frame, got {len(samples)}; leave the clip out")
     wrong = np.flatnonzero(~np.isfinite(samples))

@@ -59,7 +59,8 @@ def load(name: str, weights: str | None, device: str, *, revision: str = "", lay
         A folder that ``save_pretrained`` of the model and of its feature extractor wrote, or ``NAME`` or ``NAME@REVISION`` on
         the hub; None for ``facebook/wav2vec2-base``, ``facebook/hubert-base-ls960``, ``microsoft/wavlm-base`` or
         ``openai/whisper-small``. The main branches of the first three have been seen to hold pickled weights only, which are
-        refused: convert them once, as the message says, or name a revision with safetensors.
+        refused: convert them once, as the message says, or name the pull request that adds safetensors (for the first two
+        ``@refs/pr/2``).
     device
         As :func:`auscult.pretrained.choose_device` takes it.
     revision
@@ -197,9 +198,10 @@ class _Whisper:
     def _run(self, windows: FloatArray) -> Any:
         """(n, frames, dimension) of windows (n, samples)."""
         extractor = self.loaded.extractor
-        features = extractor(
-            list(windows), sampling_rate=extractor.sampling_rate, return_tensors="np", device=str(self.loaded.device)
-        )["input_features"]
+        with float32_products(tf32=False):  # the extractor works on the device
+            features = extractor(
+                list(windows), sampling_rate=extractor.sampling_rate, return_tensors="np", device=str(self.loaded.device)
+            )["input_features"]
         return _states(self.loaded.model.encoder, features, self.layer, self.loaded.device)
 
 
