@@ -440,6 +440,14 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     assert (22, None, "reading clips") in said
 
 
+def test_no_worker_is_started_where_everything_is_cached(tmp_path: Path, monkeypatch) -> None:
+    corpus, sounds = write(tmp_path / "in", lengths(2)), [("a", "k", sound(0))]
+    monkeypatch.delattr(inference, "map_in_processes")
+    for engine in (Engine(workers=1), Engine(workers=2)):
+        extract(corpus, backend(), cache=tmp_path / "cache", engine=engine)
+        embed_sounds(sounds, backend(), cache=tmp_path / "cache", engine=engine)
+
+
 def test_a_backend_that_cannot_be_sent_is_refused(tmp_path: Path) -> None:
     one = replace(backend(), embed=lambda samples: statistics(samples, scale=1.0, log=None, slow_s=0.0))
     with pytest.raises(ValueError, match="cannot be sent to workers"):

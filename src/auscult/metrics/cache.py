@@ -3,6 +3,9 @@
     CACHE/NAME-DIGEST/card.json             what computed them: spec, policy, versions
                       part-DIGEST.parquet   key, facts of the audio, n_frames, frames, logits
 
+``frames`` (n_frames, d) and ``logits`` (classes,) are bytes of little-endian float32, neither lists nor compressed: read
+so, they cost what the disk does, and zstd saves no tenth of them.
+
 DIGEST in the folder's name is of all that changes a value but the content itself; in a shard's name it is of its bytes. So a
 shard is written with one rename, two processes that write at once never want one name for two contents, and whatever is in a
 shard that has its digest can be used. Keys are digests of contents: names and times of files play no part.
@@ -54,7 +57,7 @@ FACTS = [
     ("flags", pa.list_(pa.string())),
 ]
 _INDEX = [("key", pa.string()), *FACTS, ("n_frames", pa.int32())]
-_SCHEMA = pa.schema([*_INDEX, ("frames", pa.list_(pa.float32())), ("logits", pa.list_(pa.float32()))])
+_SCHEMA = pa.schema([*_INDEX, ("frames", pa.binary()), ("logits", pa.binary())])
 _SHARD = re.compile(r"part-([0-9a-f]{32})\.parquet")
 
 
@@ -168,8 +171,8 @@ class ShardWriter:
 
     def add(self, key: str, facts: Mapping[str, Any], frames: FloatArray, logits: FloatArray | None) -> None:
         """Take the features of a key."""
-        flat = None if logits is None else logits.ravel()
-        self._rows.append({"key": key, **facts, "n_frames": len(frames), "frames": frames.ravel(), "logits": flat})
+        arrays = {"frames": _bytes_of(frames), "logits": None if logits is None else _bytes_of(logits)}
+        self._rows.append({"key": key, **facts, "n_frames": len(frames), **arrays})
         self._bytes += frames.nbytes + (0 if logits is None else logits.nbytes)
         if self._bytes >= SHARD_BYTES or len(self._rows) >= SHARD_ROWS:
             self.flush()
@@ -183,8 +186,7 @@ class ShardWriter:
         pq.write_table(
             pa.table(columns, _SCHEMA),
             sink,
-            compression="zstd",
-            compression_level=1,
+            compression="none",
             use_dictionary=False,
             write_statistics=False,
             write_page_checksum=True,
@@ -248,12 +250,16 @@ def _features_in(path: Path) -> Iterator[tuple[str, FloatArray, FloatArray | Non
     if data is None:
         raise StoreError(f"{path}: was damaged or removed while it was needed; give the same command again")
     table = pq.read_table(pa.BufferReader(data), columns=["key", "frames", "logits"])
-    frames, logits = (table[name].combine_chunks() for name in ("frames", "logits"))
-    values = [column.values.to_numpy() for column in (frames, logits)]
-    offsets = [column.offsets.to_numpy() for column in (frames, logits)]
-    for row, key in enumerate(table["key"].to_pylist()):
-        own = [flat[ends[row] : ends[row + 1]] for flat, ends in zip(values, offsets, strict=True)]
-        yield key, own[0], own[1] if logits[row].is_valid else None
+    for key, frames, logits in zip(*(table[name] for name in table.column_names), strict=True):
+        yield key.as_py(), _array_in(frames), _array_in(logits) if logits.is_valid else None
+
+
+def _bytes_of(values: FloatArray) -> bytes:
+    return values.astype("<f4", copy=False).tobytes()
+
+
+def _array_in(scalar: Any) -> FloatArray:
+    return np.frombuffer(scalar.as_buffer(), "<f4")
 
 
 def _room(shape: tuple[int, int], folder: Path, memory_bytes: int) -> FloatArray:

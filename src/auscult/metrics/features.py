@@ -222,6 +222,21 @@ def embed_sounds(
         Samples are not of this kind, or a clip id occurs twice.
     ModelError, StorageError
         See :func:`extract`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from auscult.descriptors import DescriptorSpec
+    >>> from auscult.metrics.embeddings import Embedded
+    >>> peak = Backend(
+    ...     DescriptorSpec("peak", 1), sample_rate_hz=8000, dimension=1, shortest_samples=1, frechet="fd", frame="the clip",
+    ...     embed=lambda samples: Embedded(samples.max(keepdims=True)[None]),
+    ... )
+    >>> sounds = [("b", "ramp", np.arange(4, dtype=np.float32)), ("a", "silence", np.zeros(4, np.float32))]
+    >>> with tempfile.TemporaryDirectory() as cache:
+    ...     found = embed_sounds(sounds, peak, cache=Path(cache))
+    >>> found.clips["clip_id"].to_pylist(), found.features().tolist()
+    (['b', 'a'], [[3.0], [0.0]])
     """
     folder = open_cache(cache, backend.spec, str(policy)) / "sounds"  # apart, since all of it is checked before the first
     folder.mkdir(exist_ok=True)
@@ -343,7 +358,7 @@ def _embed_missing(
     if total:
         progress(0, total, what)
     try:
-        for done, answer in enumerate(answers(inputs, backend, policy, engine, total), 1):
+        for done, answer in enumerate(answers(inputs, backend, policy, engine), 1):
             if answer.reason is not None:
                 reasons[answer.key] = answer.reason
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -79,9 +80,7 @@ class Answer:
     logits: FloatArray | None = None
 
 
-def answers(
-    inputs: Iterator[Input], backend: Backend, policy: AudioPolicy, engine: Engine, total: int | None
-) -> Iterator[Answer]:
+def answers(inputs: Iterator[Input], backend: Backend, policy: AudioPolicy, engine: Engine) -> Iterator[Answer]:
     """Embed inputs, in their order: in this process with one worker, otherwise in as many as the engine has.
 
     Raises
@@ -93,14 +92,17 @@ def answers(
     ValueError
         There are to be several workers, and the backend cannot be sent to them.
     """
-    if engine.ray is None and (engine.workers == 1 or total in {0, 1}):
+    if engine.ray is None and engine.workers == 1:
         with threadpool_limits(1) if backend.spec.name in NUMPY_ONLY else nullcontext():
             for one in inputs:
                 yield _embed_input(one, backend, policy)
         return
+    first = next(inputs, None)
+    if first is None:  # no process has to load a model to find that out
+        return
     yield from map_in_processes(
         partial(_loaded, _sendable(backend), policy),
-        inputs,
+        itertools.chain([first], inputs),
         engine,
         crashed=lambda one: Answer(one.key, "the process that decoded and embedded it crashed"),
         unread=_unread,

@@ -161,6 +161,13 @@ def pair_captions(clips: pa.Table, prompts: Prompts | None = None, *, skipped: p
     ------
     ManifestError
         A clip has no caption, a prompt names no clip, names two, or a clip has two captions.
+
+    Examples
+    --------
+    >>> clips = pa.table({"clip_id": ["b", "a"], "path": ["b.wav", "a.wav"]})
+    >>> rows = (Prompt("line 2", "a", "a", None, "an owl"), Prompt("line 3", "b", "b", None, "a bell"))
+    >>> pair_captions(clips, Prompts("prompts.csv", frozenset({"clip_id", "caption"}), rows))
+    ['a bell', 'an owl']
     """
     if prompts is None:
         captions = clips["caption"].to_pylist()
@@ -197,6 +204,13 @@ def pair_references(
     ------
     ManifestError
         As for :func:`pair_captions`; or a reference is not there, was skipped, or may be one of two clips.
+
+    Examples
+    --------
+    >>> clips = pa.table({"clip_id": ["b", "a"], "path": ["b.wav", "a.wav"]})
+    >>> rows = (Prompt("line 2", "a", "a", None, None, "a"), Prompt("line 3", "b", "b", None, None, "a"))
+    >>> pair_references(clips, clips, Prompts("prompts.csv", frozenset({"clip_id", "reference"}), rows)).tolist()
+    [1, 1]
     """
     if REFERENCE_COLUMN not in prompts.columns:
         raise ManifestError(
