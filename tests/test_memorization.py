@@ -71,7 +71,7 @@ def test_columns_are_those_of_the_audit(made: Path) -> None:
         assert score.higher_is_better is False
         assert (score.n_generated, score.n_reference) == (11, 24)
     assert "1 of 12 clips are silent" in found["mean_similarity"].note
-    assert "tau = 0.51 by the rule fixed" in found["share_over_tau"].note
+    assert "over tau = 0.51 by the rule 'fixed'" in found["share_over_tau"].note
     assert found["verified_rate"].value is None
     assert "nobody has given a verdict" in (found["verified_rate"].reason or "")
 

@@ -137,14 +137,14 @@ METRICS = {
         counts_matter=True,
     ),
     "mean_similarity": Metric(
-        "mean top-1 score",
+        "mean audit score",
         False,
         "The audit's score of each generated clip with its closest training clip, averaged over clips; it rises with any "
         "likeness, so a drop need not mean fewer copies.",
         memorization=True,
     ),
     "similarity_95": Metric(
-        "95th percentile of top-1 scores",
+        "95th percentile of audit scores",
         False,
         "The audit's score that one generated clip in twenty exceeds; it sees the upper tail, but not a handful of copies"
         " in thousands of clips.",

@@ -109,7 +109,7 @@ def _flagged(audit: Audit, queries: pa.Table, compared: int, aside: str, facts: 
         reason = f"the audit could not decide what to flag: {audit.card['calibration']['null_clips']:,} null scores are too few"
         return Score.refused(name, reason=reason, **facts)
     found = share(int(np.count_nonzero(queries["flagged"].to_numpy(zero_copy_only=False))), compared)
-    note = f"tau = {threshold['tau']:.4g} by the rule {threshold['rule']}."
+    note = f"Flagged over tau = {threshold['tau']:.4g} by the rule '{threshold['rule']}'."
     if not threshold["separated"]:
         note += " The scores show no gap there, so this is a list to listen to and not a finding."
     return Score.of(name, interval=Interval(found.value, found.low, found.high), note=f"{note} {aside}".strip(), **facts)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..figures import QUERY_COLOR, REFERENCE_COLOR, only_ids_in_use
+from ..inputs import listed
 from .longtail import Bin, LongTail
-from .scoreboard import NONE, format_score
+from .scoreboard import NONE, escaped, format_score, markdown_lines
 
 COLORS = (QUERY_COLOR, REFERENCE_COLOR, "#15803d", "#7e22ce", "#4b5563", "#a16207")  # all AA on white
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # 7 to 6 colors, so 42 systems look unlike, also without color
@@ -47,7 +49,7 @@ def long_tail_panel(results: Mapping[str, LongTail], *, label: str) -> Panel:
         "carry them. Bars are 95 % intervals over clips; a bin with one clip has none."
     )
     if few:
-        text += f" Fewer than {FEW_CLIPS} clips lie in {_listed(few)}: intervals there are too narrow."
+        text += f" Fewer than {FEW_CLIPS} clips lie in {listed(few)}: intervals there are too narrow."
     if unlabeled := max(one.unlabeled for one in results.values()):
         text += f" {unlabeled:,} clips carry no label and count nowhere."
     wide, narrow = (long_tail_svg(results, label=label, narrow=narrow) for narrow in (False, True))
@@ -57,6 +59,25 @@ def long_tail_panel(results: Mapping[str, LongTail], *, label: str) -> Panel:
         for bins in zip(*(one.bins for one in results.values()), strict=True)
     )
     return Panel(f"{label} from rare to frequent sounds", text, wide, narrow, head, rows)
+
+
+def panel_markdown(panel: Panel) -> str:
+    """Heading, text and numbers of a panel as Markdown, without the picture; names are escaped."""
+    rows = markdown_lines([*map(escaped, panel.head)], [[*map(escaped, row)] for row in panel.rows])
+    return "\n".join([f"## {escaped(panel.title)}", "", escaped(panel.text), "", *rows]) + "\n"
+
+
+def long_tail_csv(results: Mapping[str, LongTail]) -> str:
+    """One line for each bin of each system, at full precision; empty where there is none."""
+    text = io.StringIO()
+    names = [one.name for one in fields(Bin)]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["system", "bin", *names])
+    for system, result in results.items():
+        for one in result.bins:
+            facts = [getattr(one, name) for name in names]
+            writer.writerow([system, one.name, *("" if fact is None else fact for fact in facts)])
+    return text.getvalue()
 
 
 def long_tail_svg(results: Mapping[str, LongTail], *, label: str, narrow: bool = False) -> str:
@@ -137,14 +158,14 @@ def _counts_below(axes: Any, results: Mapping[str, LongTail], narrow: bool) -> N
     """Frequencies of the bins as ticks, and under each its clips and classes."""
     columns = list(zip(*(one.bins for one in results.values()), strict=True))
     size = 8.5 if narrow else 10
-    ticks = [bins[0].name.replace("-", "\n-" if narrow and len(bins[0].name) > 5 else "-") for bins in columns]
+    ticks = [bins[0].name.replace("-", "-\n" if narrow and len(bins[0].name) > 5 else "-") for bins in columns]
     axes.set_xticks(range(len(columns)), ticks, fontsize=size)
     for name, down in (("clips", 0.0), ("classes", 1.0)):
-        y = -(34 if narrow else 22) - 14 * down
+        y = -(36 if narrow else 32) - 14 * down
         for number, bins in enumerate(columns):
             _below(axes, number, y, _range(bins, name), size, "center")
         _below(axes, -0.62, y, name, size, "right")
-    axes.set_xlabel("training clips that carry the class", labelpad=28 if narrow else 30)
+    axes.set_xlabel("training clips that carry the class", labelpad=34 if narrow else 42)
 
 
 def _below(axes: Any, x: float, points: float, text: str, size: float, side: str) -> None:
@@ -185,7 +206,3 @@ def _range(bins: Sequence[Bin], name: str) -> str:
 
 def _value(one: Bin) -> str:
     return NONE if one.value is None else " ".join(filter(None, format_score(one.value, one.low, one.high)))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -79,6 +79,7 @@ class _Footnotes:
     texts: list[str] = field(default_factory=list)
 
     def number(self, text: str) -> int:
+        text = text[0].upper() + text[1:].rstrip(".") + "."
         if text not in self.texts:
             self.texts.append(text)
         return 1 + self.texts.index(text)
@@ -118,15 +119,13 @@ def scoreboard_markdown(results: Sequence[SystemResult]) -> str:
     the brackets the last rows.
     """
     table = board(results)
-    head = ["metric", *map(_escaped, table.systems), *(f"*{name}*" for name in table.brackets)]
+    head = ["metric", *map(escaped, table.systems), *(f"*{name}*" for name in table.brackets)]
     lines = [[_heading(row), *map(_cell, row.cells), *(text or NONE for text in row.brackets)] for row in table.rows]
-    columns = [head, *lines]
     if not table.metrics_as_rows:
-        columns = [list(column) for column in zip(*columns, strict=True)]
-        columns[0][0] = "system"
-    ruler = ["---", *["---:"] * (len(columns[0]) - 1)]
-    text = [f"| {' | '.join(line)} |" for line in (columns[0], ruler, *columns[1:])]
-    notes = [f"[{number}] {_escaped(note)}" for number, note in enumerate(table.footnotes, 1)]
+        head, *lines = (list(column) for column in zip(head, *lines, strict=True))
+        head[0] = "system"
+    text = markdown_lines(head, lines)
+    notes = [f"[{number}] {escaped(note)}" for number, note in enumerate(table.footnotes, 1)]
     return "\n".join([*text, "", legend(table), *(f"\n{note}" for note in notes)]) + "\n"
 
 
@@ -213,7 +212,7 @@ def _cell_of(score: Score | None, metric: Metric, best: bool, noted: bool, footn
     if score is None:
         return Cell(NONE, notes=(footnotes.number("Not measured for this system."),))
     texts = [text for text in (score.reason, "" if noted else score.note) if text]
-    notes = tuple(footnotes.number(text[0].upper() + text[1:]) for text in texts)
+    notes = tuple(footnotes.number(text) for text in texts)
     if score.value is None:
         return Cell(NONE, notes=notes)
     value, interval = format_score(score.value, score.low, score.high, percent=metric.percent)
@@ -275,7 +274,7 @@ def _bracket(values: Iterable[float | None], metric: Metric) -> str:
 
 
 def _heading(row: Row) -> str:
-    parts = [_escaped(row.metric.name), f"({_escaped(row.backend)})" if row.backend else "", row.arrow]
+    parts = [escaped(row.metric.name), f"({escaped(row.backend)})" if row.backend else "", row.arrow]
     return " ".join(filter(None, parts)) + _marks(row.notes)
 
 
@@ -288,7 +287,13 @@ def _marks(notes: Sequence[int]) -> str:
     return "".join(f" <sup>{number}</sup>" for number in notes)
 
 
-def _escaped(text: str) -> str:
+def markdown_lines(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """A table of texts that are Markdown already, the first column to the left and the others to the right."""
+    ruler = ["---", *["---:"] * (len(head) - 1)]
+    return [f"| {' | '.join(line)} |" for line in (head, ruler, *lines)]
+
+
+def escaped(text: str) -> str:
     """Text that means only itself in a Markdown table."""
     plain = " ".join(text.split())
     marked = re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", plain.replace("&", "&amp;"))

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..inputs import listed
 from ..report.rendering import render
 from ..report.verification import wide_and_narrow
 from .glossary import METRICS
@@ -36,7 +37,9 @@ def scoreboard_html(results: Sequence[SystemResult], card: Mapping[str, Any], fi
         There is no system, or two of one name.
     """
     table = board(results)
-    own = [f"{result.name}: {warning}" for result in results for warning in result.warnings]
+    told = dict.fromkeys(text for result in results for text in result.warnings)
+    concerned = {text: [result.name for result in results if text in result.warnings] for text in told}
+    own = [f"{listed(names)}: {text}" if len(results) > 1 else text for text, names in concerned.items()]
     known = {row.key: METRICS[metric] for row in table.rows if (metric := _metric_of(row.key, results)) in METRICS}
     return render(
         "scoreboard.html",
