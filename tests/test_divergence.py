@@ -124,6 +124,7 @@ def test_evaluate_names_values_and_repeats() -> None:
     assert all(interval.low < interval.value < interval.high for interval in found.values())
     assert found == evaluate(generated, reference, seed=1) != evaluate(generated, reference, seed=2)
     assert set(evaluate(generated)) == {"is"}
+    assert set(evaluate(generated[:5], reference[:5], splits=None)) == {"kl", "kl_reversed", "kl_sigmoid"}
     assert math.isnan(evaluate(generated, resamples=0)["is"].low)
 
 

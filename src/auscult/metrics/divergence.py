@@ -253,7 +253,7 @@ def evaluate(
     generated_logits: npt.ArrayLike,
     reference_logits: npt.ArrayLike | None = None,
     *,
-    splits: int = SPLITS,
+    splits: int | None = SPLITS,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval]:
@@ -264,7 +264,7 @@ def evaluate(
     generated_logits, reference_logits
         (n, classes), in one canonical order, rows paired. Without a reference there is only the inception score.
     splits
-        Of the inception score.
+        Of the inception score; None: without it, as where there are fewer than 20 clips.
     resamples
         Draws; 0: no intervals.
     seed
@@ -290,7 +290,6 @@ def evaluate(
     (['is', 'kl', 'kl_reversed', 'kl_sigmoid'], 0.0, 0.0)
     """
     generated = checked_features(generated_logits, GENERATED)
-    score = inception_score(generated, splits=splits, seed=seed).mean
     result = {}
     times = np.array(list(resampled_counts(len(generated), resamples=resamples, seed=seed)), np.float64)
     if reference_logits is not None:
@@ -298,6 +297,9 @@ def evaluate(
             pairs = kl_per_pair(reference_logits, generated, direction=direction, link=link)
             means = [float(counts @ pairs) / len(pairs) for counts in times]
             result[name] = percentile_interval(float(pairs.mean()), means)
+    if splits is None:
+        return result
+    score = inception_score(generated, splits=splits, seed=seed).mean
     logs, member = _log_softmax(generated.astype(np.float64)), _dealt(len(generated), splits, seed)
     draws = [float(_split_scores(logs, _filled(member * counts, member)).mean()) for counts in times]
     return {**result, "is": spread_interval(score, draws, least=1.0)}

@@ -88,7 +88,7 @@ def frechet_infinity(
 
     References
     ----------
-    Gui et al., "Adapting Frechet Audio Distance for Generative Music Evaluation", arXiv 2311.01616, where subsets are drawn
+    Gui et al., "Adapting Frechet Audio Distance for Generative Music Evaluation", arXiv 2311.01616, whose code (fadtk) draws
     with replacement: a frame drawn twice makes a covariance poorer than its n says. After Chong and Forsyth, arXiv 1911.07023.
     """
     rows = checked_features(generated, GENERATED)
@@ -163,7 +163,7 @@ def frechet_per_clip(
 
     References
     ----------
-    Gui et al., arXiv 2311.01616, where the covariance is not shrunk.
+    Gui et al., arXiv 2311.01616, whose code does not shrink the covariance.
     """
     rows = checked_features(features, GENERATED)
     if rows.shape[1] != len(reference.mean):
