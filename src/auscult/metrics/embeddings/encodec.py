@@ -22,7 +22,7 @@ from .hub import batched, even_spans, finite, pin, take
 NEEDED_FOR = "the encodec backend"
 ENCODEC = Kind("an EnCodec model", "EncodecModel", "EncodecFeatureExtractor", "EncodecConfig", "facebook/encodec_24khz")
 WINDOW_S = 30
-BATCH = 1  # 30 s take about 1 GB at the first layers, and a processor gains nothing from more at once
+BATCH = 1  # 30 s take about half a GB of activations, and a processor gains nothing from more at once
 GPU_BATCH = 8
 
 

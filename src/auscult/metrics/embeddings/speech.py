@@ -30,7 +30,7 @@ KINDS = {
     "whisper": Kind("a Whisper model", "WhisperModel", "WhisperFeatureExtractor", "WhisperConfig", "openai/whisper-small"),
 }
 WINDOW_S = 30
-BATCH = 1  # 30 s take about 1 GB at the first layers, and a processor gains nothing from more at once
+BATCH = 1  # 30 s take about half a GB of activations, and a processor gains nothing from more at once
 GPU_BATCH = 8
 LAST = -1
 _STRIDE_OF_STATES = 2  # Whisper's second convolution: spectrogram frames a state
