@@ -138,13 +138,14 @@ def test_stretches_of_one_file_are_clips_of_their_own(tmp_path: Path) -> None:
     write(tmp_path / "in", {"long.wav": samples})
     table = tmp_path / "in" / "clips.csv"
     table.write_text(
-        "clip_id,path,start_s,duration_s\na,long.wav,0,0.5\nb,long.wav,0.5,0.75\nc,long.wav,,\nd,long.wav,0.5,0.75\n"
+        "clip_id,path,start_s,duration_s\na,long.wav,0,0.5\nb,long.wav,0.5,0.75\nc,long.wav,,\nd,long.wav,0.5,0.75\ne,long.wav,1,0.5\n"
     )
     found = extract(open_corpus(table), backend(log=tmp_path / "log"), cache=tmp_path / "cache")
-    assert calls(tmp_path / "log") == 3  # b and d are the same
+    assert calls(tmp_path / "log") == 4  # b and d are the same
     row_of = {clip_id: row for row, clip_id in enumerate(found.clips["clip_id"].to_pylist())}
-    for clip_id, stretch in {"a": slice(0, 8000), "b": slice(8000, 20000), "c": slice(None), "d": slice(8000, 20000)}.items():
-        np.testing.assert_array_equal(found.frames_of(row_of[clip_id]), backend().embed(samples[stretch]).frames)
+    stretches = {"a": (0, 8000), "b": (8000, 20000), "c": (0, 32000), "d": (8000, 20000), "e": (16000, 24000)}
+    for clip_id, (start, end) in stretches.items():
+        np.testing.assert_array_equal(found.frames_of(row_of[clip_id]), backend().embed(samples[start:end]).frames)
 
 
 def test_members_of_a_tar_are_read(tmp_path: Path) -> None:
@@ -315,6 +316,20 @@ def test_a_damaged_shard_is_named_removed_and_computed_again(tmp_path: Path, mon
         assert calls(log) - before == rows
         assert_same(whole, again)
         assert sorted((tmp_path / "cache").glob("*/part-*.parquet")) == shards  # equal contents, equal names
+
+
+def test_a_shard_whose_key_is_damaged_does_not_pass_for_one_of_another_clip(tmp_path: Path, caplog) -> None:
+    corpus = write(tmp_path / "in", lengths(1))
+    key = extract(corpus, backend(), cache=tmp_path / "cache").clips["key"][0].as_py().encode()
+    (path,) = (tmp_path / "cache").glob("*/part-*.parquet")
+    data = path.read_bytes()
+    assert data.count(key) == 2  # as the key, and as the digest of the file
+    path.write_bytes(data.replace(key, bytes([key[0] ^ 1]) + key[1:], 1))
+    with caplog.at_level(logging.WARNING):
+        extract(corpus, backend(log=tmp_path / "log"), cache=tmp_path / "cache")
+    assert path.name in caplog.text
+    assert calls(tmp_path / "log") == 1
+    assert path.read_bytes() == data
 
 
 def test_shards_are_bounded_in_bytes(tmp_path: Path, monkeypatch) -> None:
