@@ -332,6 +332,13 @@ def test_figure_shows_counts_systems_and_empty_bins(narrow: bool) -> None:
     assert svg == long_tail_svg(tails(), label="CLAP score", narrow=narrow)
 
 
+def test_long_names_keep_both_ends_in_the_legend() -> None:
+    one = next(iter(tails().values()))
+    names = [f"runs/a-folder-with-a-long-name/and-another-one/seed-{seed}" for seed in (1, 2)]
+    svg = long_tail_svg(dict.fromkeys(names, one), label="x", narrow=True)
+    assert all(re.search(rf"runs/a-folder\S*…\S*seed-{seed}<", svg) for seed in (1, 2))
+
+
 def test_wide_and_narrow_figures_share_no_id() -> None:
     panel = long_tail_panel(tails(), label="CLAP score")
     wide, narrow = (set(re.findall(r' id="([^"]+)"', svg)) for svg in (panel.wide, panel.narrow))

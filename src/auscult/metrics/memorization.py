@@ -68,7 +68,8 @@ def replication_columns(audit: str | Path, clips: pa.Table, *, resamples: int = 
         The audit's generated clips are not these; it says how many differ, which, and what to do.
     """
     opened = Audit.open(audit)
-    if problems := damaged_files(opened.path, {name: opened.card["files"][name] for name in (MATCHES, QUERIES)}):
+    digests = opened.card.get("files", {})  # audits of the first versions have none
+    if problems := damaged_files(opened.path, {name: digests[name] for name in (MATCHES, QUERIES) if name in digests}):
         raise StoreError(f"{opened.path}: {problems[0]}; make the audit again")
     _check_same_clips(opened, clips)
     queries = opened.queries()

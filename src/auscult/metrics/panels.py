@@ -17,6 +17,7 @@ COLORS = (QUERY_COLOR, REFERENCE_COLOR, "#15803d", "#7e22ce", "#4b5563", "#a1620
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # 7 to 6 colors, so 42 systems look unlike, also without color
 SPREAD = 0.62  # of the width of a bin that the systems share
 EMPTY = "no class"
+LONGEST, LONGEST_NARROW = 37, 31  # characters of a name in a legend
 FEW_CLIPS = 10  # whose interval is too narrow to be trusted
 
 
@@ -117,7 +118,7 @@ def long_tail_svg(results: Mapping[str, LongTail], *, label: str, narrow: bool =
         axes.set_axisbelow(True)
         axes.legend(
             handles,
-            [_plain(name) for name in results],
+            [_plain(name, LONGEST_NARROW if narrow else LONGEST) for name in results],
             frameon=False,
             fontsize=10,
             loc="lower left",
@@ -192,9 +193,10 @@ def _checked(results: Mapping[str, LongTail]) -> LongTail:
     return next(iter(results.values()))
 
 
-def _plain(name: str) -> str:
-    """A name that matplotlib neither sets as a formula nor leaves out of a legend."""
-    short = name if len(name) <= 40 else f"{name[:39]}…"
+def _plain(name: str, longest: int) -> str:
+    """A name that matplotlib neither sets as a formula nor leaves out of a legend; of a long one both ends."""
+    half = (longest - 1) // 2
+    short = name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
     return ("\u200b" if short.startswith("_") else "") + short.replace("$", r"\$")
 
 
