@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from auscult.errors import ManifestError
-from auscult.metrics.pairing import derangement, pair_captions, pair_references, read_prompts
+from auscult.metrics.intervals import derangement
+from auscult.metrics.pairing import pair_captions, pair_references, read_prompts
 
 
 def clips_at(folder: Path, names: list[str], captions: list[str | None] | None = None) -> pa.Table:

@@ -40,13 +40,15 @@ def make_config(kind: type[Config], values: dict[str, Any], *, where: str = "con
     for key, wanted in get_type_hints(kind).items():
         if key in settings and not _fits(settings[key], wanted):
             raise ValueError(f"{where}: {key} should be {_name(wanted)}, got {settings[key]!r}")
-    return kind(**settings)
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
 
 
 def _fits(value: Any, wanted: Any) -> bool:
     """Whether a value is of an annotated type; whole numbers pass for float, booleans never for numbers."""
     if get_origin(wanted) is Literal:
         return value in get_args(wanted)
+    if get_origin(wanted) is tuple:  # tuple[str, ...]; a list where it comes from TOML
+        return isinstance(value, (list, tuple)) and all(_fits(one, get_args(wanted)[0]) for one in value)
     if get_args(wanted):
         return any(_fits(value, option) for option in get_args(wanted))
     if wanted is float:
@@ -57,6 +59,8 @@ def _fits(value: Any, wanted: Any) -> bool:
 def _name(wanted: Any) -> str:
     if get_origin(wanted) is Literal:
         return " or ".join(map(repr, get_args(wanted)))
+    if get_origin(wanted) is tuple:
+        return f"a list, of which each is {_name(get_args(wanted)[0])}"
     options = get_args(wanted) or (wanted,)
     words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "left out"}
     return " or ".join(words.get(option, str(option)) for option in options)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .frames import FloatArray, IntArray, checked_features
+from .frames import FloatArray, checked_features
 from .intervals import RESAMPLES, Interval, percentile_interval, resampled_counts
 
-__all__ = ["derangement", "evaluate", "scores", "shuffled", "validate"]
+__all__ = ["evaluate", "scores", "validate"]
 
 TEXT, AUDIO = "text", "audio"
 
@@ -132,40 +132,3 @@ def evaluate(
     values = scores(text, audio, clips=clips)
     draws = [float(times @ values) / len(values) for times in resampled_counts(len(values), resamples=resamples, seed=seed)]
     return percentile_interval(float(values.mean()), draws)
-
-
-def shuffled(text: npt.ArrayLike, audio: npt.ArrayLike, *, clips: npt.ArrayLike | None = None, seed: int = 0) -> float:
-    """Mean score where each clip is judged by another clip's caption: what is not worth anything.
-
-    Captions that say the same (several clips may have one) can still meet each other's clips, which raises this bracket a
-    little.
-
-    Raises
-    ------
-    ValueError
-        See :func:`validate`; fewer than two captions.
-
-    Examples
-    --------
-    >>> shuffled([[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [0.0, 1.0]])
-    0.0
-    """
-    captions = np.asarray(text)
-    validate(captions, audio, clips)
-    return float(scores(captions[derangement(len(captions), seed=seed)], audio, clips=clips).mean())
-
-
-def derangement(n: int, *, seed: int = 0) -> IntArray:
-    """(n,) an order in which nothing keeps its place: a single cycle through all, drawn at random.
-
-    Examples
-    --------
-    >>> derangement(2).tolist()
-    [1, 0]
-    """
-    if n < 2:
-        raise ValueError(f"shuffled pairs need at least 2 captions, got {n}")
-    order = np.random.default_rng(seed).permutation(n)
-    result = np.empty(n, np.int64)
-    result[order] = np.roll(order, 1)
-    return result

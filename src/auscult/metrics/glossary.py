@@ -69,6 +69,12 @@ METRICS = {
         "are added, and sees neither prompts nor what happens when within a clip.",
         counts_matter=True,
     ),
+    "fd_infinity": Metric(
+        "FD, infinite set",
+        False,
+        "The Frechet distance extrapolated to endlessly many clips from subsets of several sizes, so that sets of unequal "
+        "size can be compared; it leans on a straight line, and stays blind to prompts.",
+    ),
     "kad": Metric(
         "KAD",
         False,

@@ -1,4 +1,4 @@
-"""How sure a number is: intervals from resampled clips."""
+"""Draws of clips: intervals from resampled ones, and pairs that are all wrong."""
 
 from __future__ import annotations
 
@@ -72,3 +72,28 @@ def resampled_counts(n: int, *, resamples: int = RESAMPLES, seed: int = 0) -> It
     rng = np.random.default_rng(seed)
     for _ in range(resamples):
         yield np.bincount(rng.integers(n, size=n), minlength=n).astype(np.int64)
+
+
+def derangement(n: int, *, seed: int) -> IntArray:
+    """A random permutation (n,) that leaves nothing in its place: pairs that are all wrong.
+
+    Every derangement is equally likely: permutations are drawn until one moves everything, which takes e = 2.7 draws on
+    average.
+
+    Raises
+    ------
+    ValueError
+        There are fewer than two.
+
+    Examples
+    --------
+    >>> derangement(2, seed=0).tolist()
+    [1, 0]
+    """
+    if n < 2:
+        raise ValueError(f"expected at least 2 pairs to shuffle, got {n}; a single clip can only have its own")
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(n)
+        if not (order == np.arange(n)).any():
+            return order.astype(np.int64)

@@ -30,7 +30,7 @@ from ..corpus.manifest import (
 from ..errors import ManifestError
 from ..storage import Place, Url, place_of
 
-ID_COLUMNS = ("clip_id", "id")
+ID_COLUMNS = ("clip_id", "id", "audiocap_id")
 REFERENCE_COLUMN = "reference"
 
 
@@ -234,31 +234,6 @@ def pair_references(
             raise ManifestError(f"{prompt.where}: the reference set holds no clip {name!r}{names.near(name)}")
         rows[name] = row
     return np.array([rows[found[row]] for row in range(generated.num_rows)], np.int64)
-
-
-def derangement(n: int, *, seed: int) -> npt.NDArray[np.int64]:
-    """A random permutation (n,) that leaves nothing in its place: pairs that are all wrong.
-
-    Every derangement is equally likely: permutations are drawn until one moves everything, which takes e = 2.7 draws on
-    average.
-
-    Raises
-    ------
-    ValueError
-        There are fewer than two.
-
-    Examples
-    --------
-    >>> derangement(2, seed=0).tolist()
-    [1, 0]
-    """
-    if n < 2:
-        raise ValueError(f"expected at least 2 pairs to shuffle, got {n}; a single clip can only have its own")
-    rng = np.random.default_rng(seed)
-    while True:
-        order = rng.permutation(n)
-        if not (order == np.arange(n)).any():
-            return order.astype(np.int64)
 
 
 def _values(
