@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import re
 import shutil
 from collections.abc import Callable
@@ -117,7 +118,7 @@ def misordered(evaluation: Evaluation, label: str) -> list[str]:
     wrong = []
     for metric in METRICS:
         key = f"{metric}_{label}"
-        for better, worse in zip(scale, scale[1:], strict=False):
+        for better, worse in itertools.pairwise(scale):
             one, other = scores[better].get(key), scores[worse].get(key)
             if one is None or other is None or one.value is None or other.value is None:
                 continue
