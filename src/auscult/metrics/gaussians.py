@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import blas
 
 from .frames import Features, FloatArray, IntArray, checked_features, different_dimensions
 
@@ -72,11 +73,11 @@ def moments(blocks: Iterable[Features], *, weights: npt.ArrayLike | None = None)
         raise ValueError(f"expected one weight for each of {rows} rows, got {len(weight)}")
     if total.count <= 1:
         raise ValueError(f"a covariance needs at least 2 rows, got {total.count:g}")
-    return Moments(total.count, total.mean, total.squares / (total.count - 1))
+    return Moments(total.count, total.mean, _mirrored(total.squares) / (total.count - 1))
 
 
 class Sums:
-    """Count, mean and centered squares of the rows so far."""
+    """Count, mean and centered squares of the rows so far; of the squares the lower triangle alone: half of the work."""
 
     def __init__(self) -> None:
         self.count = 0.0
@@ -84,43 +85,54 @@ class Sums:
         self.squares: FloatArray = np.zeros((0, 0))
 
     def add(self, rows: FloatArray, weight: FloatArray | None = None) -> None:
+        """Add some rows, whose array is overwritten."""
         count = float(len(rows) if weight is None else weight.sum())
         if count == 0:
             return
         mean = rows.mean(axis=0) if weight is None else weight @ rows / count
-        centered = rows - mean
+        rows -= mean
         if weight is not None:
-            centered *= np.sqrt(weight)[:, None]
-        squares = centered.T @ centered
+            rows *= np.sqrt(weight)[:, None]
         if self.count == 0:
-            self.count, self.mean, self.squares = count, mean, squares
-            return
-        step, both = mean - self.mean, self.count + count
-        self.squares += squares
-        self.squares += np.outer(step, step * (self.count * count / both))
-        self.mean = self.mean + step * (count / both)
-        self.count = both
+            self.count, self.mean, self.squares = count, mean, np.zeros((len(mean), len(mean)), order="F")
+        else:
+            step, both = mean - self.mean, self.count + count
+            self.squares = blas.dsyr(self.count * count / both, step, a=self.squares, lower=1, overwrite_a=1)
+            self.mean, self.count = self.mean + step * (count / both), both
+        self.squares = blas.dsyrk(1.0, rows.T, beta=1.0, c=self.squares, lower=1, overwrite_c=1)
 
 
 def panels(blocks: Iterable[Features], name: str) -> Iterator[FloatArray]:
-    """The same rows in float64 panels of a fixed size: results then do not depend on the sizes of the blocks."""
-    waiting: list[FloatArray] = []
+    """The same rows in float64 panels of a fixed size: results then do not depend on the sizes of the blocks.
+
+    Every panel is the same array, filled anew.
+    """
+    panel: FloatArray = np.empty((0, 0))
     held, first_row = 0, 0
     for block in blocks:
         rows = checked_features(block, name, first_row=first_row)
-        if waiting and rows.shape[1] != waiting[0].shape[1]:
-            raise ValueError(f"blocks of {name} features have {waiting[0].shape[1]} and {rows.shape[1]} dimensions")
+        if first_row == 0:
+            panel = np.empty((PANEL_ROWS, rows.shape[1]))
+        if rows.shape[1] != panel.shape[1]:
+            raise ValueError(f"blocks of {name} features have {panel.shape[1]} and {rows.shape[1]} dimensions")
         first_row += len(rows)
         start = 0
         while start < len(rows):
-            part = rows[start : start + PANEL_ROWS - held].astype(np.float64)
-            waiting.append(part)
+            part = rows[start : start + PANEL_ROWS - held]
+            panel[held : held + len(part)] = part
             held, start = held + len(part), start + len(part)
             if held == PANEL_ROWS:
-                yield np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
-                waiting, held = [], 0
+                yield panel
+                held = 0
     if held:
-        yield np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
+        yield panel[:held]
+
+
+def _mirrored(lower: FloatArray) -> FloatArray:
+    """The symmetric matrix of which this is the lower triangle."""
+    full = lower + lower.T
+    np.fill_diagonal(full, np.diag(lower))
+    return full
 
 
 def merged(groups: list[Sums], times: IntArray | None = None) -> Moments:
@@ -128,12 +140,12 @@ def merged(groups: list[Sums], times: IntArray | None = None) -> Moments:
     weights = np.array([group.count for group in groups]) * (1 if times is None else times)
     count = float(weights.sum())
     mean = np.sum([w / count * group.mean for w, group in zip(weights, groups, strict=True)], axis=0)
-    covariance = np.zeros((len(mean), len(mean)))
+    lower = np.zeros((len(mean), len(mean)), order="F")
     for weight, group in zip(weights, groups, strict=True):
         if weight:
-            covariance += weight / group.count * group.squares if weight != group.count else group.squares
+            lower += weight / group.count * group.squares if weight != group.count else group.squares
     steps = np.array([np.sqrt(w) * (group.mean - mean) for w, group in zip(weights, groups, strict=True)])
-    covariance += steps.T @ steps
+    covariance = _mirrored(lower) + steps.T @ steps
     return Moments(count, mean, covariance / (count - 1))
 
 
