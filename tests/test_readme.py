@@ -38,7 +38,7 @@ def test_snippets_run(write_sounds: Callable[..., Path], tmp_path: Path) -> None
                 continue
             subprocess.run([sys.executable, "-m", "auscult", *arguments], cwd=tmp_path, check=True, timeout=300)
             ran += 1
-    assert ran == 10
+    assert ran == 11
     assert (tmp_path / "verdicts.csv").is_file()
     assert (tmp_path / "audit" / "report.html").is_file()
     assert (tmp_path / "duplicates" / "keep.txt").is_file()

@@ -65,8 +65,9 @@ METRICS = {
     "fd": Metric(
         "FD",
         False,
-        "Frechet distance of two Gaussians fitted to one vector for each generated and reference clip; it falls as clips "
-        "are added, and sees neither prompts nor what happens when within a clip.",
+        "Frechet distance of two Gaussians fitted to the features of all generated and all reference clips; it cannot see "
+        "what is not in means and covariances, it falls as clips are added, and it does not know which prompt a clip "
+        "answers.",
         counts_matter=True,
     ),
     "fd_infinity": Metric(

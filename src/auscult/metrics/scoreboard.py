@@ -179,8 +179,8 @@ def format_score(
 
 
 def _number(value: float, decimals: int) -> str:
-    if decimals > 6:  # zeros that nobody counts
-        return f"{value:.2e}" if value else "0"
+    if decimals > 6:  # zeros that nobody counts; between ends that all but coincide, three digits tell as much
+        return f"{value:.2e}" if 0 < abs(value) < 1e-4 else f"{value:.3g}"
     text = f"{value:.{decimals}f}"
     return text.removeprefix("-") if float(text) == 0 else text
 
