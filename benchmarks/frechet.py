@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,7 +70,9 @@ def run_scipy(folder: Path) -> dict[str, float]:
     started = time.perf_counter()
     (mean, covariance), (mean_b, covariance_b) = (_whole(folder, name) for name in SETS)
     read = time.perf_counter()
-    root = np.real(sqrtm(covariance @ covariance_b))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the product is singular, as dead dimensions make it
+        root = np.real(sqrtm(covariance @ covariance_b))
     value = float(np.sum((mean - mean_b) ** 2) + np.trace(covariance) + np.trace(covariance_b) - 2 * np.trace(root))
     return {"value": value, "moments_s": read - started, "root_s": time.perf_counter() - read}
 
@@ -143,6 +146,7 @@ def _row(name: str, result: dict[str, float], scipy: dict[str, float]) -> dict[s
         "moments (s)": round(result["moments_s"], 1) if timed else "",
         "root (s)": round(result["root_s"], 1) if timed else "",
         "speed / scipy": round((scipy["moments_s"] + scipy["root_s"]) / seconds, 1) if timed else "",
+        "root alone": round(scipy["root_s"] / result["root_s"], 1) if timed else "",
         "peak GB": round(result["peak_gb"], 2),
         "value": f"{result['value']:.6f}",
         "off scipy's by": f"{abs(result['value'] / scipy['value'] - 1):.1e}",
