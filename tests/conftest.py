@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from auscult.sounds import synthesise
 LIVELY = ("birds", "speech", "glass", "melody", "dog", "footsteps")  # steady sound is no replica, by definition
 ESC10 = Path(__file__).parents[2] / "shared" / "data" / "esc10"
 AUDIOCAPS = ESC10.parent / "audiocaps"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Features that tests compute, those in other processes among them, do not go into the user's cache."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

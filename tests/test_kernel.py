@@ -29,10 +29,11 @@ def _by_loops(x: np.ndarray, y: np.ndarray, cx: list[int], cy: list[int], h: flo
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 4), st.booleans())
 def test_equals_a_double_loop(seed: int, d: int, paired: bool) -> None:
+    """Also where the sets share some of their clips (3, 5 and 8 of the paired case)."""
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(9, d)) + 10, rng.normal(size=(9 if paired else 7, d)) * 2 + 11
     cx = rng.permutation([3, 3, 3, 5, 5, 8, 8, 9, 4]).tolist()
-    cy = rng.permutation(cx if paired else [1, 1, 2, 2, 2, 7, 6]).tolist()
+    cy = rng.permutation([3, 3, 5, 8, 8, 2, 2, 7, 6] if paired else [1, 1, 2, 2, 2, 7, 6]).tolist()
     h = float(np.median([math.dist(y[i], y[j]) for i in range(len(y)) for j in range(i)]))
     assert bandwidth(y) == pytest.approx(h, rel=1e-12)
     found = kernel_distance(x, y, generated_clips=cx, reference_clips=cy, paired=paired)
@@ -158,8 +159,6 @@ def test_refusals_teach() -> None:
         evaluate(good, np.full((20, 3), 0.1))
     with pytest.raises(ValueError, match="one clip number for each of the 20 rows"):
         evaluate(good, good, reference_clips=[1, 2])
-    with pytest.raises(ValueError, match="19 reference clips, 19 of them in both"):
-        evaluate(good, good[:19], paired=True)
     with pytest.raises(ValueError, match="h should exceed 0, got 0"):
         kernel_distance(good, good, h=0)
 

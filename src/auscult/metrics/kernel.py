@@ -127,7 +127,8 @@ def kernel_distance(
         Bandwidth in the unit of the features; None: :func:`bandwidth` of the whole reference.
     paired
         Clips of one number in both sets are one clip and a version of it (the same file, a degraded copy): they are not
-        compared across the sets either, and a set against itself gives 0. Both sets must hold the same clips.
+        compared across the sets either, and a set against itself gives 0. Clips that only one set holds have numbers that
+        the other has not.
     seed
         Of what is drawn from large sets.
 
@@ -197,11 +198,6 @@ def _prepared(
     center = np.asarray(reference).mean(axis=0, dtype=np.float64)  # far from 0 the differences would lose digits
     first = _sampled(np.asarray(generated), generated_clips, center, length, seed)
     second = _sampled(np.asarray(reference), reference_clips, center, length, seed)
-    if paired and not np.array_equal(first.numbers, second.numbers):
-        raise ValueError(
-            f"paired sets should hold the same clips (at most {MOST_FRAMES} frames of them), got {first.n_clips} generated and "
-            f"{second.n_clips} reference clips, {len(np.intersect1d(first.numbers, second.numbers))} of them in both"
-        )
     return _Sets(first, second, paired)
 
 
@@ -228,16 +224,19 @@ def _distances(sets: _Sets, generated: FloatArray, reference: FloatArray) -> Flo
 def _mean_kernel(a: _Set, b: _Set, weights_a: FloatArray, weights_b: FloatArray, *, apart: bool) -> FloatArray:
     """(draws,) weighted mean of the kernel over the pairs of a row of each; if ``apart`` of clips of different numbers only."""
     by_row_a, by_row_b = weights_a[:, a.clip], weights_b[:, b.clip]
+    number_a, number_b = a.numbers[a.clip], b.numbers[b.clip]
     total, pairs = np.zeros(len(weights_a)), by_row_a.sum(axis=1) * by_row_b.sum(axis=1)
     step = max(1, BLOCK_VALUES // len(b.rows))
     for start in range(0, len(a.rows), step):
         here = slice(start, start + step)
         kernel = np.exp(-0.5 * _squared_distances(a.rows[here], b.rows))
-        if apart:  # the numbers of both are the same then
-            kernel[a.clip[here, None] == b.clip] = 0
+        if apart:
+            kernel[number_a[here, None] == number_b] = 0
         total += np.sum((by_row_a[:, here] @ kernel) * by_row_b, axis=1)
     if apart:
-        pairs -= np.sum(weights_a * np.bincount(a.clip) * weights_b * np.bincount(b.clip), axis=1)
+        _, in_a, in_b = np.intersect1d(a.numbers, b.numbers, return_indices=True)
+        rows_a, rows_b = (weights_a * np.bincount(a.clip))[:, in_a], (weights_b * np.bincount(b.clip))[:, in_b]
+        pairs -= np.sum(rows_a * rows_b, axis=1)
     # a draw of one clip alone has no pairs, and no value
     return np.divide(total, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
@@ -270,7 +269,8 @@ def evaluate(
     sets = _prepared(generated, reference, generated_clips, reference_clips, h, paired, seed)
     n, m = sets.generated.n_clips, sets.reference.n_clips
     first = _counts(n, resamples, seed)
-    second = first if paired else _counts(m, resamples, seed + 1)  # a clip and its version are drawn together
+    together = paired and np.array_equal(sets.generated.numbers, sets.reference.numbers)
+    second = first if together else _counts(m, resamples, seed + 1)  # of the same clips, a clip and its version
     value, *draws = _distances(sets, first, second)
     return spread_interval(float(value), [draw for draw in draws if not np.isnan(draw)])
 

@@ -107,15 +107,25 @@ def _infinity(task: Task) -> dict[str, Interval]:
 
 
 def _kernel(task: Task) -> dict[str, Interval]:
+    generated, reference = _numbered(task.generated, task.reference)
     interval = kernel.evaluate(
         task.generated.features(),
         task.reference.features(),
-        generated_clips=task.generated.clip_of_frame,
-        reference_clips=task.reference.clip_of_frame,
+        generated_clips=generated,
+        reference_clips=reference,
+        paired=True,
         resamples=task.resamples,
         seed=task.seed,
     )
     return {"kad": interval}
+
+
+def _numbered(generated: FeatureSet, reference: FeatureSet) -> tuple[IntArray, IntArray]:
+    """The clip of each frame of both sets, where a clip that is in both has one number: a clip and itself are no pair of
+    unrelated ones, and would draw the distance below 0."""
+    place = {key: row for row, key in reversed(list(enumerate(generated.clips["key"].to_pylist())))}
+    number = [place.pop(key, len(generated) + row) for row, key in enumerate(reference.clips["key"].to_pylist())]
+    return generated.clip_of_frame, np.array(number, np.int64)[reference.clip_of_frame]
 
 
 def _neighborhoods(task: Task) -> dict[str, Interval]:
