@@ -32,7 +32,7 @@ from report import print_table, write_json
 NOISE_DB = (40, 30, 20, 10, 0)  # signal to noise
 LOW_PASS_HZ = 3000
 OPUS_HZ = 48_000
-METRICS = ("fd", "fd_infinity", "kad", "precision", "recall", "density", "coverage")
+METRICS = ("fad", "fad_infinity", "fd", "fd_infinity", "kad", "precision", "recall", "density", "coverage", "is")
 
 Change = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 

@@ -104,7 +104,7 @@ def kl_per_pair(
 
     The published codes add 1e-6 to q alone, so that identical clips score ``-1e-6`` times the number of classes. Here both are
     smoothed, ``(p + e) / (1 + e classes)``: identical clips score exactly 0, others at least 0. Of 527 classes
-    the difference to the published values is some thousandths of a nat. ``epsilon=0`` smooths nothing.
+    the published values differ a little. ``epsilon=0`` smooths nothing.
 
     Parameters
     ----------
