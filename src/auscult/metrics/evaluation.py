@@ -181,12 +181,12 @@ class _Found:
         """Score by another backend."""
         captions = _captions_of(task.reference)
         for family in FAMILIES:
-            wanted = [name for name in names(family, task.backend) if asked(name, config)]
+            wanted = [name for name in names(family, task.backend) if asked(name, config, optional=family.optional)]
             if wanted and family.lacking(task.backend) is None and _paired(family, task):
                 scores = measure(task, family, brackets, captions, label)
                 self.scores.update({f"{name}_{label}": scores[name] for name in wanted if name in scores})
         ids = task.generated.clips["clip_id"].to_pylist()
-        for metric, values in per_clip(task).items():
+        for metric, values in per_clip(task, distances="fad_per_clip" in config.metrics).items():
             self.columns[f"{metric}_{label}"] = dict(zip(ids, values.tolist(), strict=True))
         self.frames[label] = int(task.generated.frame_counts.sum())
         self.task = self.task or task

@@ -12,12 +12,16 @@ from . import clap_score, coverage, divergence, frechet, kernel
 from .brackets import Brackets
 from .embeddings import Backend
 from .features import FeatureSet
-from .intervals import Interval, derangement
+from .frames import some_clips
+from .intervals import Interval, derangement, percentile_interval, resampled_counts
 from .scores import Score
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
+
+HELD_BYTES = 2**28  # of float32 features that a metric which cannot stream them may hold
+FEW_DIMENSIONS = 128  # up to which a Frechet distance is a matter of milliseconds
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,15 @@ class Family:
         What keeps a backend from computing them, in words; None: nothing.
     pairing
         What the generated clips have to be paired with: ``reference`` clips, ``captions``, or nothing.
+    optional
+        Whether they are computed only where they are asked for by name.
     """
 
     metrics: tuple[str, ...]
     measure: Callable[[Task], dict[str, Interval]]
     lacking: Callable[[Backend], str | None] = lambda backend: None
     pairing: str | None = None
+    optional: bool = False
 
 
 # --- the families -----------------------------------------------------------------------------------------------------
@@ -96,10 +103,11 @@ def _infinity(task: Task) -> dict[str, Interval]:
     if task.extreme:
         raise ValueError("the frames of noise and silence are nearly alike: their distance does not depend on their number")
     reference = frechet.moments(task.reference.blocks())
+    generated = _drawn(task.generated, HELD_BYTES // (4 * task.backend.dimension), task.seed)
     found = frechet.evaluate_infinity(
-        task.generated.features(),
+        generated.features(),
         reference,
-        clips=task.generated.clip_of_frame,
+        clips=generated.clip_of_frame,
         resamples=task.resamples,
         seed=task.seed,
     )
@@ -107,12 +115,13 @@ def _infinity(task: Task) -> dict[str, Interval]:
 
 
 def _kernel(task: Task) -> dict[str, Interval]:
-    generated, reference = _numbered(task.generated, task.reference)
+    generated, reference = (_drawn(one, kernel.MOST_FRAMES, task.seed) for one in (task.generated, task.reference))
+    numbers = _numbered(generated, reference)
     interval = kernel.evaluate(
-        task.generated.features(),
-        task.reference.features(),
-        generated_clips=generated,
-        reference_clips=reference,
+        generated.features(),
+        reference.features(),
+        generated_clips=numbers[0],
+        reference_clips=numbers[1],
         paired=True,
         resamples=task.resamples,
         seed=task.seed,
@@ -142,10 +151,15 @@ def _neighborhoods(task: Task) -> dict[str, Interval]:
 
 def _clip_means(features: FeatureSet) -> DoubleArray:
     """Mean of each clip's frames, (clips, dimension)."""
-    counts = features.frame_counts
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    sums = np.add.reduceat(features.features().astype(np.float64), starts, axis=0)
-    return np.asarray(sums / counts[:, None], np.float64)
+    return np.array([features.frames_of(row).mean(axis=0, dtype=np.float64) for row in range(len(features))])
+
+
+def _drawn(features: FeatureSet, most: int, seed: int) -> FeatureSet:
+    """Whole clips drawn up to so many frames, where all would be more than can be held at once."""
+    if int(features.frame_counts.sum()) <= most:
+        return features
+    clips = features.clip_of_frame
+    return features.subset(np.unique(clips[some_clips(clips, most, seed=seed)]))
 
 
 def _divergence(task: Task) -> dict[str, Interval]:
@@ -189,9 +203,28 @@ def _no_texts(backend: Backend) -> str | None:
     return f"{backend.spec.name} does not read captions; clap does" if backend.embed_texts is None else None
 
 
+def _per_clip(task: Task) -> dict[str, Interval]:
+    values = _clip_distances(task)
+    draws = [
+        float(times @ values) / len(values) for times in resampled_counts(len(values), resamples=task.resamples, seed=task.seed)
+    ]
+    return {"fad_per_clip": percentile_interval(float(values.mean()), draws)}
+
+
+def _clip_distances(task: Task) -> DoubleArray:
+    reference = frechet.moments(task.reference.blocks())
+    most = max(1, HELD_BYTES // (4 * task.backend.dimension * int(task.generated.frame_counts.max())))
+    values = []
+    for start in range(0, len(task.generated), most):
+        part = task.generated.subset(np.arange(start, min(start + most, len(task.generated))))
+        values.append(frechet.frechet_per_clip(part.features(), part.clip_of_frame, reference))
+    return np.concatenate(values)
+
+
 FAMILIES = (
     Family(("fad", "fd"), _frechet),
     Family(("fad_infinity", "fd_infinity"), _infinity),
+    Family(("fad_per_clip",), _per_clip, optional=True),
     Family(("kad",), _kernel),
     Family(("precision", "recall", "density", "coverage"), _neighborhoods),
     Family(("kl", "kl_reversed", "kl_sigmoid"), _divergence, _no_classes, "reference"),
@@ -206,7 +239,7 @@ FAMILIES = (
 def names(family: Family, backend: Backend) -> tuple[str, ...]:
     """The family's metrics as they are called on a backend's features: of ``fad`` and ``fd`` it is one."""
     other = "fd" if backend.frechet == "fad" else "fad"
-    return tuple(metric for metric in family.metrics if metric.partition("_")[0] != other)
+    return tuple(metric for metric in family.metrics if metric not in {other, f"{other}_infinity"})
 
 
 def measure(
@@ -291,12 +324,17 @@ def _values(family: Family, task: Task) -> dict[str, float]:
         return {}
 
 
-def per_clip(task: Task) -> dict[str, DoubleArray]:
-    """What single clips score, (clips,) each, by metric: those of it that the backend, pairs and captions allow."""
+def per_clip(task: Task, *, distances: bool) -> dict[str, DoubleArray]:
+    """What single clips score, (clips,) each, by metric: those of it that the backend, pairs and captions allow.
+
+    Parameters
+    ----------
+    distances
+        Whether Frechet distances of single clips are wanted of a backend of many dimensions, too: each costs their cube.
+    """
     values: dict[str, DoubleArray] = {}
-    if task.generated.frame_counts.min() > 1:
-        reference = frechet.moments(task.reference.blocks())
-        values["fad_per_clip"] = frechet.frechet_per_clip(task.generated.features(), task.generated.clip_of_frame, reference)
+    if task.generated.frame_counts.min() > 1 and (distances or task.backend.dimension <= FEW_DIMENSIONS):
+        values["fad_per_clip"] = _clip_distances(task)
     if task.pairs is not None and task.backend.classes:
         values["kl"] = divergence.kl_per_pair(_logits(task.reference)[task.pairs], _logits(task.generated))
     if task.captions is not None and task.backend.embed_texts is not None:

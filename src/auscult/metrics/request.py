@@ -81,10 +81,10 @@ class System:
     audit: Path | None = None
 
 
-def asked(metric: str, config: EvaluateConfig) -> bool:
-    """Whether a metric is among those asked for; ``fad`` and ``fd`` ask for the same."""
+def asked(metric: str, config: EvaluateConfig, *, optional: bool = False) -> bool:
+    """Whether a metric is among those asked for: all but the optional ones, or the named; ``fad`` and ``fd`` are one name."""
     same = metric.replace("fad", "fd", 1)
-    return not config.metrics or same in {wanted.replace("fad", "fd", 1) for wanted in config.metrics}
+    return not (config.metrics or optional) or same in {wanted.replace("fad", "fd", 1) for wanted in config.metrics}
 
 
 def check_metrics(config: EvaluateConfig, backends: Sequence[Backend], prompts: Mapping[str, Prompts | None]) -> None:
