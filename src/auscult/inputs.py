@@ -160,12 +160,15 @@ def skipped_table(stores: dict[str, DescriptorStore]) -> pa.Table:
 
 def source_of(text: str, *, audio_root: str | None = None, encoding: str = "utf-8") -> Source:
     """What SRC on the command line means: a store if the folder (a path or a URL) is one, else a corpus."""
-    if not text.startswith("hf:") and _is_store(text):
+    if is_store(text):
         return DescriptorStore.open(text)
     return open_corpus(text, audio_root=audio_root, encoding=encoding)
 
 
-def _is_store(text: str) -> bool:
+def is_store(text: str) -> bool:
+    """Whether a source is a folder (a path or a URL) that holds descriptors."""
+    if text.startswith("hf:"):
+        return False
     folder = open_folder(place_of(text))
     entries = {entry.name: entry for entry in folder.list()}
     if PARTS in entries and entries[PARTS].is_folder and (not is_url(text) or list_parts(folder)):

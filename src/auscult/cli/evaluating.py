@@ -177,7 +177,8 @@ def _systems(generated: list[str], audits: list[str], audio_root: str | None, en
     of = {}
     for text in audits:
         name, folder = _named(text)
-        name = name if "=" in text else next(iter(sources)) if len(sources) == len(audits) == 1 else name
+        if folder == text and len(sources) == len(audits) == 1:  # no name was given, and none is needed
+            name = next(iter(sources))
         if name not in sources or name in of:
             raise ValueError(f"--audit {text}: whose is it? Give NAME=FOLDER for one of the systems {', '.join(sources)}")
         of[name] = local_path(folder)

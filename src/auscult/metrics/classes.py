@@ -24,7 +24,7 @@ class Classes:
     frequency
         Training clips that carry each label.
     labels
-        Of generated clips by their id, where their own manifests do not say them.
+        Of generated clips by their id or path, where their own manifests do not say them.
     warnings
         What could not be labeled.
     """
@@ -73,7 +73,8 @@ def read_classes(
             )
         found = read_audioset_segments(segments, class_names)
     warnings: list[str] = []
-    labels = {} if prompts is None else {row.clip_id: row.labels for row in prompts.rows if row.clip_id and row.labels}
+    rows = () if prompts is None else prompts.rows
+    labels = {name: row.labels for row in rows for name in (row.path, row.clip_id) if name and row.labels}
     if prompts is not None and is_audiocaps(prompts.source):
         joined = join_audiocaps(prompts.source, found)
         labels = dict(joined.labels)

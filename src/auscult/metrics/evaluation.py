@@ -29,7 +29,7 @@ from .longtail import LongTail, long_tail
 from .measuring import FAMILIES, Family, Task, measure, names, per_clip
 from .memorization import replication_columns
 from .pairing import REFERENCE_COLUMN, Prompts, pair_captions, pair_references, read_prompts
-from .request import EvaluateConfig, System, asked, check_metrics, labeled
+from .request import EvaluateConfig, System, asked, check_metrics, check_request, has_captions, labeled
 from .scores import Score, SystemResult
 from .sets import REFERENCE, check_rates, check_usable, set_facts, set_warnings
 
@@ -125,21 +125,22 @@ def evaluate(
     Raises
     ------
     ValueError
-        A metric was asked for that no backend can compute, or sets have rates that cannot be compared.
+        There is no system, a metric was asked for that no backend can compute, or sets have rates that cannot be compared.
     CorpusError
-        A set is empty, or more of it than ``config.max_skipped`` cannot be used.
+        A set is empty or holds no audio, or more of it than ``config.max_skipped`` cannot be used.
     ManifestError
         Clips and prompts do not belong together.
     ModelError, MissingExtraError
         A backend cannot be loaded.
-    StoreError
-        An audit is not of the clips that are evaluated.
+    StoreError, OtherClipsError
+        An audit is none, or not of the clips that are evaluated.
     """
     config = config or EvaluateConfig()
     started = time.time()
+    check_request(systems, reference)
     backends = labeled([load_backend(text, device=engine.device) for text in config.backends])
     own = {name: prompts or own_prompts(system.corpus) for name, system in systems.items()}
-    check_metrics(config, list(backends.values()), own)
+    check_metrics(config, list(backends.values()), systems, own)
     if config.rate_hz is None and not config.mixed_rates:
         check_rates(
             {**{name: system.corpus for name, system in systems.items()}, REFERENCE: reference}, list(backends.values())
@@ -209,7 +210,7 @@ class _Found:
 def _task(
     generated: FeatureSet, reference: FeatureSet, backend: Backend, prompts: Prompts | None, config: EvaluateConfig
 ) -> Task:
-    """Pairs and captions where they are known: all of them, or none."""
+    """Pairs where they are known, and captions where they are read, too: all of them, or none."""
     pairs = captions = None
     if prompts is not None and REFERENCE_COLUMN in prompts.columns:
         pairs = pair_references(
@@ -219,8 +220,9 @@ def _task(
             skipped=generated.skipped,
             skipped_references=reference.skipped,
         )
-    if (prompts is not None and _has_captions(prompts)) or any(generated.clips["caption"].to_pylist()):
-        captions = pair_captions(generated.clips, prompts, skipped=generated.skipped)
+    rows = prompts if has_captions(prompts) else None  # a table of references leaves the corpus's own captions alone
+    if backend.embed_texts is not None and (rows is not None or any(generated.clips["caption"].to_pylist())):
+        captions = pair_captions(generated.clips, rows, skipped=generated.skipped)
     return Task(
         backend,
         generated,
@@ -239,10 +241,6 @@ def own_prompts(corpus: Corpus) -> Prompts | None:
     if len(corpus.sources) != 1 or Path(corpus.sources[0]).suffix.lower() not in MANIFEST_SUFFIXES:
         return None
     return read_prompts(corpus.sources[0], audio_root=corpus.audio_root, encoding=corpus.encoding)
-
-
-def _has_captions(prompts: Prompts) -> bool:
-    return any(row.caption for row in prompts.rows)
 
 
 def _captions_of(features: FeatureSet) -> list[str] | None:
@@ -321,14 +319,19 @@ def _tails(found: Mapping[str, _Found], classes: Classes, config: EvaluateConfig
     for column in sorted(name for name in shared if name.startswith(f"{kind}_")):
         tails[column] = {}
         for name, one in found.items():
-            rows = one.clips.select(["clip_id", "labels"]).to_pylist()
+            rows = one.clips.select(["clip_id", "path", "labels"]).to_pylist()
             rows = [row for row in rows if row["clip_id"] in one.columns[column]]
             tails[column][name] = long_tail(
                 [one.columns[column][row["clip_id"]] for row in rows],
-                [tuple(row["labels"] or classes.labels.get(row["clip_id"], ())) for row in rows],
+                [_labels(row, classes) for row in rows],
                 classes.frequency,
                 edges=config.edges,
                 resamples=config.resamples,
                 seed=config.seed,
             )
     return tails
+
+
+def _labels(row: Mapping[str, Any], classes: Classes) -> tuple[str, ...]:
+    """Of a clip: its corpus's own, or else those of the prompts."""
+    return tuple(row["labels"] or classes.labels.get(row["clip_id"]) or classes.labels.get(row["path"], ()))

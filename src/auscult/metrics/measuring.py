@@ -313,7 +313,8 @@ def _floor(task: Task, family: Family, brackets: Brackets, reference_captions: l
         _values(family, replace(task, generated=task.reference.subset(first), reference=task.reference.subset(second)))
         for first, second in brackets.halves
     ]
-    return {metric: float(np.mean([values[metric] for values in drawn])) for metric in drawn[0]}
+    drawn = [values for values in drawn if values]  # where clips differ in length, some halves may have too few frames
+    return {metric: float(np.mean([values[metric] for values in drawn])) for metric in drawn[0]} if drawn else {}
 
 
 def _values(family: Family, task: Task) -> dict[str, float]:

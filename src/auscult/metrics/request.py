@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..corpus import Corpus
+from ..audit import Audit
+from ..corpus import Clip, Corpus
+from ..errors import CorpusError
+from ..inputs import is_store
 from .embeddings import Backend
 from .longtail import EDGES
 from .measuring import FAMILIES
 from .pairing import REFERENCE_COLUMN, Prompts
-from .sets import REFERENCE
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ class EvaluateConfig:
             raise ValueError(f"backend {repeated[0]!r} was given twice")
         known = [metric for family in FAMILIES for metric in family.metrics]
         if unknown := [metric for metric in self.metrics if metric not in known]:
-            raise ValueError(f"unknown metric {unknown[0]!r}; there are: {', '.join(known)}")
+            close = difflib.get_close_matches(unknown[0], known)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(known)}"
+            raise ValueError(f"unknown metric {unknown[0]!r}; {hint}")
         for name, least in (("neighbors", 1), ("splits", 1), ("resamples", 0), ("seed", 0), ("max_skipped", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} should be at least {least}, got {getattr(self, name)}")
@@ -87,7 +92,38 @@ def asked(metric: str, config: EvaluateConfig, *, optional: bool = False) -> boo
     return not (config.metrics or optional) or same in {wanted.replace("fad", "fd", 1) for wanted in config.metrics}
 
 
-def check_metrics(config: EvaluateConfig, backends: Sequence[Backend], prompts: Mapping[str, Prompts | None]) -> None:
+def check_request(systems: Mapping[str, System], reference: Corpus) -> None:
+    """Refuse what no hour of embedding would make right.
+
+    Raises
+    ------
+    ValueError
+        There is no system.
+    CorpusError
+        A source holds descriptors instead of audio.
+    StoreError
+        What should be an audit is none.
+    """
+    if not systems:
+        raise ValueError("expected at least one system to evaluate, got none")
+    for corpus in (reference, *(system.corpus for system in systems.values())):
+        for source in corpus.sources:
+            if is_store(source):
+                raise CorpusError(
+                    f"{source}: holds descriptors, not audio, and scores are computed from audio; give the folder or manifest "
+                    "that it was made of"
+                )
+    for system in systems.values():
+        if system.audit is not None:
+            Audit.open(system.audit)
+
+
+def check_metrics(
+    config: EvaluateConfig,
+    backends: Sequence[Backend],
+    systems: Mapping[str, System],
+    prompts: Mapping[str, Prompts | None],
+) -> None:
     """Refuse metrics that were asked for and cannot be computed, before anything is embedded.
 
     Raises
@@ -100,13 +136,27 @@ def check_metrics(config: EvaluateConfig, backends: Sequence[Backend], prompts: 
         lacking = [family.lacking(backend) for backend in backends]
         if all(lacking):
             raise ValueError(f"{wanted} cannot be computed: {'; '.join(filter(None, lacking))}")
-        if family.pairing == REFERENCE:
-            for name, rows in prompts.items():
-                if rows is None or REFERENCE_COLUMN not in rows.columns:
-                    raise ValueError(
-                        f"{wanted} compares pairs, and nothing says which clip of the reference belongs to which clip of "
-                        f"{name}: give --prompts a table with the columns clip_id and {REFERENCE_COLUMN}"
-                    )
+        for name, rows in prompts.items():
+            if family.pairing == "captions" and not has_captions(rows) and not _captioned(systems[name].corpus):
+                raise ValueError(
+                    f"{wanted} compares clips with their captions, and nothing says those of {name}: give --prompts a table "
+                    "with the columns clip_id and caption"
+                )
+            if family.pairing == "reference" and (rows is None or REFERENCE_COLUMN not in rows.columns):
+                raise ValueError(
+                    f"{wanted} compares pairs, and nothing says which clip of the reference belongs to which clip of "
+                    f"{name}: give --prompts a table with the columns clip_id and {REFERENCE_COLUMN}"
+                )
+
+
+def has_captions(prompts: Prompts | None) -> bool:
+    """Whether a table of prompts has any caption."""
+    return prompts is not None and any(row.caption for row in prompts.rows)
+
+
+def _captioned(corpus: Corpus) -> bool:
+    """Whether any clip of a corpus has a caption."""
+    return any(isinstance(item, Clip) and item.caption for item in corpus)
 
 
 def labeled(backends: Sequence[Backend]) -> dict[str, Backend]:

@@ -56,7 +56,7 @@ def _is_evaluation(path: Path) -> bool:
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> list[Path]:
-    """Write the result, the JSON last: where it is there, everything is.
+    """Write the result, the JSON last, and first remove that of an earlier one: where it is there, everything is.
 
     Returns
     -------
@@ -73,6 +73,10 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> list[Path]:
     }
     if evaluation.tails:
         texts[".longtail.csv"] = "\n".join(long_tail_csv(tails) for tails in evaluation.tails.values())
+    path.unlink(missing_ok=True)
+    for suffix in _BESIDE:
+        if suffix not in texts and suffix != ".clips.parquet":
+            _beside(path, suffix).unlink(missing_ok=True)  # of an evaluation that had classes
     for suffix, text in texts.items():
         write_text(_beside(path, suffix), text)
     write_table(_beside(path, ".clips.parquet"), evaluation.clips)

@@ -14,7 +14,7 @@ from ..errors import CorpusError
 from .embeddings import Backend
 from .features import FeatureSet, probe_rates
 
-REFERENCE = "reference"
+REFERENCE = "the reference"  # in messages; a system may be called "reference"
 SAME_BAND = 0.9  # rates whose ratio is at least this are taken for one: 44.1 of 48 kHz keeps all that is heard
 FEW_CLIPS = 100  # below this even the share of a class wobbles by a third
 
