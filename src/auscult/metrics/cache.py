@@ -119,7 +119,7 @@ def _index_of(path: Path) -> list[dict[str, Any]]:
         return rows
     except FileNotFoundError:  # another process found it damaged
         return []
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowInvalid, OSError) as error:  # not a lack of memory, which says nothing of the shard
         if isinstance(error, OSError) and error.errno is not None:  # the disk's word, not Arrow's
             raise
         _remove_damaged(path, str(error))

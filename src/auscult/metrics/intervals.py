@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,3 +97,28 @@ def derangement(n: int, *, seed: int) -> IntArray:
         order = rng.permutation(n)
         if not (order == np.arange(n)).any():
             return order.astype(np.int64)
+
+
+def unlike_partners(values: Sequence[object], *, seed: int) -> IntArray | None:
+    """A random order (n,) in which each place gets an unequal value: wrong pairs even where captions occur several times.
+
+    None where more than half of the values are equal, so that there is no such order.
+
+    Examples
+    --------
+    >>> values = ["rain", "dog", "rain", "bell"]
+    >>> order = unlike_partners(values, seed=0)
+    >>> any(values[place] == values[partner] for place, partner in enumerate(order))
+    False
+    >>> unlike_partners(["rain", "rain", "dog"], seed=0) is None
+    True
+    """
+    number = np.unique([str(value) for value in values], return_inverse=True)[1]
+    most = int(np.bincount(number).max(initial=0))
+    if len(number) < 2 or 2 * most > len(number):
+        return None
+    shuffled = np.random.default_rng(seed).permutation(len(number))
+    grouped = shuffled[np.argsort(number[shuffled], kind="stable")]
+    order = np.empty(len(number), np.int64)
+    order[grouped] = np.roll(grouped, most)  # equal values stand together, in runs of at most so many
+    return order

@@ -13,7 +13,7 @@ from .brackets import Brackets
 from .embeddings import Backend
 from .features import FeatureSet
 from .frames import some_clips
-from .intervals import Interval, derangement, percentile_interval, resampled_counts
+from .intervals import Interval, percentile_interval, resampled_counts, unlike_partners
 from .scores import Score
 
 IntArray = npt.NDArray[np.int64]
@@ -289,8 +289,9 @@ def _beside(
         beside[kind] = _values(
             family, replace(plain, generated=stand.features, pairs=stand.rows, captions=captions, extreme=True)
         )
-    if family.pairing is not None and len(task.generated) > 1:
-        order = derangement(len(task.generated), seed=task.seed)
+    partners = task.captions if family.pairing == "captions" else None if task.pairs is None else task.pairs.tolist()
+    order = None if family.pairing is None or partners is None else unlike_partners(partners, seed=task.seed)
+    if order is not None:
         pairs = None if task.pairs is None else task.pairs[order]
         captions = None if task.captions is None else [task.captions[row] for row in order]
         beside["shuffled"] = _values(family, replace(plain, pairs=pairs, captions=captions))
