@@ -220,6 +220,15 @@ def test_a_metric_that_silence_and_speech_both_have_prefers_real_sound(few: Path
             assert worse, score
             compared += 1
     assert compared >= 4  # kad, and three kl
+    assert value(found, "same", "kl_ast") == pytest.approx(0, abs=1e-9)
+
+
+def test_a_poor_reference_is_named(few: Path, tmp_path: Path) -> None:
+    poor = written(tmp_path / "poor", [*sounds(3), sound(0, 2.0), np.zeros(2 * RATE_HZ)])
+    assert run(few, reference=few / "real", a=few / "made").card["warnings"] == []
+    silent, repeated = run(few, reference=poor, a=few / "made").card["warnings"]
+    assert "1 of the reference's 5 clips are silent" in silent
+    assert "1 of the reference's 5 clips repeat another" in repeated
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -309,7 +318,7 @@ def test_pairs_that_do_not_fit_are_refused(few: Path, models: Path, tmp_path: Pa
     config = EvaluateConfig((f"ast:{models / 'ast'}",), resamples=0, brackets=False)
     lines = [(f"{n:03d}.wav", f"{n:03d}.wav") for n in range(8)]
     for rows, message in (
-        ([*lines, ("099.wav", "001.wav")], "generated set holds no clip '099.wav'"),
+        ([*lines, ("099.wav", "001.wav")], "^a: prompts.csv, line 10: the generated set holds no clip '099.wav'"),
         (lines[:-1], r"1 of 8 generated clips have no reference: '007\.wav'"),
         ([*lines[:-1], ("007.wav", "099.wav")], "reference set holds no clip '099.wav'"),
     ):
@@ -339,6 +348,7 @@ def test_settings_that_cannot_be(few: Path, tmp_path: Path) -> None:
         ({"backends": ()}, "at least one"),
         ({"rate_hz": 10}, "from 1,000 to 768,000"),
         ({"resamples": -1}, "resamples should be at least 0"),
+        ({"edges": (10, 1)}, "edges should be rising"),
     ):
         with pytest.raises(ValueError, match=message):
             EvaluateConfig(**settings)
@@ -568,6 +578,14 @@ def test_scores_by_class_with_labels_of_the_manifest_and_of_the_prompts(place: P
     assert tmp_path / "m.longtail.csv" in paths and all(path.is_file() for path in paths)
     assert "10-29" in (tmp_path / "m.longtail.csv").read_text()
     assert read_evaluation(tmp_path / "m.json").tails == one.tails
+    with pytest.raises(ValueError, match="^b: none of the 48 clips has a label"):
+        evaluate(
+            {"a": system(own), "b": system(place / "good")},
+            open_corpus(place / "real"),
+            classes=read_classes(str(training)),
+            config=BARE,
+            cache=place / "cache",
+        )
     unlabeled = table(tmp_path / "unlabeled.csv", "path", [["0.wav"]])
     with pytest.raises(CorpusError, match="none of its 1 clips has labels"):
         read_classes(str(unlabeled))

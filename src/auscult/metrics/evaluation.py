@@ -20,6 +20,7 @@ import pyarrow as pa
 from ..corpus import Corpus
 from ..corpus.manifest import MANIFEST_SUFFIXES
 from ..engine import HERE, Engine
+from ..errors import ManifestError
 from ..folders import Progress, no_progress, package_versions
 from .brackets import Brackets, make_brackets
 from .classes import Classes
@@ -31,7 +32,7 @@ from .memorization import replication_columns
 from .pairing import REFERENCE_COLUMN, Prompts, pair_captions, pair_references, read_prompts
 from .request import EvaluateConfig, System, asked, check_metrics, check_request, has_captions, labeled
 from .scores import Score, SystemResult
-from .sets import REFERENCE, check_rates, check_usable, set_facts, set_warnings
+from .sets import REFERENCE, check_rates, check_usable, reference_warnings, set_facts, set_warnings
 
 DoubleArray = npt.NDArray[np.float64]
 
@@ -154,7 +155,10 @@ def evaluate(
         about[label] = _backend_facts(backend, real)
         for name, system in systems.items():
             generated = bench.features(name, system.corpus, backend)
-            task = _task(generated, real, backend, own[name], config)
+            try:
+                task = _task(generated, real, backend, own[name], config)
+            except ManifestError as error:
+                raise ManifestError(f"{name}: {error}") from error
             progress(0, None, f"{name}: scores by {label}")
             found[name].add(label, task, brackets, config)
     results = tuple(_result(name, found[name], systems[name], config) for name in systems)
@@ -299,7 +303,7 @@ def _card(
         "backends": dict(backends),
         "reference": {"source": list(reference.sources), **set_facts(task.reference)},
         "prompts": None if prompts is None else prompts.source,
-        "warnings": [] if classes is None else list(classes.warnings),
+        "warnings": [*reference_warnings(task.reference), *(() if classes is None else classes.warnings)],
         "versions": package_versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(time.time() - started, 1),
@@ -321,14 +325,17 @@ def _tails(found: Mapping[str, _Found], classes: Classes, config: EvaluateConfig
         for name, one in found.items():
             rows = one.clips.select(["clip_id", "path", "labels"]).to_pylist()
             rows = [row for row in rows if row["clip_id"] in one.columns[column]]
-            tails[column][name] = long_tail(
-                [one.columns[column][row["clip_id"]] for row in rows],
-                [_labels(row, classes) for row in rows],
-                classes.frequency,
-                edges=config.edges,
-                resamples=config.resamples,
-                seed=config.seed,
-            )
+            try:
+                tails[column][name] = long_tail(
+                    [one.columns[column][row["clip_id"]] for row in rows],
+                    [_labels(row, classes) for row in rows],
+                    classes.frequency,
+                    edges=config.edges,
+                    resamples=config.resamples,
+                    seed=config.seed,
+                )
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
     return tails
 
 

@@ -132,8 +132,7 @@ def validate(
     text = next((row for row, one in enumerate(labels) if isinstance(one, str)), None)
     if text is not None:
         raise ValueError(f"clip {text} has the labels {labels[text]!r}; expected a sequence of labels, not one text")
-    if not edges or list(edges) != sorted(set(edges)) or min(edges) < 1:
-        raise ValueError(f"edges should be rising whole numbers from 1 on, such as {EDGES}, got {tuple(edges)}")
+    check_edges(edges)
     here = {label for one in labels for label in one}
     if not here:
         raise ValueError(f"none of the {len(labels):,} clips has a label; give a manifest with a column of labels")
@@ -145,6 +144,12 @@ def validate(
     if bad := next((label for label, count in frequency.items() if count < 0 or count != int(count)), None):
         raise ValueError(f"{bad!r} should be carried by a whole number of training clips, got {frequency[bad]}")
     return numbers
+
+
+def check_edges(edges: Sequence[int]) -> None:
+    """Refuse edges that make no bins, with a ``ValueError``."""
+    if not edges or list(edges) != sorted(set(edges)) or min(edges) < 1:
+        raise ValueError(f"edges should be rising whole numbers from 1 on, such as {EDGES}, got {tuple(edges)}")
 
 
 def long_tail(

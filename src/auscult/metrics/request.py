@@ -14,7 +14,7 @@ from ..corpus import Clip, Corpus
 from ..errors import CorpusError
 from ..inputs import is_store
 from .embeddings import Backend
-from .longtail import EDGES
+from .longtail import EDGES, check_edges
 from .measuring import FAMILIES
 from .pairing import REFERENCE_COLUMN, Prompts
 
@@ -74,6 +74,7 @@ class EvaluateConfig:
         for name, least in (("neighbors", 1), ("splits", 1), ("resamples", 0), ("seed", 0), ("max_skipped", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} should be at least {least}, got {getattr(self, name)}")
+        check_edges(self.edges)
         if self.rate_hz is not None and not 1000 <= self.rate_hz <= 768_000:
             raise ValueError(f"rate_hz should be a sample rate from 1,000 to 768,000 Hz, got {self.rate_hz}")
 

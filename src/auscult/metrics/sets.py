@@ -93,6 +93,17 @@ def _counted(values: Sequence[int]) -> dict[str, int]:
     return {str(value): times for value, times in sorted(Counter(values).items())}
 
 
+def reference_warnings(reference: FeatureSet) -> list[str]:
+    """What makes a reference a poor one, whatever it is compared with."""
+    facts, warnings = set_facts(reference), []
+    clips = facts["clips"]
+    if silent := facts["flags"].get("silent", 0):
+        warnings.append(f"{silent:,} of the reference's {clips:,} clips are silent, and draw all scores toward silence")
+    if facts["repeated"]:
+        warnings.append(f"{facts['repeated']:,} of the reference's {clips:,} clips repeat another one sample by sample")
+    return warnings
+
+
 def set_warnings(generated: FeatureSet, reference: FeatureSet) -> list[str]:
     """What makes the scores of a set less reliable than they look."""
     facts, warnings = set_facts(generated), []
