@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,18 @@ from auscult.audit import Audit, AuditConfig, audit
 from auscult.cli import app
 from auscult.corpus import open_corpus
 from auscult.descriptors import load_descriptor
-from auscult.errors import AuscultError, CorpusError, ManifestError, ModelError, OutputFolderError, StoreError, TableError
+from auscult.errors import AuscultError, CorpusError, ManifestError, ModelError, OutputFolderError, TableError
+from auscult.folders import file_digest
 from auscult.indexing import index
 from auscult.metrics import evaluation as corridor
 from auscult.metrics import inference, results
-from auscult.metrics.classes import read_classes
+from auscult.metrics.classes import Classes, read_classes
 from auscult.metrics.evaluation import EvaluateConfig, Evaluation, System, evaluate
+from auscult.metrics.longtail import LongTail
 from auscult.metrics.memorization import OtherClipsError
 from auscult.metrics.pairing import read_prompts
-from auscult.metrics.results import check_output, read_evaluation, write_evaluation
+from auscult.metrics.results import check_output, write_evaluation
+from auscult.metrics.scores import SystemResult
 from conftest import sound
 from tiny_models import save
 
@@ -533,7 +538,7 @@ def test_whose_audit_it_is_has_to_be_clear(audited: Path, tmp_path: Path) -> Non
     odd = Path(shutil.copytree(audited / "audit", tmp_path / "tau=0.51" / "audit"))
     result = auscult(*given, "--audit", odd, "--resamples", 0)
     assert result.exit_code == 0, result.exception
-    assert "share_over_tau" in read_evaluation(tmp_path / "m.json").results[0].scores
+    assert "share_over_tau" in json.loads((tmp_path / "m.json").read_text())["systems"][0]["scores"]
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------
@@ -577,7 +582,8 @@ def test_scores_by_class_with_labels_of_the_manifest_and_of_the_prompts(place: P
     paths = write_evaluation(one, tmp_path / "m.json")
     assert tmp_path / "m.longtail.csv" in paths and all(path.is_file() for path in paths)
     assert "10-29" in (tmp_path / "m.longtail.csv").read_text()
-    assert read_evaluation(tmp_path / "m.json").tails == one.tails
+    tails = json.loads((tmp_path / "m.json").read_text())["long_tail"]
+    assert LongTail.from_json(tails["fad_per_clip_logmel"]["a"]) == third
     with pytest.raises(ValueError, match="^b: none of the 48 clips has a label"):
         evaluate(
             {"a": system(own), "b": system(place / "good")},
@@ -630,14 +636,15 @@ def test_audiocaps_takes_its_classes_from_audioset(place: Path, tmp_path: Path) 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_files_hold_every_system_and_come_back_as_they_were(place: Path, tmp_path: Path) -> None:
+def test_files_hold_every_system(place: Path, tmp_path: Path) -> None:
     systems = {"good": system(place / "good"), HOSTILE: system(place / "mute")}
     found = evaluate(systems, open_corpus(place / "real"), config=BARE, cache=place / "cache")
     paths = write_evaluation(found, tmp_path / "out.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths)
-    back = read_evaluation(tmp_path / "out.json")
-    assert back.results == found.results and back.clips.equals(found.clips)
-    assert back.card == json.loads(json.dumps(found.card))
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert tuple(map(SystemResult.from_json, content["systems"])) == found.results
+    assert content["card"] == json.loads(json.dumps(found.card))
+    assert content["files"] == {path.name[3:]: file_digest(path) for path in paths[1:]}
     page = (tmp_path / "out.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and "good" in page
     markdown = (tmp_path / "out.md").read_text()
@@ -645,6 +652,7 @@ def test_files_hold_every_system_and_come_back_as_they_were(place: Path, tmp_pat
     with open(tmp_path / "out.csv", newline="") as text:
         assert [row["system"] for row in csv.DictReader(text)] == ["good"] * 7 + [HOSTILE] * 7
     clips = pq.read_table(tmp_path / "out.clips.parquet")
+    assert clips.equals(found.clips)
     assert clips.column_names == [
         "system", "clip_id", "path", "caption", "labels", "duration_s", "flags", "fad_per_clip_logmel",
     ]  # fmt: skip
@@ -652,40 +660,116 @@ def test_files_hold_every_system_and_come_back_as_they_were(place: Path, tmp_pat
     assert all(math.isfinite(number) for number in clips["fad_per_clip_logmel"].to_pylist())
 
 
-def test_what_is_no_evaluation_is_not_read(tmp_path: Path) -> None:
-    (tmp_path / "m.json").write_text('{"card": {"kind": "audit"}}')
-    with pytest.raises(StoreError, match="expected the JSON file that auscult evaluate wrote"):
-        read_evaluation(tmp_path / "m.json")
-    (tmp_path / "m.json").write_text('{"card": {"kind": "evaluation"}, "systems": [{"name": "a", "rank": 1}]}')
-    with pytest.raises(StoreError, match="another version"):
-        read_evaluation(tmp_path / "m.json")
+class Killed(BaseException):
+    """The process is gone: from here on, it changes nothing on the disk."""
 
 
-def test_the_json_is_there_only_if_everything_is(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The first ``steps`` changes of the disk happen; yields what was done."""
+    done: list[str] = []
+
+    def limited(kind: str, change: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*given: Any, **settings: Any) -> Any:
+            if len(done) >= steps:
+                raise Killed
+            done.append(kind)
+            return change(*given, **settings)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", limited("written", os.fsync))
+        patch.setattr(Path, "replace", limited("renamed", Path.replace))
+        patch.setattr(Path, "unlink", limited("removed", Path.unlink))
+        yield done
+
+
+def classified(place: Path, config: EvaluateConfig = BARE) -> Evaluation:
+    """An evaluation of ``good`` with scores by class, so with all kinds of files."""
+    classes = Classes({"dog": 20}, {f"{n:03d}.wav": ("dog",) for n in range(CLIPS)})
+    systems = {"a": system(place / "good")}
+    return evaluate(systems, open_corpus(place / "real"), classes=classes, config=config, cache=place / "cache")
+
+
+def refuse_a_table_that_somebody_else_puts_there(path: Path) -> None:
+    if path.exists():
+        return
+    place = path.with_name("m.csv")
+    before = place.read_bytes() if place.exists() else None
+    place.write_bytes(b"somebody else's")
+    with pytest.raises(OutputFolderError, match=r"m\.csv: is there already, and not of an evaluation"):
+        check_output(path, overwrite=True)
+    place.unlink() if before is None else place.write_bytes(before)
+
+
+@pytest.mark.parametrize("before", ["nothing", "an evaluation with classes"])
+def test_a_kill_at_any_moment_of_writing_leaves_a_place_that_can_be_written_to(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    old = classified(place)
+    new = run(place, EvaluateConfig(metrics=("kad",), resamples=0, brackets=False), reference=place / "real", a=place / "good")
+    tables = {id(one): results._tables(one) for one in (old, new)}  # drawn once, not at each of the moments
+    monkeypatch.setattr(results, "_tables", lambda asked: tables[id(asked)])
+    for steps in range(100):
+        path = tmp_path / f"{steps}" / "m.json"
+        if before == "nothing":
+            check_output(path, overwrite=False)
+        else:
+            write_evaluation(old, path)
+        try:
+            with killed_after(steps, monkeypatch) as done:
+                write_evaluation(new, path)
+        except Killed:
+            pass
+        else:
+            break
+        if path.exists():  # then everything is, be it of the old or of the new one
+            files = json.loads(path.read_text())["files"]
+            assert all(file_digest(path.with_name("m" + suffix)) == digest for suffix, digest in files.items())
+        else:
+            check_output(path, overwrite=False)  # nothing is finished there that could be lost
+        refuse_a_table_that_somebody_else_puts_there(path)
+        check_output(path, overwrite=True)
+        write_evaluation(new, path)
+        assert sorted(one.name for one in path.parent.iterdir()) == ["m.clips.parquet", "m.csv", "m.html", "m.json", "m.md"]
+    else:
+        raise AssertionError("the writing never ended")
+    assert done.count("written") == 6 and done.count("renamed") == 6
+    assert steps >= 14
+
+
+def test_what_fails_before_all_is_written_leaves_the_earlier_result(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = run(few, reference=few / "real", a=few / "made")
     path = tmp_path / "m.json"
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
     write_evaluation(found, path)
+    before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     with monkeypatch.context() as patch:
-        patch.setattr(results, "write_table", killed)
-        for _ in range(2):  # over an earlier result, and over nothing
-            with pytest.raises(KeyboardInterrupt):
-                write_evaluation(found, path)
-            assert not path.exists()
-    write_evaluation(found, path)
-    assert read_evaluation(path).results == found.results
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_evaluation(found, path)
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
 
 
-def test_no_table_of_an_earlier_evaluation_is_left_beside_a_new_one(few: Path, tmp_path: Path) -> None:
-    found = run(few, reference=few / "real", a=few / "made")
-    write_evaluation(found, tmp_path / "m.json")
-    (tmp_path / "m.longtail.csv").write_text("of an earlier evaluation, which had classes")
-    check_output(tmp_path / "m.json", overwrite=True)
-    write_evaluation(found, tmp_path / "m.json")
+def test_tables_of_an_earlier_evaluation_are_replaced_and_others_are_not(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    bare = run(place, reference=place / "real", a=place / "good")
+    write_evaluation(classified(place), path)
+    assert (tmp_path / "m.longtail.csv").exists()
+    check_output(path, overwrite=True)
+    write_evaluation(bare, path)
     assert not (tmp_path / "m.longtail.csv").exists()
+    (tmp_path / "m.longtail.csv").write_text("somebody else's")
+    for write in (lambda: check_output(path, overwrite=True), lambda: write_evaluation(bare, path)):
+        with pytest.raises(OutputFolderError, match=r"m\.longtail\.csv: is there already"):
+            write()
+    assert (tmp_path / "m.longtail.csv").read_text() == "somebody else's"
 
 
 def test_outputs_that_would_be_lost_or_lead_nowhere_are_refused(few: Path, tmp_path: Path) -> None:
@@ -719,10 +803,10 @@ def test_the_command_reads_lists_from_toml_and_writes_its_files(few: Path, tmp_p
         "--config", tmp_path / "c.toml", "--resamples", 9, "--cache", few / "cache",
     )  # fmt: skip
     assert result.exit_code == 0, result.exception
-    found = read_evaluation(tmp_path / "m.json")
-    assert [one.name for one in found.results] == ["one", "two"]
-    assert set(found.results[0].scores) == {"kad_logmel", "coverage_logmel"}
-    config = found.card["config"]
+    found = json.loads((tmp_path / "m.json").read_text())
+    assert [one["name"] for one in found["systems"]] == ["one", "two"]
+    assert set(found["systems"][0]["scores"]) == {"kad_logmel", "coverage_logmel"}
+    config = found["card"]["config"]
     assert (config["metrics"], config["edges"], config["resamples"]) == (["kad", "coverage"], [2, 4], 9)
     (tmp_path / "c.toml").write_text('backends = "logmel"\n')
     result = auscult(few / "made", "--reference", few / "real", "-o", tmp_path / "n.json", "--config", tmp_path / "c.toml")

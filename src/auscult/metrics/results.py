@@ -2,125 +2,190 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from ..errors import OutputFolderError, StoreError
-from ..folders import write_table, write_text
+from ..errors import OutputFolderError
+from ..folders import file_digest
 from .evaluation import KIND, Evaluation
 from .glossary import metric_of
 from .longtail import LongTail
 from .panels import Panel, long_tail_csv, long_tail_panel, panel_markdown
 from .scoreboard import scoreboard_csv, scoreboard_markdown
 from .scoreboard_page import scoreboard_html
-from .scores import SystemResult
 
+_JSON = ".json"
 _BESIDE = (".html", ".md", ".csv", ".clips.parquet", ".longtail.csv")
+_JOURNAL = "evaluation being written"
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
     """See that the result of an evaluation may be written, before hours of work.
+
+    What a killed :func:`write_evaluation` left may be replaced; what somebody else put there, or changed since, may not.
 
     Raises
     ------
     OutputFolderError
         The path is no ``.json``, its folder cannot be written, or something is there that is not to be replaced.
     """
-    if path.suffix != ".json":
+    if path.suffix != _JSON:
         raise OutputFolderError(f"{path}: the result of an evaluation is a file, such as metrics.json (tables come beside it)")
     if path.is_dir():
         raise OutputFolderError(f"{path}: is a folder; name a file")
-    there = [one for one in (path, *(_beside(path, suffix) for suffix in _BESIDE)) if one.exists()]
-    if not there:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return
-    if path not in there or not _is_evaluation(path):
-        raise OutputFolderError(f"{there[0]}: is there already, and not of an evaluation; choose another name")
-    if not overwrite:
+    finished = _tables_of(path)
+    for suffix in _there(path):
+        if not (_is_ours(path, suffix) if finished is None else suffix == _JSON or suffix in finished):
+            raise OutputFolderError(f"{_beside(path, suffix)}: is there already, and not of an evaluation; choose another name")
+    if finished is not None and not overwrite:
         raise OutputFolderError(f"{path}: holds a finished evaluation; choose another name, or give --overwrite")
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.stem + suffix)
-
-
-def _is_evaluation(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and isinstance(content.get("card"), dict) and content["card"].get("kind") == KIND
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputFolderError(f"{path.parent}: cannot be made ({error.strerror}); choose another -o") from error
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> list[Path]:
-    """Write the result, the JSON last, and first remove that of an earlier one: where it is there, everything is.
+    """Write the result: all files under other names first, then renamed, the JSON last. Where it is there, everything is.
+
+    Until all are written, an earlier result stays as it was.
 
     Returns
     -------
     list of Path
         ``metrics.json`` (scores, brackets, card), ``metrics.html``, ``.md``, ``.csv``, ``.clips.parquet`` (scores of single
         clips), and with classes ``.longtail.csv``.
+
+    Raises
+    ------
+    OutputFolderError
+        Something is there that is no evaluation's.
     """
+    tables = _tables(evaluation)
+    contents = {**tables, _JSON: _json(_content(evaluation, tables))}
+    check_output(path, overwrite=True)  # again: hours may have passed since
+    _publish(path, contents)
+    return [path, *(_beside(path, suffix) for suffix in tables)]
+
+
+# --- contents ---------------------------------------------------------------------------------------------------------
+
+
+def _tables(evaluation: Evaluation) -> dict[str, bytes]:
+    """What is written beside the JSON, by suffix."""
     panels = [_panel(metric, tails) for metric, tails in evaluation.tails.items()]
-    markdown = [scoreboard_markdown(evaluation.results), *(panel_markdown(panel) for panel in panels)]
     texts = {
         ".html": scoreboard_html(evaluation.results, evaluation.card, panels),
-        ".md": "\n".join(markdown),
+        ".md": "\n".join([scoreboard_markdown(evaluation.results), *map(panel_markdown, panels)]),
         ".csv": scoreboard_csv(evaluation.results),
     }
     if evaluation.tails:
         texts[".longtail.csv"] = "\n".join(long_tail_csv(tails) for tails in evaluation.tails.values())
-    path.unlink(missing_ok=True)
-    for suffix in _BESIDE:
-        if suffix not in texts and suffix != ".clips.parquet":
-            _beside(path, suffix).unlink(missing_ok=True)  # of an evaluation that had classes
-    for suffix, text in texts.items():
-        write_text(_beside(path, suffix), text)
-    write_table(_beside(path, ".clips.parquet"), evaluation.clips)
-    write_text(path, json.dumps(_content(evaluation), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    return [path, *(_beside(path, suffix) for suffix in (*texts, ".clips.parquet"))]
+    sink = pa.BufferOutputStream()
+    pq.write_table(evaluation.clips, sink, compression="zstd")
+    return {**{suffix: text.encode() for suffix, text in texts.items()}, ".clips.parquet": sink.getvalue().to_pybytes()}
 
 
-def _panel(metric: str, tails: Any) -> Panel:
+def _panel(metric: str, tails: Mapping[str, LongTail]) -> Panel:
     kind, _, backend = metric.rpartition("_")
     return long_tail_panel(tails, label=f"{metric_of(kind).name} ({backend})")
 
 
-def _content(evaluation: Evaluation) -> dict[str, Any]:
+def _content(evaluation: Evaluation, tables: Mapping[str, bytes]) -> dict[str, Any]:
     return {
         "card": evaluation.card,
         "systems": [result.to_json() for result in evaluation.results],
         "long_tail": {
             metric: {name: tail.to_json() for name, tail in tails.items()} for metric, tails in evaluation.tails.items()
         },
+        "files": {suffix: _digest(content) for suffix, content in tables.items()},
     }
 
 
-def read_evaluation(path: str | Path) -> Evaluation:
-    """Read what :func:`write_evaluation` wrote; ``clips`` is empty if its table is no longer beside it.
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
-    Raises
-    ------
-    StoreError
-        There is no evaluation, or it was written by another version.
-    """
-    path = Path(path)
-    if not _is_evaluation(path):
-        raise StoreError(f"{path}: expected the JSON file that auscult evaluate wrote")
-    content = json.loads(path.read_text("utf-8"))
-    clips = _beside(path, ".clips.parquet")
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+def _publish(path: Path, contents: Mapping[str, bytes]) -> None:
+    """Put the files in their places, so that a kill at any moment leaves what :func:`check_output` knows: a whole result, or
+    files whose digests the journal has."""
+    journal = _hidden(path, ".journal")
     try:
-        return Evaluation(
-            tuple(SystemResult.from_json(one) for one in content["systems"]),
-            {
-                metric: {name: LongTail.from_json(tail) for name, tail in tails.items()}
-                for metric, tails in content["long_tail"].items()
-            },
-            content["card"],
-            pa.parquet.read_table(clips) if clips.is_file() else pa.table({}),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path}: was written by another version of auscult ({error}); evaluate again") from error
+        for suffix, content in contents.items():
+            _write(_staged(path, suffix), content)
+        known = {suffix: [file_digest(_beside(path, suffix))] for suffix in _there(path)}
+        for suffix, content in contents.items():
+            known.setdefault(suffix, []).append(_digest(content))
+        _write(_hidden(path, ".journal.new"), _json({"kind": _JOURNAL, "files": known}))
+        _hidden(path, ".journal.new").replace(journal)
+        path.unlink(missing_ok=True)
+        for suffix in _BESIDE:  # the JSON is not among them
+            if suffix in contents:
+                _staged(path, suffix).replace(_beside(path, suffix))
+            else:
+                _beside(path, suffix).unlink(missing_ok=True)  # of an evaluation that had classes
+        _staged(path, _JSON).replace(path)
+        journal.unlink()
+    finally:
+        for left in (*(_staged(path, suffix) for suffix in contents), _hidden(path, ".journal.new")):
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file and see it on the disk, under a name that nobody reads."""
+    with open(path, "wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _there(path: Path) -> list[str]:
+    return [suffix for suffix in (_JSON, *_BESIDE) if _beside(path, suffix).exists()]
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.stem + suffix)
+
+
+def _staged(path: Path, suffix: str) -> Path:
+    return _hidden(path, f"{suffix}.new")
+
+
+def _hidden(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.stem}.evaluation{suffix}")
+
+
+def _tables_of(path: Path) -> frozenset[str] | None:
+    """The suffixes of what a finished evaluation wrote beside its JSON; None if there is none."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        finished = content["card"]["kind"] == KIND
+        return frozenset(content["files"]) if finished else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_ours(path: Path, suffix: str) -> bool:
+    """Whether a file is one that a killed writer had in its journal, to be written or to be replaced."""
+    try:
+        journal = json.loads(_hidden(path, ".journal").read_text("utf-8"))
+        known: Iterable[str] = journal["files"].get(suffix, ()) if journal["kind"] == _JOURNAL else ()
+        return file_digest(_beside(path, suffix)) in known
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
