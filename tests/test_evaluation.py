@@ -474,6 +474,22 @@ def test_shuffled_pairs_score_worse_than_right_ones(few: Path, models: Path, tmp
     assert score.noise > score.value
 
 
+def test_shuffled_pairs_are_all_wrong_where_references_repeat(few: Path, models: Path, tmp_path: Path) -> None:
+    """Of two references in turn there is one other for each clip, so that what the bracket has to be can be asked for."""
+    config = EvaluateConfig((f"ast:{models / 'ast'}",), ("kl",), resamples=0)
+    scores = []
+    for turn in (0, 1):
+        rows = [(f"{n:03d}.wav", f"{(n + turn) % 2:03d}.wav") for n in range(8)]
+        prompts = table(tmp_path / f"{turn}.csv", "clip_id,reference", rows)
+        scores.append(run(few, config, reference=few / "real", prompts=prompts, a=few / "made").results[0].scores["kl_ast"])
+    right, wrong = scores
+    assert right.shuffled == pytest.approx(wrong.value, rel=1e-9) and wrong.shuffled == pytest.approx(right.value, rel=1e-9)
+    assert right.value != pytest.approx(wrong.value, rel=1e-3)
+    same = table(tmp_path / "same.csv", "clip_id,reference", ((f"{n:03d}.wav", "000.wav") for n in range(8)))
+    score = run(few, config, reference=few / "real", prompts=same, a=few / "made").results[0].scores["kl_ast"]
+    assert score.shuffled is None and score.noise is not None  # all pairs are alike: there is no wrong one
+
+
 # --- several backends -------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
@@ -604,3 +605,52 @@ def test_rates_are_counted_by_headers(tmp_path: Path) -> None:
     (tmp_path / "in" / "d.wav").write_bytes(b"no audio")
     (tmp_path / "in" / "README.md").write_text("no audio")
     assert probe_rates(open_corpus(tmp_path / "in")) == {16_000: 2, 44_100: 1, None: 1}
+
+
+# --- what is damage, and what is not ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("out of memory"), pa.lib.ArrowMemoryError("malloc of size 64 failed"), pa.ArrowException("odd")]
+)
+def test_an_error_that_says_nothing_of_a_shard_leaves_it(tmp_path: Path, monkeypatch, error: Exception) -> None:
+    corpus = write(tmp_path / "in", lengths(2))
+    extract(corpus, backend(), cache=tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob("*/part-*.parquet")
+
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module.pq, "ParquetFile", failing)
+        with pytest.raises(type(error), match=str(error)):
+            extract(corpus, backend(), cache=tmp_path / "cache")
+    assert path.is_file()
+    extract(corpus, backend(log=tmp_path / "log"), cache=tmp_path / "cache")
+    assert calls(tmp_path / "log") == 0
+
+
+def test_damage_is_damage_whatever_error_it_shows_as(tmp_path: Path) -> None:
+    """Some changed bits make the reader fail otherwise than by ``ArrowInvalid``; the shard is computed again after each."""
+    corpus, log = write(tmp_path / "in", lengths(1)), tmp_path / "log"
+    whole = extract(corpus, backend(), cache=tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob("*/part-*.parquet")
+    data = path.read_bytes()
+    spots = random.Random(0).sample(range(8 * len(data)), 4000)
+    seen: set[type] = set()
+    for spot in spots:
+        damaged = bytearray(data)
+        damaged[spot // 8] ^= 1 << spot % 8
+        try:
+            pq.read_table(pa.BufferReader(damaged)).to_pylist()
+        except (pa.ArrowInvalid, OSError):
+            continue
+        except (UnicodeDecodeError, pa.ArrowException) as error:
+            if type(error) not in seen:
+                seen.add(type(error))
+                path.write_bytes(damaged)
+                before = calls(log)
+                assert_same(extract(corpus, backend(log=log), cache=tmp_path / "cache"), whole)
+                assert calls(log) == before + 1
+                assert path.read_bytes() == data
+    assert len(seen) >= 2

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from auscult.errors import ManifestError
-from auscult.metrics.intervals import derangement
+from auscult.metrics.intervals import derangement, unlike_partners
 from auscult.metrics.pairing import pair_captions, pair_references, read_prompts
 
 
@@ -206,3 +206,28 @@ def test_every_derangement_is_as_likely() -> None:
 def test_what_cannot_be_deranged_is_refused(n: int) -> None:
     with pytest.raises(ValueError, match="at least 2"):
         derangement(n, seed=0)
+
+
+@pytest.mark.parametrize("most", [1, 3, 10])
+def test_unlike_partners_are_never_alike_and_everybody_is_a_partner_once(most: int) -> None:
+    """Values that occur up to ``most`` times each, at random places; the commonest up to half of all."""
+    rng = np.random.default_rng(most)
+    for seed in range(50):
+        times = rng.integers(1, most + 1, size=8)
+        times[0] = rng.integers(1, times[1:].sum() + 1)
+        values = rng.permutation(np.repeat(np.arange(8), times)).tolist()
+        order = unlike_partners(values, seed=seed)
+        assert order is not None
+        assert sorted(order.tolist()) == list(range(len(values)))
+        assert all(values[place] != values[partner] for place, partner in enumerate(order.tolist()))
+        np.testing.assert_array_equal(order, unlike_partners(values, seed=seed))
+
+
+def test_where_one_value_has_more_than_half_there_are_no_unlike_partners() -> None:
+    assert unlike_partners(["rain"] * 3 + ["dog"] * 3, seed=0) is not None
+    for values in (["rain"] * 4 + ["dog"] * 3, ["rain"] * 5, ["rain"], []):
+        assert unlike_partners(values, seed=0) is None
+
+
+def test_the_seed_decides_which_partner_it_is() -> None:
+    assert len({tuple(unlike_partners(list("aabbccdd"), seed=seed).tolist()) for seed in range(20)}) > 10

@@ -119,10 +119,9 @@ def _index_of(path: Path) -> list[dict[str, Any]]:
         return rows
     except FileNotFoundError:  # another process found it damaged
         return []
-    except (pa.ArrowInvalid, OSError) as error:  # not a lack of memory, which says nothing of the shard
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's word, not Arrow's
+    except Exception:  # damage shows in many ways, and a lack of memory is none: whether it is one is for the digest to say
+        if _read_checked(path) is not None:
             raise
-        _remove_damaged(path, str(error))
         return []
 
 
