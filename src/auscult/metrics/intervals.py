@@ -117,7 +117,9 @@ def unlike_partners(values: Sequence[object], *, seed: int) -> IntArray | None:
     most = int(np.bincount(number).max(initial=0))
     if len(number) < 2 or 2 * most > len(number):
         return None
-    shuffled = np.random.default_rng(seed).permutation(len(number))
+    rng = np.random.default_rng(seed)
+    number = rng.permutation(len(number))[number]  # else the partner of a caption is its neighbor in the alphabet, and like it
+    shuffled = rng.permutation(len(number))
     grouped = shuffled[np.argsort(number[shuffled], kind="stable")]
     order = np.empty(len(number), np.int64)
     order[grouped] = np.roll(grouped, most)  # equal values stand together, in runs of at most so many
