@@ -503,7 +503,7 @@ def test_backends_and_checkpoints_stand_side_by_side(few: Path, models: Path) ->
     assert set(scores) == {*(f"kad_{label}" for label in labels), *(f"is_{label}" for label in labels[1:])}
     assert len({scores[f"kad_{label}"].value for label in labels}) == 3
     assert {key: score.key for key, score in scores.items()} == {key: key for key in scores}
-    assert list(found.card["backends"]) == list(found.results[0].facts["frames"]) == list(labels)
+    assert list(found.card["backends"]) == list(found.results[0].facts["by_backend"]) == list(labels)
     alone = run(few, EvaluateConfig(both[1:2], ("kad",), resamples=0, brackets=False), reference=few / "real", a=few / "made")
     assert value(alone, "a", "kad_ast") == scores["kad_ast:ast"].value
 
@@ -583,7 +583,7 @@ def test_scores_by_class_with_labels_of_the_manifest_and_of_the_prompts(place: P
             config=BARE,
             cache=place / "cache",
         )
-        found.append(one.tails["fad_per_clip_logmel"]["a"])
+        found.append(one.tails["fad_per_clip_logmel"].systems["a"])
     first, second, third = found
     assert [(bin.name, bin.classes, bin.clips) for bin in first.bins if bin.classes] == [
         ("0", 1, 16),
@@ -599,7 +599,7 @@ def test_scores_by_class_with_labels_of_the_manifest_and_of_the_prompts(place: P
     assert tmp_path / "m.longtail.csv" in paths and all(path.is_file() for path in paths)
     assert "10-29" in (tmp_path / "m.longtail.csv").read_text()
     tails = json.loads((tmp_path / "m.json").read_text())["long_tail"]
-    assert LongTail.from_json(tails["fad_per_clip_logmel"]["a"]) == third
+    assert LongTail.from_json(tails["fad_per_clip_logmel"]["systems"]["a"]) == third
     with pytest.raises(ValueError, match="^b: none of the 48 clips has a label"):
         evaluate(
             {"a": system(own), "b": system(place / "good")},
@@ -643,7 +643,7 @@ def test_audiocaps_takes_its_classes_from_audioset(place: Path, tmp_path: Path) 
     one = evaluate(
         {"a": system(manifest)}, open_corpus(place / "real"), prompts=asked, classes=classes, config=BARE, cache=place / "cache"
     )
-    tail = one.tails["fad_per_clip_logmel"]["a"]
+    tail = one.tails["fad_per_clip_logmel"].systems["a"]
     assert (tail.clips, tail.unlabeled) == (CLIPS, 1)
     assert [(row.label, row.frequency, row.clips) for row in tail.classes] == [("Owl", 2, 47), ("Dog", 10, 24)]
     assert "1 of 48 AudioCaps rows have no AudioSet segment" in one.card["warnings"][0]

@@ -230,7 +230,7 @@ def test_where_one_value_has_more_than_half_there_are_no_unlike_partners() -> No
 
 
 def test_the_partner_of_a_caption_is_not_its_neighbor_in_the_alphabet() -> None:
-    """Of 10 different captions any of the other 9 is as likely a partner; over 900 seeds 100 each, give or take 5 deviations."""
+    """Of 10 different captions any of the other 9 is as likely a partner; over 900 seeds 100 each, within 5 deviations."""
     captions = [f"a dog barks {n} times" for n in range(10)]
     counts = Counter(int(unlike_partners(captions, seed=seed)[4]) for seed in range(900))
     assert set(counts) == set(range(10)) - {4}

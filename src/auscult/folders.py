@@ -55,7 +55,10 @@ _OUR_NAMES = frozenset(
     | {f"{REVIEW_DB}{suffix}" for suffix in ("", "-wal", "-shm")}
     | {f"{name}.parquet" for name in ("matches", "queries", "training", "null", "skipped", "clusters", "pairs", "top1")}
 )
-_REPORTED_PACKAGES = ("numpy", "scipy", "soundfile", "soxr", "pyarrow", "faiss-cpu", "av", "datasets")
+_REPORTED_PACKAGES = (
+    *("numpy", "scipy", "soundfile", "soxr", "pyarrow", "faiss-cpu", "av", "datasets"),
+    *("torch", "torchaudio", "transformers"),
+)
 
 
 def no_progress(done: int, total: int | None, what: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..corpus import Clip, open_corpus
 from ..corpus.manifest import AUDIOCAPS_COLUMNS
 from ..errors import CorpusError
+from .addressing import labels_named
 from .audioset import Segment, join_audiocaps, read_audioset_segments
 from .longtail import label_frequency
 from .pairing import Prompts
@@ -73,8 +74,7 @@ def read_classes(
             )
         found = read_audioset_segments(segments, class_names)
     warnings: list[str] = []
-    rows = () if prompts is None else prompts.rows
-    labels = {name: row.labels for row in rows for name in (row.path, row.clip_id) if name and row.labels}
+    labels = labels_named(prompts)
     if prompts is not None and is_audiocaps(prompts.source):
         joined = join_audiocaps(prompts.source, found)
         labels = dict(joined.labels)

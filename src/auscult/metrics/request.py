@@ -138,7 +138,7 @@ def check_metrics(
         if all(lacking):
             raise ValueError(f"{wanted} cannot be computed: {'; '.join(filter(None, lacking))}")
         for name, rows in prompts.items():
-            if family.pairing == "captions" and not has_captions(rows) and not _captioned(systems[name].corpus):
+            if family.pairing == "captions" and not has_captions(rows) and not is_captioned(systems[name].corpus):
                 raise ValueError(
                     f"{wanted} compares clips with their captions, and nothing says those of {name}: give --prompts a table "
                     "with the columns clip_id and caption"
@@ -155,7 +155,7 @@ def has_captions(prompts: Prompts | None) -> bool:
     return prompts is not None and any(row.caption for row in prompts.rows)
 
 
-def _captioned(corpus: Corpus) -> bool:
+def is_captioned(corpus: Corpus) -> bool:
     """Whether any clip of a corpus has a caption."""
     return any(isinstance(item, Clip) and item.caption for item in corpus)
 

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 
 from ..errors import OutputFolderError
 from ..folders import file_digest
-from .evaluation import KIND, Evaluation
+from .card import KIND
+from .evaluation import Evaluation
 from .glossary import metric_of
-from .longtail import LongTail
 from .panels import Panel, long_tail_csv, long_tail_panel, panel_markdown
 from .scoreboard import scoreboard_csv, scoreboard_markdown
 from .scoreboard_page import scoreboard_html
+from .tails import Tail
 
 _JSON = ".json"
 _BESIDE = (".html", ".md", ".csv", ".clips.parquet", ".longtail.csv")
@@ -81,31 +82,28 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> list[Path]:
 
 def _tables(evaluation: Evaluation) -> dict[str, bytes]:
     """What is written beside the JSON, by suffix."""
-    panels = [_panel(metric, tails) for metric, tails in evaluation.tails.items()]
+    panels = [_panel(tail) for tail in evaluation.tails.values()]
     texts = {
         ".html": scoreboard_html(evaluation.results, evaluation.card, panels),
         ".md": "\n".join([scoreboard_markdown(evaluation.results), *map(panel_markdown, panels)]),
         ".csv": scoreboard_csv(evaluation.results),
     }
     if evaluation.tails:
-        texts[".longtail.csv"] = "\n".join(long_tail_csv(tails) for tails in evaluation.tails.values())
+        texts[".longtail.csv"] = "\n".join(long_tail_csv(tail.systems) for tail in evaluation.tails.values())
     sink = pa.BufferOutputStream()
     pq.write_table(evaluation.clips, sink, compression="zstd")
     return {**{suffix: text.encode() for suffix, text in texts.items()}, ".clips.parquet": sink.getvalue().to_pybytes()}
 
 
-def _panel(metric: str, tails: Mapping[str, LongTail]) -> Panel:
-    kind, _, backend = metric.rpartition("_")
-    return long_tail_panel(tails, label=f"{metric_of(kind).name} ({backend})")
+def _panel(tail: Tail) -> Panel:
+    return long_tail_panel(tail.systems, label=f"{metric_of(tail.metric).name} ({tail.backend})")
 
 
 def _content(evaluation: Evaluation, tables: Mapping[str, bytes]) -> dict[str, Any]:
     return {
         "card": evaluation.card,
         "systems": [result.to_json() for result in evaluation.results],
-        "long_tail": {
-            metric: {name: tail.to_json() for name, tail in tails.items()} for metric, tails in evaluation.tails.items()
-        },
+        "long_tail": {key: tail.to_json() for key, tail in evaluation.tails.items()},
         "files": {suffix: _digest(content) for suffix, content in tables.items()},
     }
 

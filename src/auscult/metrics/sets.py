@@ -5,29 +5,81 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from ..corpus import Corpus
 from ..errors import CorpusError
 from .embeddings import Backend
-from .features import FeatureSet, probe_rates
+from .features import FeatureSet
 
 REFERENCE = "the reference"  # in messages; a system may be called "reference"
 SAME_BAND = 0.9  # rates whose ratio is at least this are taken for one: 44.1 of 48 kHz keeps all that is heard
 FEW_CLIPS = 100  # below this even the share of a class wobbles by a third
 
 
-def check_rates(corpora: Mapping[str, Corpus], backends: Sequence[Backend]) -> None:
+@dataclass(frozen=True)
+class SetClips:
+    """The clips of a set without their features, so that what several backends could use of it can be joined.
+
+    Attributes
+    ----------
+    clips
+        As ``FeatureSet.clips``, in canonical order.
+    skipped
+        As ``FeatureSet.skipped``.
+    """
+
+    clips: pa.Table
+    skipped: pa.Table
+
+    @classmethod
+    def of(cls, features: FeatureSet) -> SetClips:
+        """Of a backend's features."""
+        return cls(features.clips, features.skipped)
+
+    def __len__(self) -> int:
+        return int(self.clips.num_rows)
+
+    @property
+    def unusable(self) -> list[dict[str, Any]]:
+        """Rows of what should have been a clip, and is not."""
+        rows: list[dict[str, Any]] = self.skipped.to_pylist()
+        return [row for row in rows if row["kind"] != "not_audio"]
+
+    def joined(self, other: SetClips) -> SetClips:
+        """The same set by another backend: clips that either could use, and what neither could."""
+        known = set(self.clips["clip_id"].to_pylist())
+        new = [clip_id not in known for clip_id in other.clips["clip_id"].to_pylist()]
+        clips = pa.concat_tables([self.clips, other.clips.filter(pa.array(new, pa.bool_()))])
+        used = set(clips["clip_id"].to_pylist())
+        left = [clip_id is None or clip_id not in used for clip_id in self.skipped["clip_id"].to_pylist()]
+        order = [("key", "ascending"), ("clip_id", "ascending")]
+        return SetClips(clips.sort_by(order), self.skipped.filter(pa.array(left, pa.bool_())))
+
+
+def native_rates(features: FeatureSet) -> Counter[int | None]:
+    """How many clips have which rate in Hz in their files, as it was found when they were decoded."""
+    return Counter(features.clips["sample_rate_hz"].to_pylist())
+
+
+def check_rates(found: Mapping[str, Mapping[int | None, int]], backends: Sequence[Backend]) -> None:
     """Refuse sets whose bands differ where a backend listens: resampling alone would move their scores.
+
+    Parameters
+    ----------
+    found
+        Clips of each set by their rates in Hz; those under None are not known yet.
+    backends
+        By all of which the sets are scored.
 
     Raises
     ------
     ValueError
         Says which sets have which rates, and what to do.
     """
-    found = {name: probe_rates(corpus) for name, corpus in corpora.items()}
     rates = [rate for counts in found.values() for rate in counts if rate is not None]
     for backend in sorted(backends, key=lambda backend: backend.sample_rate_hz):
         heard = [min(rate, backend.sample_rate_hz) for rate in rates]
@@ -53,7 +105,7 @@ def check_usable(name: str, features: FeatureSet, max_skipped: int) -> None:
     CorpusError
         Names the first of what cannot be used, and why.
     """
-    unusable = unusable_clips(features)
+    unusable = SetClips.of(features).unusable
     if len(unusable) > max_skipped:
         first = unusable[0]
         more = f" (and {len(unusable) - 1:,} more)" if len(unusable) > 1 else ""
@@ -66,25 +118,19 @@ def check_usable(name: str, features: FeatureSet, max_skipped: int) -> None:
         raise CorpusError(f"{name}: holds no audio ({features.skipped.num_rows} other files)")
 
 
-def unusable_clips(features: FeatureSet) -> list[dict[str, Any]]:
-    """Rows of what should have been a clip, and is not."""
-    rows: list[dict[str, Any]] = features.skipped.to_pylist()
-    return [row for row in rows if row["kind"] != "not_audio"]
-
-
-def set_facts(features: FeatureSet) -> dict[str, Any]:
+def set_facts(held: SetClips) -> dict[str, Any]:
     """What a card says of a set: how much there was, of what kind, and the digest of its contents."""
-    clips = features.clips
+    clips = held.clips
     flags = Counter(flag for row in clips["flags"].to_pylist() for flag in row)
     digests = clips["sample_digest"].to_pylist()
     return {
-        "clips": len(features),
+        "clips": len(held),
         "seconds": round(sum(clips["duration_s"].to_pylist()), 1),
         "sample_rates_hz": _counted(clips["sample_rate_hz"].to_pylist()),
         "channels": _counted(clips["channels"].to_pylist()),
         "flags": dict(sorted(flags.items())),
         "repeated": len(digests) - len(set(digests)),
-        "skipped": len(unusable_clips(features)),
+        "skipped": len(held.unusable),
         "content_sha256": hashlib.sha256("\n".join(clips["key"].to_pylist()).encode()).hexdigest(),
     }
 
@@ -93,7 +139,7 @@ def _counted(values: Sequence[int]) -> dict[str, int]:
     return {str(value): times for value, times in sorted(Counter(values).items())}
 
 
-def reference_warnings(reference: FeatureSet) -> list[str]:
+def reference_warnings(reference: SetClips) -> list[str]:
     """What makes a reference a poor one, whatever it is compared with."""
     facts, warnings = set_facts(reference), []
     clips = facts["clips"]
@@ -104,7 +150,7 @@ def reference_warnings(reference: FeatureSet) -> list[str]:
     return warnings
 
 
-def set_warnings(generated: FeatureSet, reference: FeatureSet) -> list[str]:
+def set_warnings(generated: SetClips, reference: SetClips) -> list[str]:
     """What makes the scores of a set less reliable than they look."""
     facts, warnings = set_facts(generated), []
     clips = facts["clips"]
@@ -121,7 +167,7 @@ def set_warnings(generated: FeatureSet, reference: FeatureSet) -> list[str]:
         warnings.append(
             f"{clips:,} generated and {len(reference):,} reference clips are few: read the intervals, not the values"
         )
-    loud = [float(np.median(features.clips["peak"].to_numpy())) for features in (generated, reference)]
+    loud = [float(np.median(held.clips["peak"].to_numpy())) for held in (generated, reference)]
     if min(loud) > 0 and (step := abs(20 * np.log10(loud[0] / loud[1]))) > 6:
         warnings.append(
             f"the clips' peaks lie {step:.0f} dB {'above' if loud[0] > loud[1] else 'below'} the reference's in the median; "
