@@ -11,6 +11,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
@@ -30,13 +33,14 @@ from auscult.errors import AuscultError, CorpusError, ManifestError, ModelError,
 from auscult.folders import file_digest
 from auscult.indexing import index
 from auscult.metrics import evaluation as corridor
-from auscult.metrics import inference, results
+from auscult.metrics import inference, results, tails
 from auscult.metrics.classes import Classes, read_classes
 from auscult.metrics.evaluation import EvaluateConfig, Evaluation, System, evaluate
-from auscult.metrics.longtail import LongTail
+from auscult.metrics.longtail import LongTail, long_tail
 from auscult.metrics.memorization import OtherClipsError
 from auscult.metrics.pairing import read_prompts
 from auscult.metrics.results import check_output, write_evaluation
+from auscult.metrics.scoreboard import board
 from auscult.metrics.scores import SystemResult
 from conftest import sound
 from tiny_models import save
@@ -86,12 +90,14 @@ def run(
     reference: Path,
     prompts: Path | None = None,
     named: dict[str, Path] | None = None,
+    classes: Classes | None = None,
     **systems: Path,
 ) -> Evaluation:
     return evaluate(
         {name: system(source) for name, source in (named or systems).items()},
         open_corpus(reference),
         prompts=None if prompts is None else read_prompts(prompts),
+        classes=classes,
         config=config,
         cache=place / "cache",
     )
@@ -319,6 +325,23 @@ def test_unequal_rates_are_refused_unless_something_is_done_about_them(few: Path
     assert run(few, reference=few / "real", a=close).results[0].scores["kad_logmel"].value is not None
 
 
+def test_rates_that_no_header_tells_are_found_when_clips_are_decoded(few: Path, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    (tmp_path / "low").mkdir()
+    for number, samples in enumerate(sounds(8, first=60, rate_hz=8000, duration_s=1.2)):
+        with av.open(str(tmp_path / "low" / f"{number:03d}.m4a"), "w") as container:
+            stream = container.add_stream("aac", rate=8000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 8000
+            for packet in [*stream.encode(frame), *stream.encode(None)]:
+                container.mux(packet)
+    with pytest.raises(ValueError, match=r"a: 8 clips at 8,000 Hz.*8 clips at 16,000 Hz.*--rate 8000.*--mixed-rates"):
+        run(few, reference=few / "real", a=tmp_path / "low")
+    for settings in ({"mixed_rates": True}, {"rate_hz": 8000}):
+        config = EvaluateConfig(metrics=("kad",), resamples=0, brackets=False, **settings)
+        assert run(few, config, reference=few / "real", a=tmp_path / "low").results[0].scores["kad_logmel"].value is not None
+
+
 def test_pairs_that_do_not_fit_are_refused(few: Path, models: Path, tmp_path: Path) -> None:
     config = EvaluateConfig((f"ast:{models / 'ast'}",), resamples=0, brackets=False)
     lines = [(f"{n:03d}.wav", f"{n:03d}.wav") for n in range(8)]
@@ -408,6 +431,67 @@ def test_missing_captions_matter_only_to_what_reads_them(few: Path, models: Path
     config = EvaluateConfig((f"clap:{models / 'clap'}",), resamples=0, brackets=False)
     with pytest.raises(ManifestError, match="1 of 8 generated clips have no caption"):
         run(few, config, reference=few / "real", a=manifest)
+
+
+def test_one_table_by_path_serves_systems_whose_files_are_called_alike(few: Path, models: Path, tmp_path: Path) -> None:
+    """Clip n belongs to reference 7 - n, in whatever way the table says so."""
+    folders = {"a": few / "made", "b": Path(shutil.copytree(few / "made", tmp_path / "other"))}
+    sf.write(folders["b"] / "extra.wav", sound(77, 1.0), RATE_HZ)
+    pairs = [(f"{n:03d}.wav", f"{7 - n:03d}.wav") for n in range(8)] + [("extra.wav", "000.wav")]
+    config = EvaluateConfig((f"ast:{models / 'ast'}",), ("kl",), resamples=0, brackets=False)
+    found = []
+    for columns, rows in (
+        ("clip_id,reference", pairs),
+        ("path,reference", pairs),
+        (
+            "path,reference",
+            [(folder / name, real) for folder in folders.values() for name, real in pairs if (folder / name).exists()],
+        ),
+    ):
+        prompts = table(tmp_path / f"{len(found)}.csv", columns, rows)
+        one = run(few, config, reference=few / "real", prompts=prompts, named=folders)
+        found.append([value(one, name, "kl_ast") for name in folders])
+        assert one.clips.num_rows == 8 + 9
+    assert found[0] == found[1] == found[2]
+    manifests = {
+        name: table(tmp_path / f"{name}.csv", "path,clip_id", ((path, path.stem) for path in sorted(folder.iterdir())))
+        for name, folder in folders.items()
+    }
+    manifests["b"] = Path(shutil.copy(manifests["b"], folders["b"] / "b.csv"))
+    one = run(few, config, reference=few / "real", prompts=tmp_path / "1.csv", b=manifests["b"])  # from its manifest's folder
+    assert value(one, "b", "kl_ast") == found[0][1]
+    table(tmp_path / "lost.csv", "path,reference", [*pairs, ("nobodys.wav", "000.wav")])
+    with pytest.raises(ManifestError, match=r"lost\.csv, line 11: the generated set holds no clip 'nobodys\.wav'"):
+        run(few, config, reference=few / "real", prompts=tmp_path / "lost.csv", named=folders)
+
+
+def test_a_table_beside_the_clips_means_these_and_not_those_of_its_parents(few: Path, models: Path, tmp_path: Path) -> None:
+    made = Path(shutil.copytree(few / "made", tmp_path / "made"))
+    shutil.copytree(few / "real", made / "inner")
+    table(made / "inner" / "p.csv", "path,reference", ((f"{n:03d}.wav", f"{n:03d}.wav") for n in range(8)))
+    config = EvaluateConfig((f"ast:{models / 'ast'}",), ("kl",), resamples=0, brackets=False)
+    with pytest.raises(ManifestError, match=r"8 of 16 generated clips have no reference: '00\d\.wav', '00"):
+        run(few, config, reference=few / "real", prompts=made / "inner" / "p.csv", a=made)
+
+
+def test_metrics_of_pairs_that_nobody_knows_say_so_once(few: Path, models: Path, tmp_path: Path) -> None:
+    backends = tuple(f"{name}:{models / name}" for name in ("ast", "clap"))
+    bare = EvaluateConfig(("logmel", *backends), resamples=0, brackets=False, splits=2)
+    found = run(few, bare, reference=few / "real", a=few / "made")
+    missing = {key: score.reason for key, score in found.results[0].scores.items() if "give --prompts" in (score.reason or "")}
+    assert list(missing) == ["kl_ast", "clap_score_clap"]
+    assert missing["kl_ast"].startswith("no clip is paired with a reference: give --prompts a table")
+    assert missing["clap_score_clap"].startswith("no clip has a caption: give --prompts a table")
+    assert sum("give --prompts" in text for text in board(found.results).footnotes) == 2
+    named = replace(bare, metrics=("kad", "is"))
+    scores = run(few, named, reference=few / "real", a=few / "made").results[0].scores
+    assert not any(key.startswith(("kl", "clap_score")) for key in scores)
+    rows = ((few / "made" / f"{n:03d}.wav", few / "real" / f"{n:03d}.wav") for n in range(8))
+    manifest = table(tmp_path / "made.csv", "path,reference", rows)
+    ast = replace(bare, backends=backends[:1])
+    paired, unpaired = run(few, ast, reference=few / "real", a=manifest, b=few / "made").results
+    kinds = ("kl_ast", "kl_reversed_ast", "kl_sigmoid_ast")  # the other system has them all
+    assert all(paired.scores[key].value is not None and "no clip is paired" in unpaired.scores[key].reason for key in kinds)
 
 
 # --- cache ------------------------------------------------------------------------------------------------------------
@@ -508,6 +592,33 @@ def test_backends_and_checkpoints_stand_side_by_side(few: Path, models: Path) ->
     assert value(alone, "a", "kad_ast") == scores["kad_ast:ast"].value
 
 
+def test_what_any_backend_can_use_is_in_facts_and_table(few: Path, models: Path, tmp_path: Path) -> None:
+    made = Path(shutil.copytree(few / "made", tmp_path / "made"))
+    sf.write(made / "short.wav", sound(99, 0.5), RATE_HZ)  # logmel needs a second
+    (made / "broken.wav").write_bytes(b"RIFF")
+    backends = ("logmel", f"ast:{models / 'ast'}")
+    counts = {
+        "logmel": {"clips": 8, "skipped": 2, "frames": 8},
+        "ast": {"clips": 9, "skipped": 1, "frames": 9},
+    }
+    contents = []
+    for order in (backends, backends[::-1]):
+        config = EvaluateConfig(order, ("kad", "fad_per_clip"), resamples=0, brackets=False, max_skipped=2)
+        found = run(tmp_path, config, reference=few / "real", a=made)
+        facts = found.results[0].facts
+        assert (facts["clips"], facts["skipped"], facts["seconds"]) == (9, 1, 8.5)
+        assert facts["by_backend"] == counts
+        assert [found.results[0].scores[f"kad_{label}"].n_generated for label in counts] == [8, 9]
+        assert found.card["backends"]["ast"]["reference_clips"] == found.card["reference"]["clips"] == 8
+        contents.append((facts["content_sha256"], found.clips["clip_id"].to_pylist()))
+    assert contents[0] == contents[1] and len(set(contents[0][1])) == 9
+
+
+def test_the_card_names_the_versions_that_models_depend_on(few: Path) -> None:
+    versions = run(few, reference=few / "real", a=few / "made").card["versions"]
+    assert (versions["torch"], versions["transformers"]) == (metadata.version("torch"), transformers.__version__)
+
+
 # --- memorization -----------------------------------------------------------------------------------------------------
 
 
@@ -543,6 +654,33 @@ def test_an_audit_of_other_clips_or_none_is_refused(audited: Path, tmp_path: Pat
     with pytest.raises(AuscultError, match=r"no card\.json"):
         evaluate({"a": system(audited / "made", tmp_path)}, reference, config=BARE, cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()  # seen before hours of embedding
+
+
+def test_an_audit_of_other_clips_is_refused_before_anything_is_scored(audited: Path) -> None:
+    told: list[str] = []
+    systems = {"a": system(audited / "made", audited / "audit"), "b": system(audited / "background", audited / "audit")}
+    with pytest.raises(OtherClipsError):
+        evaluate(
+            systems,
+            open_corpus(audited / "training"),
+            config=BARE,
+            cache=audited / "cache",
+            progress=lambda done, total, what: told.append(what),
+        )
+    assert any("reading clips" in what for what in told) and not any("scores" in what for what in told)
+
+
+def test_an_audit_is_of_the_clips_that_any_backend_can_use(audited: Path, models: Path, tmp_path: Path) -> None:
+    made = Path(shutil.copytree(audited / "made", tmp_path / "made"))
+    sf.write(made / "short.wav", sound(99, 0.5), RATE_HZ)
+    reference = open_corpus(audited / "training")
+    for backends, refused in (("logmel",), False), (("logmel", f"ast:{models / 'ast'}"), True):
+        config = EvaluateConfig(backends, ("kad",), resamples=0, brackets=False, max_skipped=1)
+        found = evaluate({"a": system(made, audited / "audit")}, reference, config=config, cache=audited / "cache")
+        scores = found.results[0].scores
+        assert scores["kad_logmel"].value is not None
+        share = scores["share_over_tau"]
+        assert share.value is None and "short.wav" in share.reason if refused else share.value == pytest.approx(3 / 8)
 
 
 def test_whose_audit_it_is_has_to_be_clear(audited: Path, tmp_path: Path) -> None:
@@ -598,8 +736,8 @@ def test_scores_by_class_with_labels_of_the_manifest_and_of_the_prompts(place: P
     paths = write_evaluation(one, tmp_path / "m.json")
     assert tmp_path / "m.longtail.csv" in paths and all(path.is_file() for path in paths)
     assert "10-29" in (tmp_path / "m.longtail.csv").read_text()
-    tails = json.loads((tmp_path / "m.json").read_text())["long_tail"]
-    assert LongTail.from_json(tails["fad_per_clip_logmel"]["systems"]["a"]) == third
+    content = json.loads((tmp_path / "m.json").read_text())["long_tail"]
+    assert LongTail.from_json(content["fad_per_clip_logmel"]["systems"]["a"]) == third
     with pytest.raises(ValueError, match="^b: none of the 48 clips has a label"):
         evaluate(
             {"a": system(own), "b": system(place / "good")},
@@ -611,6 +749,65 @@ def test_scores_by_class_with_labels_of_the_manifest_and_of_the_prompts(place: P
     unlabeled = table(tmp_path / "unlabeled.csv", "path", [["0.wav"]])
     with pytest.raises(CorpusError, match="none of its 1 clips has labels"):
         read_classes(str(unlabeled))
+
+
+def test_scores_by_class_that_cannot_be_had_are_refused_before_anything_is_embedded(
+    few: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {"reference": few / "real", "a": few / "made"}
+    labels = {f"{n:03d}.wav": ("dog",) for n in range(8)}
+    for classes, message in (
+        (Classes({"dog": 3}), "^a: none of the 8 clips has a label"),
+        (Classes({"Dog": 3}, labels), "^a: no label of these clips .'dog'. is one of the training set"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, classes=classes, **folders)
+    monkeypatch.setattr(tails, "FEW_DIMENSIONS", 1)  # as with any model that is not tiny
+    config = EvaluateConfig(("logmel", f"ast:{models / 'ast'}"))
+    with pytest.raises(ValueError, match="scores by class need one of clap_score, kl, fad_per_clip of each clip"):
+        run(tmp_path, config, classes=Classes({"dog": 3}, labels), **folders)
+    assert not (tmp_path / "cache").exists()
+    config = replace(config, resamples=0, brackets=False)
+    prompts = few / "pairs.csv"
+    assert list(run(few, config, classes=Classes({"dog": 3}, labels), prompts=prompts, **folders).tails) == ["kl_ast"]
+
+
+def test_scores_by_class_that_turn_out_to_be_missing_leave_the_rest(few: Path, tmp_path: Path) -> None:
+    classes = Classes({"dog": 3}, {f"{n:03d}.wav": ("dog",) for n in range(8)})
+    found = run(few, reference=few / "real", a=few / "made", classes=classes)  # clips of one frame, which has no covariance
+    assert found.tails == {} and found.results[0].scores["kad_logmel"].value is not None
+    (warning,) = found.card["warnings"]
+    assert "no scores by class" in warning and "two frames" in warning
+    write_evaluation(found, tmp_path / "m.json")
+    assert "no scores by class" in (tmp_path / "m.html").read_text()
+
+
+def test_a_system_whose_labeled_clips_are_skipped_has_no_tail_and_the_others_do(place: Path, tmp_path: Path) -> None:
+    short = written(tmp_path / "short", [*sounds(2, first=300), sound(302, 0.5)])
+    labels = {**{f"{n:03d}.wav": ("dog",) for n in range(2, CLIPS)}, "000.wav": (), "001.wav": ()}
+    config = replace(BARE, max_skipped=1, metrics=("kad",))
+    classes = Classes({"dog": 3}, labels)
+    found = run(place, config, reference=place / "real", a=place / "good", b=short, classes=classes)
+    assert list(found.tails["fad_per_clip_logmel"].systems) == ["a"]
+    assert "b has no scores by class (logmel): none of the 2 clips has a label" in found.card["warnings"][0]
+
+
+def test_labels_by_path_serve_systems_whose_files_are_called_alike(place: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(place / "good", tmp_path / "other"))
+    rows = [(f"{n:03d}.wav", "dog" if n % 2 else "owl") for n in range(CLIPS)]
+    training = table(tmp_path / "training.csv", "path,labels", rows)
+    prompts = table(tmp_path / "prompts.csv", "path,labels", rows)
+    classes = read_classes(str(training), prompts=read_prompts(prompts))
+    config = replace(BARE, metrics=("kad",))
+    found = run(place, config, reference=place / "real", prompts=prompts, classes=classes, a=place / "good", b=other)
+    tail = found.tails["fad_per_clip_logmel"].systems
+    assert tail["a"] == tail["b"] and [one.clips for one in tail["a"].classes] == [24, 24] and not tail["a"].unlabeled
+
+
+def test_a_figure_is_of_a_metric_and_a_backend_whatever_these_are_called() -> None:
+    tail = tails.Tail("clap_score", "clap:larger_clap", {"a": long_tail([0.5, 0.3], [("Dog",), ("Cat",)], {"Dog": 3})})
+    assert results._panel(tail).title == "CLAP score (clap:larger_clap) from rare to frequent sounds"
+    assert tail.to_json()["metric"] == "clap_score" and tail.to_json()["backend"] == "clap:larger_clap"
 
 
 def test_audiocaps_takes_its_classes_from_audioset(place: Path, tmp_path: Path) -> None:

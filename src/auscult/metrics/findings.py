@@ -51,9 +51,9 @@ class Findings:
     _replication: dict[str, Score] | None = None
 
     def take(self, label: str, features: FeatureSet, config: EvaluateConfig) -> None:
-        """Note the clips that a backend could use, and hold the system's audit against them while nothing is scored yet.
+        """Note the clips that a backend could use, and hold the system's audit against those of the first one.
 
-        If some were skipped, another backend may use them: then :meth:`result` holds the audit against all.
+        If that skipped some, another backend may use them: then :meth:`result` holds the audit against all.
 
         Raises
         ------
@@ -61,10 +61,10 @@ class Findings:
             The audit is of other clips, or damaged.
         """
         mine = SetClips.of(features)
+        if self.system.audit is not None and self.clips is None and not mine.unusable:
+            self._replication = self._audited(mine.clips, config)
         self.clips = mine if self.clips is None else self.clips.joined(mine)
         self.by_backend[label] = backend_counts(features)
-        if self.system.audit is not None and self._replication is None and not mine.unusable:
-            self._replication = self._audited(mine.clips, config)
 
     def score(
         self, label: str, task: Task, brackets: Brackets | None, config: EvaluateConfig, *, pairings: frozenset[str | None]
