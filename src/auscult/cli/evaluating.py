@@ -26,7 +26,9 @@ from .printing import out, print_json, print_paths
 from .progress import progress_bars
 
 if TYPE_CHECKING:
-    from ..metrics.evaluation import System
+    from ..metrics.classes import Classes
+    from ..metrics.evaluation import Evaluation, System
+    from ..metrics.pairing import Prompts
     from ..metrics.scoreboard import Board
 
 
@@ -60,7 +62,8 @@ def evaluate(
         typer.Option(
             parser=local_path,
             metavar="FILE",
-            help="Table that gives each generated clip (clip_id or path) its caption, its reference clip, its labels.",
+            help="Table that gives each generated clip (clip_id or path) its caption, its reference clip, its labels. Paths "
+            "are relative to the table, or to each system's own folder.",
         ),
     ] = None,
     audit: Annotated[
@@ -109,12 +112,10 @@ def evaluate(
 ) -> None:
     """How good is generated audio, beside real audio? Writes scores with intervals and brackets."""
     from ..corpus import open_corpus
-    from ..metrics.classes import read_classes
     from ..metrics.evaluation import EvaluateConfig
     from ..metrics.evaluation import evaluate as run
     from ..metrics.pairing import read_prompts
     from ..metrics.results import check_output, write_evaluation
-    from ..metrics.scoreboard import board
 
     settings = settings_of(
         EvaluateConfig,
@@ -130,25 +131,44 @@ def evaluate(
     )
     check_output(output, overwrite=overwrite)
     root = as_text(audio_root)
-    systems = _systems(generated, audit or [], root, encoding)
     asked = None if prompts is None else read_prompts(prompts, audio_root=root, encoding=encoding)
-    classes = None
-    if training is not None:
-        classes = read_classes(
-            training, prompts=asked, segments=audioset or [], class_names=class_names, audio_root=root, encoding=encoding
-        )
     with progress_bars() as progress:
         evaluation = run(
-            systems,
+            _systems(generated, audit or [], root, encoding),
             open_corpus(reference, audio_root=root, encoding=encoding),
             prompts=asked,
-            classes=classes,
+            classes=_classes(training, asked, audioset or [], class_names, root, encoding),
             config=settings,
             cache=cache,
             engine=engine_of(workers, device=device),
             progress=progress,
         )
         paths = write_evaluation(evaluation, output)
+    _show(evaluation, paths, as_json=as_json)
+
+
+def _classes(
+    training: str | None,
+    prompts: Prompts | None,
+    audioset: list[Path],
+    class_names: Path | None,
+    audio_root: str | None,
+    encoding: str,
+) -> Classes | None:
+    """For scores by class frequency; None if no training set was given."""
+    from ..metrics.classes import read_classes
+
+    if training is None:
+        return None
+    return read_classes(
+        training, prompts=prompts, segments=audioset, class_names=class_names, audio_root=audio_root, encoding=encoding
+    )
+
+
+def _show(evaluation: Evaluation, paths: list[Path], *, as_json: bool) -> None:
+    """The scores with their footnotes and warnings, and where they were written."""
+    from ..metrics.scoreboard import board
+
     if as_json:
         print_json({"systems": [result.to_json() for result in evaluation.results], "paths": [str(path) for path in paths]})
         return

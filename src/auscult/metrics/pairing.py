@@ -77,9 +77,9 @@ def read_prompts(table: str | Path, *, audio_root: str | Path | None = None, enc
     Parameters
     ----------
     table
-        CSV, TSV, JSON Lines or Parquet, at a path or a URL. Columns: ``clip_id`` or ``path`` of the generated clip (a path is
-        relative to the table's folder); optionally ``caption``, ``reference`` (``clip_id`` or path of a clip of the reference
-        corpus) and ``labels``.
+        CSV, TSV, JSON Lines or Parquet, at a path or a URL. Columns: ``clip_id`` or ``path`` of the generated clip;
+        optionally ``caption``, ``reference`` (``clip_id`` or path of a clip of the reference corpus) and ``labels``. Paths
+        are relative to the table's folder; :func:`~auscult.metrics.addressing.prompts_by_system` knows of others.
     audio_root
         What relative paths are relative to instead.
     encoding
