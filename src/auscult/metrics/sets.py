@@ -27,7 +27,7 @@ class SetClips:
     Attributes
     ----------
     clips
-        As ``FeatureSet.clips``, in canonical order.
+        As ``FeatureSet.clips``, in an order that names do not change.
     skipped
         As ``FeatureSet.skipped``.
     """
@@ -53,11 +53,13 @@ class SetClips:
         """The same set by another backend: clips that either could use, and what neither could."""
         known = set(self.clips["clip_id"].to_pylist())
         new = [clip_id not in known for clip_id in other.clips["clip_id"].to_pylist()]
-        clips = pa.concat_tables([self.clips, other.clips.filter(pa.array(new, pa.bool_()))])
+        clips = self.clips
+        if any(new):
+            order = [(column, "ascending") for column in ("sample_digest", "key", "clip_id")]
+            clips = pa.concat_tables([clips, other.clips.filter(pa.array(new, pa.bool_()))]).sort_by(order)
         used = set(clips["clip_id"].to_pylist())
         left = [clip_id is None or clip_id not in used for clip_id in self.skipped["clip_id"].to_pylist()]
-        order = [("key", "ascending"), ("clip_id", "ascending")]
-        return SetClips(clips.sort_by(order), self.skipped.filter(pa.array(left, pa.bool_())))
+        return SetClips(clips, self.skipped.filter(pa.array(left, pa.bool_())))
 
 
 def native_rates(features: FeatureSet) -> Counter[int | None]:
@@ -131,7 +133,7 @@ def set_facts(held: SetClips) -> dict[str, Any]:
         "flags": dict(sorted(flags.items())),
         "repeated": len(digests) - len(set(digests)),
         "skipped": len(held.unusable),
-        "content_sha256": hashlib.sha256("\n".join(clips["key"].to_pylist()).encode()).hexdigest(),
+        "content_sha256": hashlib.sha256("\n".join(sorted(clips["key"].to_pylist())).encode()).hexdigest(),
     }
 
 
