@@ -53,10 +53,8 @@ class SetClips:
         """The same set by another backend: clips that either could use, and what neither could."""
         known = set(self.clips["clip_id"].to_pylist())
         new = [clip_id not in known for clip_id in other.clips["clip_id"].to_pylist()]
-        clips = self.clips
-        if any(new):
-            order = [(column, "ascending") for column in ("sample_digest", "key", "clip_id")]
-            clips = pa.concat_tables([clips, other.clips.filter(pa.array(new, pa.bool_()))]).sort_by(order)
+        order = [(column, "ascending") for column in ("sample_digest", "key", "clip_id")]
+        clips = pa.concat_tables([self.clips, other.clips.filter(pa.array(new, pa.bool_()))]).sort_by(order)
         used = set(clips["clip_id"].to_pylist())
         left = [clip_id is None or clip_id not in used for clip_id in self.skipped["clip_id"].to_pylist()]
         return SetClips(clips, self.skipped.filter(pa.array(left, pa.bool_())))
