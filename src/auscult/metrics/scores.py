@@ -30,6 +30,8 @@ class Score:
         The same metric of sets that are known to be as good or as bad as can be (``BRACKETS``); None where there is none.
     n_generated, n_reference
         Clips that it was computed from.
+    n_generated_frames, n_reference_frames
+        Their frames; None where it is not of features.
     reason
         Why there is no value; None if there is one.
     note
@@ -48,6 +50,8 @@ class Score:
     shuffled: float | None = None
     n_generated: int = 0
     n_reference: int = 0
+    n_generated_frames: int | None = None
+    n_reference_frames: int | None = None
     reason: str | None = None
     note: str = ""
 
