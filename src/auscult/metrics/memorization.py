@@ -21,7 +21,7 @@ from ..review.intervals import share
 from ..review.verdicts import VerdictStore
 from ..review.verified import audit_rate
 from ..store import DescriptorStore
-from .intervals import RESAMPLES, Interval, percentile_interval, resampled_counts
+from .intervals import FEWEST, RESAMPLES, Interval, percentile_interval, resampled_counts
 from .scores import Score
 
 DoubleArray = npt.NDArray[np.float64]
@@ -53,7 +53,7 @@ def replication_columns(audit: str | Path, clips: pa.Table, *, resamples: int = 
         The evaluated clips: ``clip_id``, ``sample_digest``, and for an audit of a store that lies elsewhere also ``sha256``,
         ``duration_s`` and ``start_s`` (0, if there is no such column).
     resamples, seed
-        Of the intervals of mean and percentile.
+        Of the intervals of mean and percentile, of which there are none with fewer than six clips.
 
     Returns
     -------
@@ -93,7 +93,7 @@ def _top_scores(scores: DoubleArray, aside: str, resamples: int, seed: int, fact
     """Mean and 95th percentile of the top-1 scores."""
     draws = [
         (drawn.mean(), np.percentile(drawn, UPPER))
-        for counts in resampled_counts(len(scores), resamples=resamples, seed=seed)
+        for counts in resampled_counts(len(scores), resamples=resamples if len(scores) >= FEWEST else 0, seed=seed)
         for drawn in [np.repeat(scores, counts)]
     ]
     values = float(scores.mean()), float(np.percentile(scores, UPPER))
