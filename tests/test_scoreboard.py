@@ -29,6 +29,7 @@ from auscult.metrics.scoreboard import (
     FEW_SYSTEMS,
     board,
     format_score,
+    legend,
     scoreboard_csv,
     scoreboard_markdown,
 )
@@ -243,6 +244,24 @@ def test_rows_notes_and_brackets() -> None:
     assert [table.footnotes[n - 1] for n in rows["is_ast"].cells[1].notes] == ["Not measured for this system."]
     assert {cell.value for cell in rows["fad_infinity_vggish"].cells} == {"-"}
     assert [table.footnotes[n - 1] for n in rows["fad_infinity_vggish"].cells[0].notes] == ["100 frames are too few."]
+
+
+def test_legend_promises_an_interval_only_where_there_is_one() -> None:
+    """About a biased value lies the spread of the draws, which need not hold the truth."""
+    ends = (1.0, 0.9, 1.1)
+    scores = [Score(metric, "x", *ends) for metric in ("fad", "fad_infinity", "is", "kad", "precision")]
+    spread = "the 95 % spread from sample to sample, which need not hold the value of endless clips."
+    assert f"in square brackets the 95 % interval, or by FAD and IS {spread}" in legend(board([system("a", *scores)]))
+    assert f"in square brackets the 95 % interval, or by FAD {spread}" in legend(board([system("a", scores[1], scores[3])]))
+    assert f"in square brackets {spread}" in legend(board([system("a", *scores[:3])]))
+    assert "in square brackets the 95 % interval." in legend(board([system("a", *scores[3:], Score("fad", "x", 1.0))]))
+
+
+def test_legend_says_what_each_bracket_is() -> None:
+    text = legend(board(several(1)))
+    assert "; ".join(f"{name}: {said}" for name, said in BRACKETS.items())[1:] in text  # capitals and all
+    assert "Floor: real audio" in text
+    assert "KL has 0" in text
 
 
 def test_systems_need_names_of_their_own() -> None:

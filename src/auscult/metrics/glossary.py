@@ -8,7 +8,8 @@ from typing import Literal
 Count = Literal["clips", "frames", "frames a clip"]
 
 BRACKETS = {
-    "floor": "the reference against itself, in halves",
+    "floor": "real audio, as halves of the reference against each other (by IS, CLAP score and KL the reference itself, so "
+    "that KL has 0)",
     "noise": "white noise in place of the generated clips",
     "silence": "silence in place of the generated clips",
     "shuffled": "the generated clips, each with the pair of another one",
@@ -35,6 +36,9 @@ class Metric:
     changes_with
         Number of the generated set that it changes with whatever they sound like, so that sets of unequal size cannot be
         compared; None: it does not.
+    spread
+        Whether its interval is a spread about a value that is biased by the number of clips
+        (:func:`~auscult.metrics.intervals.spread_interval`), and need not hold what endless clips would score.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Metric:
     percent: bool = False
     memorization: bool = False
     changes_with: Count | None = None
+    spread: bool = False
 
 
 METRICS = {
@@ -53,12 +58,14 @@ METRICS = {
         "what is not in means and covariances, it falls as clips are added, and it does not know which prompt a clip "
         "answers.",
         changes_with="frames",
+        spread=True,
     ),
     "fad_infinity": Metric(
         "FAD, infinite set",
         False,
         "The same distance, extrapolated to endlessly many clips from subsets of several sizes, so that sets of unequal "
         "size can be compared; it leans on a straight line, and stays blind to prompts.",
+        spread=True,
     ),
     "fad_per_clip": Metric(
         "FAD per clip",
@@ -74,12 +81,14 @@ METRICS = {
         "what is not in means and covariances, it falls as clips are added, and it does not know which prompt a clip "
         "answers.",
         changes_with="frames",
+        spread=True,
     ),
     "fd_infinity": Metric(
         "FD, infinite set",
         False,
         "The Frechet distance extrapolated to endlessly many clips from subsets of several sizes, so that sets of unequal "
         "size can be compared; it leans on a straight line, and stays blind to prompts.",
+        spread=True,
     ),
     "kad": Metric(
         "KAD",
@@ -113,6 +122,7 @@ METRICS = {
         "Inception score: how sure a classifier is of each clip, and how many classes the clips cover together; it never "
         "looks at the reference, so clear sounds of the wrong kind score well.",
         changes_with="clips",
+        spread=True,
     ),
     "clap_score": Metric(
         "CLAP score",

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ..inputs import listed
 from .comparing import best_of, unlike
 from .glossary import BRACKETS, Metric, metric_of
 from .scores import Score, SystemResult
@@ -144,13 +145,24 @@ def scoreboard_csv(results: Sequence[SystemResult]) -> str:
 
 
 def legend(table: Board) -> str:
-    """What arrows, brackets of intervals, bold and the bracket columns mean, in one line of plain text."""
-    parts = ["↑ higher is better, ↓ lower is better; in square brackets the 95 % interval."]
+    """What arrows, square brackets, bold and the bracket columns mean, in one line of plain text."""
+    parts = [f"↑ higher is better, ↓ lower is better; in square brackets {_ends(table)}."]
     if len(table.systems) > 1:
         parts.append("Bold: best, by an interval that overlaps no other system's.")
     if table.brackets:
-        parts.append("; ".join(f"{name}: {BRACKETS[name]}" for name in table.brackets).capitalize() + ".")
+        text = "; ".join(f"{name}: {BRACKETS[name]}" for name in table.brackets)
+        parts.append(f"{text[0].upper()}{text[1:]}.")
     return " ".join(parts)
+
+
+def _ends(table: Board) -> str:
+    """What the numbers in square brackets are, of the metrics that are in the table."""
+    drawn = [row for row in table.rows if any(cell.interval for cell in row.cells)]
+    names = list(dict.fromkeys(row.metric.name.partition(",")[0] for row in drawn if row.metric.spread))
+    spread = "the 95 % spread from sample to sample, which need not hold the value of endless clips"
+    if not names or all(row.metric.spread for row in drawn):
+        return spread if names else "the 95 % interval"
+    return f"the 95 % interval, or by {listed(names)} {spread}"
 
 
 def format_score(
