@@ -163,6 +163,7 @@ def test_nothing_is_best_without_an_interval_a_side_or_a_rival() -> None:
         ({"backend": "vggish/1(digest='cd')"}, "unlike backends (a: vggish/1(digest='ab'), b: vggish/1(digest='cd'))"),
         ({"n_reference": 120}, "unequal numbers of reference clips (a: 240, b: 120)"),
         ({"n_generated": 150}, "changes with the number of generated clips (a: 100, b: 150)"),
+        ({"settings": {"tau": 0.3}}, "measured with unlike tau (a: not known, b: 0.3)"),
         ({"n_reference_frames": 480}, "unequal numbers of reference frames (a: None, b: 480)"),
     ],
 )

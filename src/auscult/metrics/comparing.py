@@ -42,6 +42,10 @@ def unlike(metric: Metric, scored: Mapping[str, Score | None]) -> list[str]:
     sentences = []
     if len(set(backends.values())) > 1:
         sentences.append(f"Not comparable: computed with unlike backends ({_listed(backends)}).")
+    for setting in dict.fromkeys(setting for score in scores.values() for setting in score.settings):
+        values = {name: score.settings.get(setting, "not known") for name, score in scores.items()}
+        if len(set(values.values())) > 1:
+            sentences.append(f"Not comparable: measured with unlike {setting} ({_listed(values)}).")
     for kind, of in (("clips", "n_reference"), ("frames", "n_reference_frames")):
         references = {name: getattr(score, of) for name, score in scores.items()}
         if len(set(references.values())) > 1:

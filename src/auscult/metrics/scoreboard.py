@@ -19,7 +19,7 @@ ARROWS = {True: "↑", False: "↓", None: ""}
 NONE = "-"
 CSV_COLUMNS = (
     *("system", "metric", "backend", "value", "low", "high", "higher_is_better", *BRACKETS),
-    *("n_generated", "n_reference", "n_generated_frames", "n_reference_frames", "reason", "note"),
+    *("n_generated", "n_reference", "n_generated_frames", "n_reference_frames", "reason", "note", "settings"),
 )
 
 
@@ -90,7 +90,7 @@ def board(results: Sequence[SystemResult]) -> Board:
     """The table of several systems.
 
     The best value of a metric is marked only where the interval of its system overlaps that of no other, there are two
-    systems at least, and all were measured alike: with the same backend, against as many reference clips and
+    systems at least, and all were measured alike: with the same backend and settings, against as many reference clips and
     frames, and, where the metric depends on it (``Metric.changes_with``), with about as many generated clips or frames. Else
     a footnote says what is unlike.
 
@@ -140,6 +140,7 @@ def scoreboard_csv(results: Sequence[SystemResult]) -> str:
     for result in results:
         for score in result.scores.values():
             facts = {"system": result.name, **score.to_json()}
+            facts["settings"] = "; ".join(f"{name}: {value}" for name, value in score.settings.items())
             writer.writerow(["" if facts[column] is None else facts[column] for column in CSV_COLUMNS])
     return text.getvalue()
 

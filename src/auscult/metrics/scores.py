@@ -36,6 +36,8 @@ class Score:
         Why there is no value; None if there is one.
     note
         What a reader has to know of this value; empty if nothing.
+    settings
+        Beyond the backend, what it was measured with, by name, as JSON can hold it: systems compare only where it is equal.
     """
 
     metric: str
@@ -54,6 +56,7 @@ class Score:
     n_reference_frames: int | None = None
     reason: str | None = None
     note: str = ""
+    settings: Mapping[str, str | float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("value", "low", "high", *BRACKETS):
