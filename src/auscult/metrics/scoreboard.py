@@ -80,6 +80,7 @@ class _Footnotes:
     texts: list[str] = field(default_factory=list)
 
     def number(self, text: str) -> int:
+        """The number of a sentence, a new one if it is new."""
         text = text[0].upper() + text[1:].rstrip(".") + "."
         if text not in self.texts:
             self.texts.append(text)
