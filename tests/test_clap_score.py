@@ -69,6 +69,16 @@ def test_interval_is_that_of_a_mean_over_clips() -> None:
     assert math.isnan(evaluate(text, audio, resamples=0).low)
 
 
+def test_a_handful_of_clips_has_no_interval() -> None:
+    """Of one clip it would have no width, of five it would miss the median in one sample of sixteen."""
+    text, audio = _pairs(5, 6)
+    for count in (1, 2, 5):
+        few = evaluate(text[:count], audio[:count])
+        assert few.value == pytest.approx(scores(text, audio)[:count].mean())
+        assert math.isnan(few.low) and math.isnan(few.high)
+    assert evaluate(text, audio).low < evaluate(text, audio).value < evaluate(text, audio).high
+
+
 def test_refusals_teach() -> None:
     text, audio = _pairs(5, 6)
     empty, broken = audio.copy(), audio.copy()

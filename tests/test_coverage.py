@@ -68,7 +68,7 @@ def test_what_is_computed_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch)
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(83, 4)), rng.normal(size=(57, 4))
     whole = [function(x, y) for function in FUNCTIONS]
-    monkeypatch.setattr("auscult.metrics.coverage.BLOCK_VALUES", 300)
+    monkeypatch.setattr("auscult.metrics.neighbors.BLOCK_VALUES", 300)
     assert [function(x, y) for function in FUNCTIONS] == whole
     moved = [function(rng.permutation(x) * 2 + 100, rng.permutation(y) * 2 + 100) for function in FUNCTIONS]
     assert moved == pytest.approx(whole, abs=1e-12)
@@ -102,14 +102,57 @@ def test_evaluate_gives_the_functions_values_and_repeats() -> None:
     assert math.isnan(evaluate(x, y, resamples=0)["recall"].low)
 
 
-def test_interval_is_that_of_a_mean_over_clips() -> None:
+def test_intervals_hold_the_expectation_as_often_as_they_say() -> None:
+    """Both sets are samples: balls that were taken for given would make it 80 to 85 %."""
+    rng = np.random.default_rng(6)
+    found = [evaluate(rng.normal(0.3, 1, (80, 8)), rng.normal(0, 1, (80, 8)), resamples=60, seed=seed) for seed in range(150)]
+    for name in found[0]:
+        intervals = [result[name] for result in found]
+        values = np.array([interval.value for interval in intervals])
+        assert np.mean([interval.low <= values.mean() <= interval.high for interval in intervals]) >= 0.92, name
+        # and are not so for being endless: shares are held too often, since a half varies more than their half
+        assert np.mean([interval.high - interval.low for interval in intervals]) < 1.5 * 2 * 1.96 * values.std(), name
+
+
+def test_intervals_have_a_width_where_nothing_was_seen_to_vary() -> None:
+    rng = np.random.default_rng(6)
+    real = rng.normal(size=(80, 4))
+    within, far = evaluate(real[:40] * 0.01, real), evaluate(real[:40] + 100, real)
+    assert (within["precision"].value, within["precision"].high) == (1, 1)
+    assert within["precision"].low == pytest.approx(0.025 ** (1 / 40))  # Clopper and Pearson, 40 of 40
+    for name, clips in (("precision", 40), ("density", 40), ("recall", 80), ("coverage", 80)):
+        assert (far[name].value, far[name].low) == (0, 0)
+        assert far[name].high == pytest.approx(1 - 0.025 ** (1 / clips))
+
+
+def test_no_interval_where_half_of_the_clips_have_no_neighbor_of_that_number() -> None:
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(11, 3)), rng.normal(size=(40, 3))
+    assert all(math.isnan(interval.low) and math.isnan(interval.high) for interval in evaluate(x, y).values())
+    assert not any(math.isnan(interval.low) for interval in evaluate(x, y, k=4).values())
+
+
+def test_intervals_go_by_clips() -> None:
     """Four copies of each clip: as sure as its quarter of distinct clips, not as all rows."""
     rng = np.random.default_rng(6)
     x, y = rng.normal(size=(100, 2)) * 2, rng.normal(size=(400, 2))
-    clips = np.repeat(np.arange(100), 4)
-    found = evaluate(x.repeat(4, axis=0), y, generated_clips=clips)["precision"]
-    expected = 2 * 1.96 * math.sqrt(found.value * (1 - found.value) / 100)
-    assert found.high - found.low == pytest.approx(expected, rel=0.25)
+    copies, clips = x.repeat(4, axis=0), np.repeat(np.arange(100), 4)
+    for name in ("precision", "density", "coverage"):  # the copies' own balls are smaller
+        once, four = evaluate(x, y)[name], evaluate(copies, y, generated_clips=clips)[name]
+        assert (four.value, four.low, four.high) == pytest.approx((once.value, once.low, once.high), abs=1e-9)
+    fooled = evaluate(copies, y)["precision"]
+    assert fooled.high - fooled.low < 0.8 * (evaluate(x, y)["precision"].high - evaluate(x, y)["precision"].low)
+
+
+def test_intervals_of_large_sets_come_from_a_part_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(0.3, 1, (400, 3)), rng.normal(size=(400, 3))
+    whole = evaluate(x, y, resamples=400)
+    monkeypatch.setattr("auscult.metrics.neighbors.POOL", 100)
+    part = evaluate(x, y, resamples=400)
+    assert [interval.value for interval in part.values()] == [interval.value for interval in whole.values()]
+    ratios = [(part[name].high - part[name].low) / (whole[name].high - whole[name].low) for name in whole]
+    assert np.mean(ratios) == pytest.approx(1, abs=0.4)  # a set of 100 would be twice as unsure
 
 
 def test_large_sets_are_sampled_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,16 @@ def test_intervals_are_as_wide_as_the_scores_really_spread() -> None:
         assert np.mean([result[name].high - result[name].low for result in found]) == pytest.approx(width, rel=0.3), name
 
 
+def test_a_handful_of_pairs_has_no_interval() -> None:
+    generated, reference = _logits(1, 6, 4), _logits(2, 6, 4)
+    for count in (1, 5):
+        for interval in evaluate(generated[:count], reference[:count], splits=None).values():
+            assert interval.value > 0
+            assert math.isnan(interval.low) and math.isnan(interval.high)
+    assert math.isnan(evaluate(generated[:4], splits=1)["is"].low)
+    assert all(interval.low < interval.high for interval in evaluate(generated, reference, splits=1).values())
+
+
 def test_refusals_teach() -> None:
     good = _logits(11, 12, 5)
     bad = good.copy()

@@ -242,6 +242,13 @@ def test_arrays_that_an_old_numpy_left_beside_the_weights_do_no_harm(tmp_path: P
     assert torch.equal(weight_files.read_weights("panns", str(path), "weights").tensors["a"], torch.ones(3))
 
 
+def test_an_array_in_place_of_a_tensor_is_named(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2), "b": np.ones(3, np.float32)}, tmp_path / "x.pth")
+    file = weight_files.read_weights("vggish", str(tmp_path / "x.pth"), "weights")
+    with pytest.raises(ModelError, match=r"'b' should be a tensor, is a ndarray \(save it as torch.from_numpy"):
+        weight_files.check_tensors(file, {"a": (2,), "b": (3,)}, "weights", ignored=lambda key: False)
+
+
 def test_the_first_difference_is_named(tmp_path: Path) -> None:
     def check(**tensors: torch.Tensor) -> dict[str, torch.Tensor]:
         torch.save(tensors, tmp_path / "x.pth")

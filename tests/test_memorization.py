@@ -18,6 +18,8 @@ from auscult.descriptors import load_descriptor
 from auscult.errors import StoreError
 from auscult.indexing import index
 from auscult.metrics.memorization import COLUMNS, OtherClipsError, replication_columns
+from auscult.metrics.scoreboard import board
+from auscult.metrics.scores import SystemResult
 from auscult.review.verdicts import VerdictStore
 from auscult.store import DescriptorStore
 from conftest import sound
@@ -74,6 +76,35 @@ def test_columns_are_those_of_the_audit(made: Path) -> None:
     assert "over tau = 0.51 by the rule 'fixed'" in found["share_over_tau"].note
     assert found["verified_rate"].value is None
     assert "nobody has given a verdict" in (found["verified_rate"].reason or "")
+
+
+def test_shares_over_unlike_taus_are_not_compared(made: Path, folder: Path) -> None:
+    """A share of 0 over a high tau would be "better" than one of 3 in 11 over a low one, whatever the systems copy."""
+    from auscult.folders import read_card, write_card
+
+    def compared(other: Path) -> dict[str, list[str]]:
+        systems = {"low": made / "audit", "other": other}
+        table = board([SystemResult(name, replication_columns(one, clips_of(one))) for name, one in systems.items()])
+        return {row.key: [table.footnotes[number - 1] for number in row.notes] for row in table.rows}
+
+    def unlike(notes: list[str]) -> list[str]:
+        return [note for note in notes if note.startswith("Not comparable")]
+
+    assert not any(unlike(notes) for notes in compared(folder).values())
+    card = read_card(folder)
+    card["threshold"]["tau"] = 0.9
+    write_card(folder, card.pop("kind"), card)
+    found = compared(folder)
+    assert unlike(found["share_over_tau"]) == ["Not comparable: measured with unlike tau (low: 0.51, other: 0.9)."]
+    assert not unlike(found["mean_similarity"])
+    card["config"]["beta"] = 0.7
+    card["inputs"]["references"]["content_sha256"] = "e" * 64
+    write_card(folder, "audit", card)
+    for name, notes in compared(folder).items():
+        if name == "verified_rate":  # nobody has given a verdict
+            continue
+        assert any("unlike beta (low: 0.5, other: 0.7)" in note for note in notes)
+        assert any("unlike training clips" in note and "other: eeeeeeeeeeee" in note for note in notes)
 
 
 def test_intervals_hold_their_values_and_the_seed_decides(made: Path) -> None:

@@ -9,21 +9,27 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from auscult.metrics.comparing import best_of
+from auscult.metrics.embeddings import load_backend
+from auscult.metrics.features import FeatureSet, embed_sounds
 from auscult.metrics.glossary import BRACKETS, METRICS
 from auscult.metrics.intervals import Interval
 from auscult.metrics.longtail import long_tail
+from auscult.metrics.measuring import FAMILIES, Task, measure
 from auscult.metrics.panels import long_tail_csv, long_tail_panel, long_tail_svg, panel_markdown
 from auscult.metrics.scoreboard import (
     FEW_SYSTEMS,
-    best_of,
     board,
     format_score,
+    legend,
     scoreboard_csv,
     scoreboard_markdown,
 )
@@ -157,6 +163,8 @@ def test_nothing_is_best_without_an_interval_a_side_or_a_rival() -> None:
         ({"backend": "vggish/1(digest='cd')"}, "unlike backends (a: vggish/1(digest='ab'), b: vggish/1(digest='cd'))"),
         ({"n_reference": 120}, "unequal numbers of reference clips (a: 240, b: 120)"),
         ({"n_generated": 150}, "changes with the number of generated clips (a: 100, b: 150)"),
+        ({"settings": {"tau": 0.3}}, "measured with unlike tau (a: not known, b: 0.3)"),
+        ({"n_reference_frames": 480}, "unequal numbers of reference frames (a: None, b: 480)"),
     ],
 )
 def test_what_was_not_measured_alike_has_no_best(change, message: str) -> None:
@@ -171,6 +179,52 @@ def test_what_was_not_measured_alike_has_no_best(change, message: str) -> None:
 def test_a_few_clips_more_or_less_do_not_matter() -> None:
     table = board([system("a", fad(1.0, 0.9, 1.1)), system("b", fad(5.0, 4.0, 6.0, n_generated=95))])
     assert table.rows[0].cells[0].best
+
+
+@pytest.mark.parametrize(
+    ("metric", "frames", "comparable"),
+    [
+        ("fad", (200, 2000), False),
+        ("fd", (1000, 1050), True),
+        ("kad", (200, 2000), True),  # unbiased, whatever the number
+        ("precision", (200, 2000), True),  # a clip is the mean of its frames
+        ("fad_per_clip", (200, 2000), False),
+    ],
+)
+def test_frames_are_what_a_metric_of_frames_changes_with(metric: str, frames: tuple[int, int], comparable: bool) -> None:
+    low, high = (
+        Score(metric, "x", *ends, True, n_generated=100, n_generated_frames=count)
+        for ends, count in zip(((1.0, 0.9, 1.1), (5.0, 4.0, 6.0)), frames, strict=True)
+    )
+    table = board([system("short", low), system("long", high)])
+    assert table.rows[0].cells[1].best == comparable
+    shown = ("2", "20") if metric == "fad_per_clip" else ("200", "2,000")
+    assert any(f"(short: {shown[0]}, long: {shown[1]})" in note for note in table.footnotes) != comparable
+
+
+def test_as_many_clips_of_another_length_are_not_compared_by_a_metric_of_frames(tmp_path: Path) -> None:
+    """Two samples of one kind of noise, in clips of 2 s and of 8 s: the longer ones would be "better" by their length alone."""
+    backend, rng = load_backend("logmel"), np.random.default_rng(0)
+
+    def noises(count: int, duration_s: int) -> FeatureSet:
+        made = 0.1 * rng.standard_normal((count, duration_s * 16_000)).astype(np.float32)
+        return embed_sounds([(str(n), f"{duration_s}-{n}", one) for n, one in enumerate(made)], backend, cache=tmp_path)
+
+    reference = noises(60, 4)
+    family = next(family for family in FAMILIES if "fd" in family.metrics)
+    short, long = (
+        measure(Task(backend, noises(40, duration_s), reference, resamples=20), family, None, None, "logmel")["fd"]
+        for duration_s in (2, 8)
+    )
+    assert (short.n_generated, short.n_generated_frames, short.n_reference_frames) == (40, 120, 420)
+    assert (long.n_generated, long.n_generated_frames) == (40, 600)
+    assert short.low > long.high
+    table = board([system("2 s", short), system("8 s", long)])
+    assert not any(cell.best for cell in table.rows[0].cells)
+    assert "changes with the number of generated frames (2 s: 120, 8 s: 600)" in table.footnotes[0]
+    assert SystemResult.from_json(system("a", short).to_json()).scores["fd_logmel"] == short
+    row = next(csv.DictReader(io.StringIO(scoreboard_csv([system("a", short)]))))
+    assert (row["n_generated_frames"], row["n_reference_frames"]) == ("120", "420")
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -191,6 +245,24 @@ def test_rows_notes_and_brackets() -> None:
     assert [table.footnotes[n - 1] for n in rows["is_ast"].cells[1].notes] == ["Not measured for this system."]
     assert {cell.value for cell in rows["fad_infinity_vggish"].cells} == {"-"}
     assert [table.footnotes[n - 1] for n in rows["fad_infinity_vggish"].cells[0].notes] == ["100 frames are too few."]
+
+
+def test_legend_promises_an_interval_only_where_there_is_one() -> None:
+    """About a biased value lies the spread of the draws, which need not hold the truth."""
+    ends = (1.0, 0.9, 1.1)
+    scores = [Score(metric, "x", *ends) for metric in ("fad", "fad_infinity", "is", "kad", "precision")]
+    spread = "the 95 % spread from sample to sample, which need not hold the value of endless clips."
+    assert f"in square brackets the 95 % interval, or by FAD and IS {spread}" in legend(board([system("a", *scores)]))
+    assert f"in square brackets the 95 % interval, or by FAD {spread}" in legend(board([system("a", scores[1], scores[3])]))
+    assert f"in square brackets {spread}" in legend(board([system("a", *scores[:3])]))
+    assert "in square brackets the 95 % interval." in legend(board([system("a", *scores[3:], Score("fad", "x", 1.0))]))
+
+
+def test_legend_says_what_each_bracket_is() -> None:
+    text = legend(board(several(1)))
+    assert "; ".join(f"{name}: {said}" for name, said in BRACKETS.items())[1:] in text  # capitals and all
+    assert "Floor: real audio" in text
+    assert "KL has 0" in text
 
 
 def test_systems_need_names_of_their_own() -> None:

@@ -60,7 +60,7 @@ def make_brackets(
 ) -> Brackets:
     """Embed noise and silence under the reference's policy, and halve the reference.
 
-    Noise is white and Gaussian over the backend's whole band, whatever band the policy leaves to the clips.
+    Noise is white and Gaussian; like the clips, it is brought to the policy's rate first, and is white up to half of that.
 
     Raises
     ------

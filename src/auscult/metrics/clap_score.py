@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .frames import FloatArray, checked_features
-from .intervals import RESAMPLES, Interval, percentile_interval, resampled_counts
+from .intervals import RESAMPLES, Interval, mean_interval
 
 __all__ = ["evaluate", "scores", "validate"]
 
@@ -122,13 +122,12 @@ def evaluate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Mean of :func:`scores`, with a bootstrap interval over the clips.
+    """Mean of :func:`scores`, with a bootstrap interval over the clips, if there are six at least
+    (:func:`~auscult.metrics.intervals.mean_interval`).
 
     Examples
     --------
     >>> evaluate([[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [1.0, 1.0]])
-    Interval(value=0.8535533905932737, low=0.7071067811865475, high=1.0)
+    Interval(value=0.8535533905932737, low=nan, high=nan)
     """
-    values = scores(text, audio, clips=clips)
-    draws = [float(times @ values) / len(values) for times in resampled_counts(len(values), resamples=resamples, seed=seed)]
-    return percentile_interval(float(values.mean()), draws)
+    return mean_interval(scores(text, audio, clips=clips), resamples=resamples, seed=seed)

@@ -6,7 +6,6 @@ of the reference looks real.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,14 +22,14 @@ from .frames import (
     checked_features,
     some_clips,
 )
-from .intervals import RESAMPLES, Interval, percentile_interval, resampled_counts
+from .intervals import RESAMPLES, Interval, ratio_interval, share_interval
+from .neighbors import distances, halves_variance, squared_radii
 
 __all__ = ["coverage", "density", "evaluate", "precision", "recall", "validate"]
 
+NAMES = ("precision", "recall", "density", "coverage")
 K = 5
 MOST_FRAMES = 10_000  # of a set: the cost is that of all pairs
-BLOCK_VALUES = 2**23  # distances at once: 67 MB
-EPSILON = np.finfo(np.float64).eps
 
 
 def validate(
@@ -153,69 +152,64 @@ def coverage(generated: npt.ArrayLike, reference: npt.ArrayLike, *, k: int = K, 
 
 
 @dataclass(frozen=True)
+class _Items:
+    """Items (n, d) about the reference's center, and the clip of each, numbered from 0."""
+
+    rows: FloatArray
+    clip: IntArray
+
+    @property
+    def clips(self) -> int:
+        """How many clips they are of."""
+        return int(self.clip.max()) + 1
+
+
+@dataclass(frozen=True)
 class _Members:
-    """What is averaged: one number per generated item (n,) or reference item (m,), and the clip of each."""
+    """What is averaged: one number per generated item (n,) or reference item (m,)."""
 
     precise: FloatArray
     dense: FloatArray
     recalled: FloatArray
     covered: FloatArray
-    generated_clip: IntArray
-    reference_clip: IntArray
 
 
-def _members(
+def _members(generated: npt.ArrayLike, reference: npt.ArrayLike, k: int, seed: int) -> _Members:
+    validate(generated, reference, k=k)
+    return _inside(*_prepared(generated, reference, None, None, seed), k)
+
+
+def _prepared(
     generated: npt.ArrayLike,
     reference: npt.ArrayLike,
-    k: int,
+    generated_clips: npt.ArrayLike | None,
+    reference_clips: npt.ArrayLike | None,
     seed: int,
-    generated_clips: npt.ArrayLike | None = None,
-    reference_clips: npt.ArrayLike | None = None,
-) -> _Members:
-    validate(generated, reference, k=k, generated_clips=generated_clips, reference_clips=reference_clips)
+) -> tuple[_Items, _Items]:
     center = np.asarray(reference).mean(axis=0, dtype=np.float64)  # far from 0 the differences would lose digits
-    x, clip_x = _sampled(np.asarray(generated), generated_clips, GENERATED, center, seed)
-    y, clip_y = _sampled(np.asarray(reference), reference_clips, REFERENCE, center, seed)
-    radius_x, radius_y = _squared_radii(x, k), _squared_radii(y, k)
-    dense, recalled, covered = np.zeros(len(x)), np.zeros(len(y)), np.zeros(len(y))
-    for here, squared, slack in _distances(y, x):
+    return (
+        _sampled(np.asarray(generated), generated_clips, GENERATED, center, seed),
+        _sampled(np.asarray(reference), reference_clips, REFERENCE, center, seed),
+    )
+
+
+def _inside(x: _Items, y: _Items, k: int) -> _Members:
+    radius_x, radius_y = squared_radii(x.rows, k), squared_radii(y.rows, k)
+    dense, recalled, covered = np.zeros(len(x.rows)), np.zeros(len(y.rows)), np.zeros(len(y.rows))
+    for here, squared, slack in distances(y.rows, x.rows):
         within_y = squared <= radius_y[here, None] + slack
         dense += np.count_nonzero(within_y, axis=0)
         covered[here] = within_y.any(axis=1)
         recalled[here] = (squared <= radius_x + slack).any(axis=1)
-    return _Members((dense > 0).astype(np.float64), dense / k, recalled, covered, clip_x, clip_y)
+    return _Members((dense > 0).astype(np.float64), dense / k, recalled, covered)
 
 
 def _sampled(
     features: npt.NDArray[np.float64], clips: npt.ArrayLike | None, name: str, center: FloatArray, seed: int
-) -> tuple[FloatArray, IntArray]:
+) -> _Items:
     clip = checked_clips(clips, len(features), name)
     kept = some_clips(clip, MOST_FRAMES, seed=seed)
-    return features[kept].astype(np.float64) - center, np.unique(clip[kept], return_inverse=True)[1].astype(np.int64)
-
-
-def _distances(a: FloatArray, b: FloatArray) -> Iterator[tuple[slice, FloatArray, FloatArray]]:
-    """Squared distances of some rows of ``a`` to all of ``b``, and what rounding may have added to or taken from each.
-
-    By products, since differences would take minutes: two equal rows then come out not quite 0 apart, hence the slack, within
-    which distances count as equal.
-    """
-    length_a, length_b = (np.einsum("ij,ij->i", rows, rows) for rows in (a, b))
-    step = max(1, BLOCK_VALUES // len(b))
-    for start in range(0, len(a), step):
-        here = slice(start, start + step)
-        lengths = length_a[here, None] + length_b
-        yield here, lengths - 2 * (a[here] @ b.T), (64 + a.shape[1]) * EPSILON * lengths
-
-
-def _squared_radii(rows: FloatArray, k: int) -> FloatArray:
-    """(n,) squared distance to the k-th nearest other row."""
-    radii = np.empty(len(rows))
-    for here, squared, _ in _distances(rows, rows):
-        own = np.arange(len(rows))[here]
-        squared[np.arange(len(own)), own] = np.inf
-        radii[here] = np.partition(squared, k - 1, axis=1)[:, k - 1]
-    return np.maximum(radii, 0)
+    return _Items(features[kept].astype(np.float64) - center, np.unique(clip[kept], return_inverse=True)[1].astype(np.int64))
 
 
 def evaluate(
@@ -228,10 +222,12 @@ def evaluate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """All four, with intervals from resampling the clips that are averaged; the balls stay those of the data.
+    """All four, with intervals for both sets being samples: those that are averaged and those that make the balls.
 
-    Resampled clips of a set that makes the balls would lie in each other's, at distance 0. The intervals therefore say how sure
-    a mean over these clips is, given these balls.
+    Variances come from random halves of both sets (:func:`~auscult.metrics.neighbors.halves_variance`); the ends of shares are
+    those of Clopper and Pearson for as many independent clips as would vary so much, those of density lie as many times below
+    as above. In simulations with 30 to 300 clips they held the expectation in 92 to 99 % of samples; where a few outliers with
+    large balls decide about all (two sets that hardly meet, in few dimensions), in 85 to 90 %.
 
     Parameters
     ----------
@@ -244,7 +240,7 @@ def evaluate(
     k
         Neighbors.
     resamples
-        Draws; 0: no intervals.
+        Draws; 0: no intervals. Neither are there any where half of the clips of a set are not more than k.
     seed
         Of the draws, and of what is drawn from large sets.
 
@@ -265,16 +261,21 @@ def evaluate(
     >>> scores["precision"].value, scores["recall"].value < 0.3 > scores["coverage"].value
     (1.0, True)
     """
-    members = _members(generated, reference, k, seed, generated_clips, reference_clips)
-    result = {}
-    for clip, offset, of in (
-        (members.generated_clip, 0, {"precision": members.precise, "density": members.dense}),
-        (members.reference_clip, 1, {"recall": members.recalled, "coverage": members.covered}),
-    ):
-        sizes = np.bincount(clip)
-        times = list(resampled_counts(len(sizes), resamples=resamples, seed=seed + offset))
-        for name, values in of.items():
-            sums = np.bincount(clip, weights=values)
-            draws = [float(counts @ sums) / float(counts @ sizes) for counts in times]
-            result[name] = percentile_interval(float(values.mean()), draws)
-    return {name: result[name] for name in ("precision", "recall", "density", "coverage")}
+    validate(generated, reference, k=k, generated_clips=generated_clips, reference_clips=reference_clips)
+    x, y = _prepared(generated, reference, generated_clips, reference_clips, seed)
+    found = _inside(x, y, k)
+    values = [float(np.mean(one)) for one in (found.precise, found.recalled, found.dense, found.covered)]
+    variances = halves_variance(x.rows, x.clip, y.rows, y.clip, k, resamples=resamples, seed=seed)
+    if variances is None:
+        return {name: Interval(value) for name, value in zip(NAMES, values, strict=True)}
+    of = {"precision": x, "recall": y, "density": x, "coverage": y}
+    return {
+        name: _interval(name, value, float(variance), of[name])
+        for name, value, variance in zip(NAMES, values, variances, strict=True)
+    }
+
+
+def _interval(name: str, value: float, variance: float, averaged: _Items) -> Interval:
+    if name == "density" and value > 0:
+        return ratio_interval(value, variance)
+    return share_interval(value, variance, clips=averaged.clips, items=len(averaged.rows))  # a density of 0: no item is inside

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .frames import GENERATED, REFERENCE, FloatArray, checked_features
-from .intervals import RESAMPLES, Interval, percentile_interval, resampled_counts, spread_interval
+from .intervals import FEWEST, RESAMPLES, Interval, mean_interval, resampled_counts, spread_interval
 
 __all__ = ["Inception", "evaluate", "inception_score", "kl_per_pair", "sigmoid", "softmax", "validate"]
 
@@ -266,7 +266,7 @@ def evaluate(
     splits
         Of the inception score; None: without it, as where there are fewer than 20 clips.
     resamples
-        Draws; 0: no intervals.
+        Draws; 0: no intervals. Neither are there any of fewer than six clips, whose draws would tell too little.
     seed
         Of the splits and the draws.
 
@@ -291,16 +291,15 @@ def evaluate(
     """
     generated = checked_features(generated_logits, GENERATED)
     result = {}
-    times = np.array(list(resampled_counts(len(generated), resamples=resamples, seed=seed)), np.float64)
     if reference_logits is not None:
         for name, direction, link in PAIRED:
             pairs = kl_per_pair(reference_logits, generated, direction=direction, link=link)
-            means = [float(counts @ pairs) / len(pairs) for counts in times]
-            result[name] = percentile_interval(float(pairs.mean()), means)
+            result[name] = mean_interval(pairs, resamples=resamples, seed=seed)
     if splits is None:
         return result
     score = inception_score(generated, splits=splits, seed=seed).mean
     logs, member = _log_softmax(generated.astype(np.float64)), _dealt(len(generated), splits, seed)
+    times = resampled_counts(len(generated), resamples=resamples if len(generated) >= FEWEST else 0, seed=seed)
     draws = [float(_split_scores(logs, _filled(member * counts, member)).mean()) for counts in times]
     return {**result, "is": spread_interval(score, draws, least=1.0)}
 

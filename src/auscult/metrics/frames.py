@@ -78,6 +78,7 @@ def check_same_dimension(generated: Features, reference: Features) -> None:
 
 
 def different_dimensions(generated: int, reference: int) -> str:
+    """The message for sets whose rows cannot be compared."""
     return (
         f"generated features have {generated} dimensions, the reference {reference}: "
         "describe both sets with the same backend and settings"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Count = Literal["clips", "frames", "frames a clip"]
 
 BRACKETS = {
-    "floor": "the reference against itself, in halves",
+    "floor": "real audio, as halves of the reference against each other (by IS, CLAP score and KL the reference itself, so "
+    "that KL has 0)",
     "noise": "white noise in place of the generated clips",
     "silence": "silence in place of the generated clips",
     "shuffled": "the generated clips, each with the pair of another one",
@@ -29,8 +33,12 @@ class Metric:
         Whether the value is a share that readers want in percent.
     memorization
         Whether it tells of replication rather than of quality.
-    counts_matter
-        Whether it changes with the number of clips alone, so that sets of unequal size cannot be compared.
+    changes_with
+        Number of the generated set that it changes with whatever they sound like, so that sets of unequal size cannot be
+        compared; None: it does not.
+    spread
+        Whether its interval is a spread about a value that is biased by the number of clips
+        (:func:`~auscult.metrics.intervals.spread_interval`), and need not hold what endless clips would score.
     """
 
     name: str
@@ -38,7 +46,8 @@ class Metric:
     explanation: str
     percent: bool = False
     memorization: bool = False
-    counts_matter: bool = False
+    changes_with: Count | None = None
+    spread: bool = False
 
 
 METRICS = {
@@ -48,19 +57,22 @@ METRICS = {
         "Frechet distance of two Gaussians fitted to the frames of all generated and all reference clips; it cannot see "
         "what is not in means and covariances, it falls as clips are added, and it does not know which prompt a clip "
         "answers.",
-        counts_matter=True,
+        changes_with="frames",
+        spread=True,
     ),
     "fad_infinity": Metric(
         "FAD, infinite set",
         False,
         "The same distance, extrapolated to endlessly many clips from subsets of several sizes, so that sets of unequal "
         "size can be compared; it leans on a straight line, and stays blind to prompts.",
+        spread=True,
     ),
     "fad_per_clip": Metric(
         "FAD per clip",
         False,
         "Frechet distance of the frames of a single clip to those of the reference, averaged over clips; it finds odd "
         "clips, and punishes a clip for holding one sound only, as most good ones do.",
+        changes_with="frames a clip",
     ),
     "fd": Metric(
         "FD",
@@ -68,13 +80,15 @@ METRICS = {
         "Frechet distance of two Gaussians fitted to the features of all generated and all reference clips; it cannot see "
         "what is not in means and covariances, it falls as clips are added, and it does not know which prompt a clip "
         "answers.",
-        counts_matter=True,
+        changes_with="frames",
+        spread=True,
     ),
     "fd_infinity": Metric(
         "FD, infinite set",
         False,
         "The Frechet distance extrapolated to endlessly many clips from subsets of several sizes, so that sets of unequal "
         "size can be compared; it leans on a straight line, and stays blind to prompts.",
+        spread=True,
     ),
     "kad": Metric(
         "KAD",
@@ -107,7 +121,8 @@ METRICS = {
         True,
         "Inception score: how sure a classifier is of each clip, and how many classes the clips cover together; it never "
         "looks at the reference, so clear sounds of the wrong kind score well.",
-        counts_matter=True,
+        changes_with="clips",
+        spread=True,
     ),
     "clap_score": Metric(
         "CLAP score",
@@ -120,28 +135,28 @@ METRICS = {
         True,
         "Share of generated clips that lie within the reach of a reference clip among its neighbors; it says nothing of "
         "variety: one good clip, repeated, has precision 1.",
-        counts_matter=True,
+        changes_with="clips",
     ),
     "recall": Metric(
         "recall",
         True,
         "Share of reference clips that lie within the reach of a generated clip among its neighbors; outliers among the "
         "generated clips reach far, and raise it.",
-        counts_matter=True,
+        changes_with="clips",
     ),
     "density": Metric(
         "density",
         True,
         "How many reference neighborhoods a generated clip lies in, relative to how many it should; more robust to "
         "outliers than precision, may exceed 1, and as blind to variety.",
-        counts_matter=True,
+        changes_with="clips",
     ),
     "coverage": Metric(
         "coverage",
         True,
         "Share of reference clips in whose neighborhood at least one generated clip lies; it sees missing kinds of sound,"
         " but a copy of the reference covers it all.",
-        counts_matter=True,
+        changes_with="clips",
     ),
     "mean_similarity": Metric(
         "mean audit score",

@@ -1,4 +1,4 @@
-"""Draws of clips: intervals from resampled ones, and pairs that are all wrong."""
+"""Intervals of scores, the draws of clips that they come from, and pairs that are all wrong."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import betaincinv, ndtri
 
 IntArray = npt.NDArray[np.int64]
 
+FEWEST = 6  # clips that an interval is drawn from: of fewer, even the range misses their median in more than 5 % of samples
 RESAMPLES = 200  # enough for a 95 % interval whose ends wobble by a few percent of its width
 LOW, HIGH = 2.5, 97.5  # percentiles
 
@@ -43,6 +45,28 @@ def percentile_interval(value: float, draws: npt.ArrayLike) -> Interval:
     return Interval(value, float(low), float(high))
 
 
+def mean_interval(values: npt.ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """The mean of what independent clips score, with the percentiles of means of resampled clips.
+
+    No ends for fewer than ``FEWEST`` = 6 clips. A draw of them is never wider than they are themselves: a single clip would
+    have an interval without width, and all of n clips lie on one side of their median in ``2^(1 - n)`` of samples, 6 % of five.
+
+    Examples
+    --------
+    >>> mean_interval([0.25])
+    Interval(value=0.25, low=nan, high=nan)
+    >>> interval = mean_interval([0.0, 1.0] * 20)
+    >>> interval.value, 0.3 < interval.low < 0.4 < 0.6 < interval.high < 0.7
+    (0.5, True)
+    """
+    scores = np.asarray(values, np.float64)
+    draws = [
+        float(times @ scores) / len(scores)
+        for times in resampled_counts(len(scores), resamples=resamples if len(scores) >= FEWEST else 0, seed=seed)
+    ]
+    return percentile_interval(float(scores.mean()), draws)
+
+
 def spread_interval(value: float, draws: npt.ArrayLike, *, least: float = -np.inf) -> Interval:
     """The value, and the spread of the draws of a bootstrap about their own mean laid around it.
 
@@ -65,6 +89,63 @@ def spread_interval(value: float, draws: npt.ArrayLike, *, least: float = -np.in
         return Interval(value)
     low, high = np.percentile(numbers - numbers.mean(), [LOW, HIGH], method="nearest")
     return Interval(value, max(least, float(value + low)), max(least, float(value + high)))
+
+
+def share_interval(value: float, variance: float, *, clips: int, items: int) -> Interval:
+    """Clopper and Pearson's interval of a share, for as many independent clips as its variance is that of.
+
+    Shares are no normal numbers near 0 and 1, and at 0 and 1 themselves nothing was seen to vary: ends from a standard error
+    would have no width there. ``value (1 - value) / variance`` independent trials would vary as much.
+
+    Parameters
+    ----------
+    value
+        The share.
+    variance
+        Its sampling variance.
+    clips
+        Independent clips that were averaged: trials where the share is 0 or 1.
+    items
+        All that was averaged: there are no more trials than that.
+
+    Examples
+    --------
+    >>> interval = share_interval(0.5, 0.25 / 40, clips=80, items=80)  # varies like 20 of 40
+    >>> round(interval.low, 3), round(interval.high, 3)
+    (0.338, 0.662)
+    >>> round(share_interval(1.0, 0.0, clips=80, items=80).low, 3)  # 80 of 80
+    0.955
+
+    References
+    ----------
+    Korn and Graubard, "Confidence intervals for proportions with small expected number of positive counts estimated from survey
+    data", Survey Methodology 24 (1998).
+    """
+    spread = value * (1 - value)
+    trials = float(clips) if spread == 0 else min(spread / variance if variance > 0 else np.inf, float(items))
+    hits, tail = value * trials, (100 - HIGH) / 100
+    low = float(betaincinv(hits, trials - hits + 1, tail)) if value > 0 else 0.0
+    high = float(betaincinv(hits + 1, trials - hits, 1 - tail)) if value < 1 else 1.0
+    return Interval(value, low, high)
+
+
+def ratio_interval(value: float, variance: float) -> Interval:
+    """Interval of a number above 0 that varies by factors: 1.96 standard errors of its logarithm either side.
+
+    Without ends where it was not seen to vary.
+
+    Examples
+    --------
+    >>> ratio_interval(1.0, 0.0)
+    Interval(value=1.0, low=nan, high=nan)
+    >>> interval = ratio_interval(2.0, 0.04)
+    >>> round(interval.low, 3), round(interval.high, 3)
+    (1.644, 2.433)
+    """
+    if not variance > 0:
+        return Interval(value)
+    factor = float(np.exp(ndtri(HIGH / 100) * np.sqrt(variance) / value))
+    return Interval(value, value / factor, value * factor)
 
 
 def resampled_counts(n: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[IntArray]:

@@ -173,6 +173,7 @@ class _Set:
 
     @property
     def n_clips(self) -> int:
+        """How many clips the rows are of."""
         return len(self.numbers)
 
 

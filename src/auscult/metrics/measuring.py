@@ -258,7 +258,9 @@ def measure(
     label
         What the backend is called in tables.
     """
-    clips = {"n_generated": len(task.generated), "n_reference": len(task.reference)}
+    sets = {"generated": task.generated, "reference": task.reference}
+    clips = {f"n_{name}": len(one) for name, one in sets.items()}
+    clips |= {f"n_{name}_frames": int(one.frame_counts.sum()) for name, one in sets.items()}
     try:
         found = family.measure(task)
     except ValueError as refusal:

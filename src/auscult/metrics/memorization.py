@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..review.intervals import share
 from ..review.verdicts import VerdictStore
 from ..review.verified import audit_rate
 from ..store import DescriptorStore
-from .intervals import RESAMPLES, Interval, percentile_interval, resampled_counts
+from .intervals import FEWEST, RESAMPLES, Interval, percentile_interval, resampled_counts
 from .scores import Score
 
 DoubleArray = npt.NDArray[np.float64]
@@ -43,7 +44,8 @@ def replication_columns(audit: str | Path, clips: pa.Table, *, resamples: int = 
     have none); intervals by drawing clips again. ``share_over_tau`` is the share of these clips that the audit flags, with its
     Clopper-Pearson interval. ``verified_rate`` is the verified replication rate of :func:`~auscult.review.verified.audit_rate`
     as a share; where every clip was looked at, its interval is that of Clopper and Pearson, too, since a table compares
-    systems and not these clips of theirs.
+    systems and not these clips of theirs. What else the scores depend on (training and background clips, the normalization, and
+    of the share flagged tau) is in their ``settings``, so that systems that were audited otherwise are not compared.
 
     Parameters
     ----------
@@ -53,7 +55,7 @@ def replication_columns(audit: str | Path, clips: pa.Table, *, resamples: int = 
         The evaluated clips: ``clip_id``, ``sample_digest``, and for an audit of a store that lies elsewhere also ``sha256``,
         ``duration_s`` and ``start_s`` (0, if there is no such column).
     resamples, seed
-        Of the intervals of mean and percentile.
+        Of the intervals of mean and percentile, of which there are none with fewer than six clips.
 
     Returns
     -------
@@ -81,6 +83,7 @@ def replication_columns(audit: str | Path, clips: pa.Table, *, resamples: int = 
         "backend": descriptor,
         "n_generated": len(scores),
         "n_reference": int(opened.card["inputs"]["references"]["counts"]["clips"]),
+        "settings": _settings(opened.card),
     }
     if not len(scores):
         reason = f"none of the {queries.num_rows:,} clips has a score in the audit: all are silent"
@@ -89,11 +92,24 @@ def replication_columns(audit: str | Path, clips: pa.Table, *, resamples: int = 
     return {score.metric: score for score in (*found, _verified(opened, queries, facts))}
 
 
+def _settings(card: Mapping[str, Any]) -> dict[str, str | float]:
+    """What the scores of an audit depend on beside its descriptor. Audits of unlike settings, or of other sets, have others."""
+    config, inputs = card.get("config", {}), card["inputs"]
+    given = inputs.get("background")
+    used = ("candidates",) if str(card["descriptor"]).startswith("contrast/") else ("beta", "background_k", "search")
+    sampled = f"{config.get('background_sample')} training clips by seed {config.get('seed')}"
+    return {
+        "training clips": inputs["references"]["content_sha256"][:12],
+        "background": given["content_sha256"][:12] if given else sampled,
+        **{name.replace("_", " "): config[name] for name in used if name in config},
+    }
+
+
 def _top_scores(scores: DoubleArray, aside: str, resamples: int, seed: int, facts: dict[str, Any]) -> list[Score]:
     """Mean and 95th percentile of the top-1 scores."""
     draws = [
         (drawn.mean(), np.percentile(drawn, UPPER))
-        for counts in resampled_counts(len(scores), resamples=resamples, seed=seed)
+        for counts in resampled_counts(len(scores), resamples=resamples if len(scores) >= FEWEST else 0, seed=seed)
         for drawn in [np.repeat(scores, counts)]
     ]
     values = float(scores.mean()), float(np.percentile(scores, UPPER))
@@ -110,6 +126,7 @@ def _flagged(audit: Audit, queries: pa.Table, compared: int, aside: str, facts: 
         reason = f"the audit could not decide what to flag: {audit.card['calibration']['null_clips']:,} null scores are too few"
         return Score.refused(name, reason=reason, **facts)
     found = share(int(np.count_nonzero(queries["flagged"].to_numpy(zero_copy_only=False))), compared)
+    facts = {**facts, "settings": {**facts["settings"], "tau": float(f"{threshold['tau']:.6g}")}}
     note = f"Flagged over tau = {threshold['tau']:.4g} by the rule '{threshold['rule']}'."
     if not threshold["separated"]:
         note += " The scores show no gap there, so this is a list to listen to and not a finding."

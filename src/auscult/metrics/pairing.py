@@ -281,6 +281,7 @@ class _Names:
             self.paths[path].append(row)
 
     def holds(self, clip_id: str | None, path: str | None) -> bool:
+        """Whether a clip has this id, or lies in this file."""
         return clip_id in self.ids or path in self.paths
 
     def row(self, where: str, clip_id: str | None, path: str | None, which: str) -> int | None:

@@ -6,19 +6,20 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ..inputs import listed
+from .comparing import best_of, unlike
 from .glossary import BRACKETS, Metric, metric_of
 from .scores import Score, SystemResult
 
 FEW_SYSTEMS = 4  # up to here metrics are the rows, since there are more of those, and names are longer than numbers
-UNEQUAL = 1.1  # ratio of counts from which on a metric that depends on them is not compared
 ARROWS = {True: "↑", False: "↓", None: ""}
 NONE = "-"
 CSV_COLUMNS = (
     *("system", "metric", "backend", "value", "low", "high", "higher_is_better", *BRACKETS),
-    *("n_generated", "n_reference", "reason", "note"),
+    *("n_generated", "n_reference", "n_generated_frames", "n_reference_frames", "reason", "note", "settings"),
 )
 
 
@@ -79,6 +80,7 @@ class _Footnotes:
     texts: list[str] = field(default_factory=list)
 
     def number(self, text: str) -> int:
+        """The number of a sentence, a new one if it is new."""
         text = text[0].upper() + text[1:].rstrip(".") + "."
         if text not in self.texts:
             self.texts.append(text)
@@ -89,8 +91,9 @@ def board(results: Sequence[SystemResult]) -> Board:
     """The table of several systems.
 
     The best value of a metric is marked only where the interval of its system overlaps that of no other, there are two
-    systems at least, and all were measured alike: with the same backend, against as many reference clips, and, where the
-    metric depends on it (``Metric.counts_matter``), with about as many generated clips. Else a footnote says what is unlike.
+    systems at least, and all were measured alike: with the same backend and settings, against as many reference clips and
+    frames, and, where the metric depends on it (``Metric.changes_with``), with about as many generated clips or frames. Else
+    a footnote says what is unlike.
 
     Raises
     ------
@@ -138,18 +141,30 @@ def scoreboard_csv(results: Sequence[SystemResult]) -> str:
     for result in results:
         for score in result.scores.values():
             facts = {"system": result.name, **score.to_json()}
+            facts["settings"] = "; ".join(f"{name}: {value}" for name, value in score.settings.items())
             writer.writerow(["" if facts[column] is None else facts[column] for column in CSV_COLUMNS])
     return text.getvalue()
 
 
 def legend(table: Board) -> str:
-    """What arrows, brackets of intervals, bold and the bracket columns mean, in one line of plain text."""
-    parts = ["↑ higher is better, ↓ lower is better; in square brackets the 95 % interval."]
+    """What arrows, square brackets, bold and the bracket columns mean, in one line of plain text."""
+    parts = [f"↑ higher is better, ↓ lower is better; in square brackets {_ends(table)}."]
     if len(table.systems) > 1:
         parts.append("Bold: best, by an interval that overlaps no other system's.")
     if table.brackets:
-        parts.append("; ".join(f"{name}: {BRACKETS[name]}" for name in table.brackets).capitalize() + ".")
+        text = "; ".join(f"{name}: {BRACKETS[name]}" for name in table.brackets)
+        parts.append(f"{text[0].upper()}{text[1:]}.")
     return " ".join(parts)
+
+
+def _ends(table: Board) -> str:
+    """What the numbers in square brackets are, of the metrics that are in the table."""
+    drawn = [row for row in table.rows if any(cell.interval for cell in row.cells)]
+    names = list(dict.fromkeys(row.metric.name.partition(",")[0] for row in drawn if row.metric.spread))
+    spread = "the 95 % spread from sample to sample, which need not hold the value of endless clips"
+    if not names or all(row.metric.spread for row in drawn):
+        return spread if names else "the 95 % interval"
+    return f"the 95 % interval, or by {listed(names)} {spread}"
 
 
 def format_score(
@@ -198,11 +213,11 @@ def _row(key: str, results: Sequence[SystemResult], brackets: Sequence[str], foo
     found = [score for score in scores if score is not None]
     metric = metric_of(found[0].metric)
     backend = found[0].backend.partition("/")[0]
-    unlike = _unlike(metric, results, key)
+    odd = unlike(metric, {result.name: score for result, score in zip(results, scores, strict=True)})
     common = {score.note for score in scores if score is not None} if None not in scores and len(scores) > 1 else set()
     own = [found[0].note] if len(common) == 1 and found[0].note else []
-    notes = tuple(footnotes.number(text) for text in (*own, *unlike))
-    best = None if unlike else best_of(scores)
+    notes = tuple(footnotes.number(text) for text in (*own, *odd))
+    best = None if odd else best_of(scores)
     cells = tuple(_cell_of(score, metric, place == best, bool(own), footnotes) for place, score in enumerate(scores))
     texts = tuple(_bracket([getattr(score, name) for score in found], metric) for name in brackets)
     return Row(key, metric, ARROWS[found[0].higher_is_better], backend, cells, texts, notes)
@@ -217,51 +232,6 @@ def _cell_of(score: Score | None, metric: Metric, best: bool, noted: bool, footn
         return Cell(NONE, notes=notes)
     value, interval = format_score(score.value, score.low, score.high, percent=metric.percent)
     return Cell(value, interval, best, notes)
-
-
-def best_of(scores: Sequence[Score | None]) -> int | None:
-    """Place of the score whose interval lies on the better side of all others; None if there is none such.
-
-    Examples
-    --------
-    >>> ends = [(1.0, 0.9, 1.1), (1.4, 1.2, 1.6), (2.0, 1.5, 2.5)]
-    >>> best_of([Score("fad", "x", *three, higher_is_better=False) for three in ends])
-    0
-    >>> best_of([Score("is", "x", *three, higher_is_better=True) for three in ends]) is None
-    True
-    """
-    there = [(place, score) for place, score in enumerate(scores) if score is not None and score.value is not None]
-    if len(there) < 2 or there[0][1].higher_is_better is None:
-        return None
-    sign = 1.0 if there[0][1].higher_is_better else -1.0
-    spans: list[tuple[float, float, int]] = []
-    for place, score in there:
-        if score.low is None or score.high is None:
-            return None  # who knows how far it reaches
-        worse, better = sorted((sign * score.low, sign * score.high))
-        spans.append((worse, better, place))
-    spans.sort()
-    return spans[-1][2] if all(spans[-1][0] > better for _, better, _ in spans[:-1]) else None
-
-
-def _unlike(metric: Metric, results: Sequence[SystemResult], key: str) -> list[str]:
-    """Sentences about what keeps the systems from being compared by this metric."""
-    scores = {result.name: score for result in results if (score := result.scores.get(key)) and score.value is not None}
-    backends = {name: score.backend for name, score in scores.items()}
-    references = {name: score.n_reference for name, score in scores.items()}
-    counts = {name: score.n_generated for name, score in scores.items()}
-    sentences = []
-    if len(set(backends.values())) > 1:
-        sentences.append(f"Not comparable: computed with unlike backends ({_listed(backends)}).")
-    if len(set(references.values())) > 1:
-        sentences.append(f"Not comparable: unequal numbers of reference clips ({_listed(references)}).")
-    if metric.counts_matter and counts and max(counts.values()) > UNEQUAL * max(min(counts.values()), 1):
-        sentences.append(f"Not comparable: it changes with the number of generated clips ({_listed(counts)}).")
-    return sentences
-
-
-def _listed(facts: Mapping[str, object]) -> str:
-    return ", ".join(f"{name}: {value}" for name, value in facts.items())
 
 
 def _bracket(values: Iterable[float | None], metric: Metric) -> str:

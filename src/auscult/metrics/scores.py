@@ -30,10 +30,14 @@ class Score:
         The same metric of sets that are known to be as good or as bad as can be (``BRACKETS``); None where there is none.
     n_generated, n_reference
         Clips that it was computed from.
+    n_generated_frames, n_reference_frames
+        Their frames; None where it is not of features.
     reason
         Why there is no value; None if there is one.
     note
         What a reader has to know of this value; empty if nothing.
+    settings
+        Beyond the backend, what it was measured with, by name, as JSON can hold it: systems compare only where it is equal.
     """
 
     metric: str
@@ -48,8 +52,11 @@ class Score:
     shuffled: float | None = None
     n_generated: int = 0
     n_reference: int = 0
+    n_generated_frames: int | None = None
+    n_reference_frames: int | None = None
     reason: str | None = None
     note: str = ""
+    settings: Mapping[str, str | float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("value", "low", "high", *BRACKETS):

@@ -1,7 +1,7 @@
 """Models that others trained: found in a folder or on the Hugging Face hub, loaded quietly, and refused in words."""
 
 from .clap import CLAP, ClapTower, load_clap, log_mel
-from .loading import Pretrained, choose_device, first_line, hub_commit, load, load_config
+from .loading import Pretrained, choose_device, first_line, hub_commit, load
 from .locating import Kind, Located, folder_digest, locate
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "hub_commit",
     "load",
     "load_clap",
-    "load_config",
     "locate",
     "log_mel",
 ]

@@ -101,24 +101,6 @@ def load(
     return Pretrained(model.eval().to(chosen), extractor, config, chosen)
 
 
-def load_config(name: str, kind: Kind, *, needed_for: str, revision: str = "") -> Any:
-    """A model's configuration alone, an object of transformers'.
-
-    Raises
-    ------
-    ModelError
-        It is not there, damaged, or of another kind.
-    MissingExtraError
-        transformers is not installed.
-    """
-    try:
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("models", needed_for) from error
-    with _in_words(name, kind), quiet():
-        return _config(name, kind, {"revision": revision} if revision else {})
-
-
 def _config(name: str, kind: Kind, at: dict[str, str]) -> Any:
     import transformers
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...devices import float32_products
 from ...errors import ModelError
-from ...pretrained import Kind, Pretrained, load_config
+from ...pretrained import Kind, Pretrained
 from ...pretrained import load as load_pretrained
 from .base import Backend, Embedded, FloatArray
 from .hub import batched, covering, finite, pin, take
@@ -32,7 +32,7 @@ BATCH = 4
 GPU_BATCH = 32
 
 
-def load(name: str, weights: str | None, device: str, *, revision: str = "") -> Backend:
+def load(name: str, weights: str | None, device: str, *, revision: str = "", filter_bank: str = "") -> Backend:
     """Load AST: a frame is a window of 10.24 s, as the mean of the class and distillation tokens; logits are of the clip.
 
     Windows of 1024 hops of the filter bank (163,840 samples) follow each other; if something is left, one more ends where the
@@ -53,20 +53,23 @@ def load(name: str, weights: str | None, device: str, *, revision: str = "") -> 
         As :func:`auscult.pretrained.choose_device` takes it.
     revision
         On the hub.
+    filter_bank
+        As a spec has it, ``"torchaudio"`` or ``"numpy"``; empty: the one that is there.
 
     Raises
     ------
     ValueError
         There is no such device.
     ModelError
-        The weights are missing, damaged, incomplete, of another model, or for another rate.
+        The weights are missing, damaged, incomplete, of another model, or for another rate; or the filter bank is not the one
+        that is there.
     MissingExtraError
         torch or transformers is not installed.
 
     Notes
     -----
-    The extractor takes torchaudio's filter bank where torchaudio is installed, and its own in numpy elsewhere. They differ by
-    rounding.
+    The extractor takes torchaudio's filter bank where torchaudio is installed, and its own in numpy elsewhere. Logarithms of
+    energies differ by rounding (in noise and in a tone by 0.0006 at most), so the spec says which it was.
     """
     pinned = pin(weights, AST, revision=revision, needed_for=NEEDED_FOR)
     loaded = load_pretrained(
@@ -79,9 +82,15 @@ def load(name: str, weights: str | None, device: str, *, revision: str = "") -> 
         revision=pinned.revision,
     )
     _check_extractor(pinned.name, loaded)
+    there = _filter_bank()
+    if filter_bank not in ("", there):
+        raise ModelError(
+            f"{pinned.name}: expected features from the filter bank of {filter_bank}, but the one that is there is {there}'s: "
+            f"{'remove' if there == 'torchaudio' else 'install'} torchaudio, or compute the features again"
+        )
     window = loaded.extractor.max_length * HOP_SAMPLES
     return Backend(
-        spec=pinned.spec(name),
+        spec=pinned.spec(name, filter_bank=there),
         sample_rate_hz=SAMPLE_RATE_HZ,
         dimension=int(loaded.config.hidden_size),
         classes=int(loaded.config.num_labels),
@@ -92,26 +101,6 @@ def load(name: str, weights: str | None, device: str, *, revision: str = "") -> 
     )
 
 
-def class_names(weights: str | None = None, *, revision: str = "") -> tuple[str, ...]:
-    """What the classes are called, in the order of the logits.
-
-    Parameters
-    ----------
-    weights, revision
-        As :func:`load` takes them; only the configuration is read.
-
-    Raises
-    ------
-    ModelError
-        There is no such model.
-    MissingExtraError
-        transformers is not installed.
-    """
-    pinned = pin(weights, AST, revision=revision, needed_for=NEEDED_FOR)
-    config = load_config(pinned.name, AST, needed_for=NEEDED_FOR, revision=pinned.revision)
-    return tuple(config.id2label[number] for number in range(config.num_labels))
-
-
 @dataclass(frozen=True)
 class _Classifier:
     loaded: Pretrained
@@ -119,6 +108,7 @@ class _Classifier:
     name: str
 
     def embed(self, samples: FloatArray) -> Embedded:
+        """A row for each window, and the logits of the clip."""
         clip = take(samples, FRAME_SAMPLES)
         windows = (clip[start : start + self.window] for start in covering(len(clip), self.window, self.window))
         rows = batched(windows, BATCH if self.loaded.on_cpu else GPU_BATCH, self._run)
@@ -135,6 +125,13 @@ class _Classifier:
             inputs = inputs.float().to(self.loaded.device)
             pooled = self.loaded.model.audio_spectrogram_transformer(inputs).pooler_output
             return torch.cat([pooled, self.loaded.model.classifier(pooled)], dim=1).float().cpu().numpy()
+
+
+def _filter_bank() -> str:
+    """Whose filter bank transformers' extractor takes in this installation."""
+    from transformers.utils import is_speech_available
+
+    return "torchaudio" if is_speech_available() else "numpy"
 
 
 def _check_extractor(name: str, loaded: Pretrained) -> None:

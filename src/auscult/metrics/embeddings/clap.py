@@ -93,11 +93,13 @@ class _Both:
     hop: int
 
     def embed(self, samples: FloatArray) -> Embedded:
+        """A row of unit length for each window."""
         clip = take(samples, 1)
         windows = [clip[start : start + WINDOW_SAMPLES] for start in covering(len(clip), WINDOW_SAMPLES, self.hop)]
         return Embedded(self.tower.embed_all(windows, self.weights.name))
 
     def embed_texts(self, captions: list[str]) -> FloatArray:
+        """A row of unit length for each caption; a ``ValueError`` for one without words."""
         import torch
 
         for row, caption in enumerate(captions):

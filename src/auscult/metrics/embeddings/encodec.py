@@ -94,6 +94,7 @@ class _Encoder:
     name: str
 
     def embed(self, samples: FloatArray) -> Embedded:
+        """A row for each hop of the encoder, before it is quantized."""
         clip = take(samples, 1)
         rows = batched(self._windows(clip), BATCH if self.loaded.on_cpu else GPU_BATCH, self._run)
         return Embedded(finite(np.concatenate(rows), self.name))

@@ -141,6 +141,7 @@ class _Waves:
     longest: int  # frames in a window
 
     def embed(self, samples: FloatArray) -> Embedded:
+        """A row for each state of the chosen layer."""
         clip = take(samples, self.sight)
         extractor = self.loaded.extractor
         values = extractor(clip, sampling_rate=extractor.sampling_rate, return_tensors="np")["input_values"][0]
@@ -188,6 +189,7 @@ class _Whisper:
     stride: int  # samples from a frame to the next
 
     def embed(self, samples: FloatArray) -> Embedded:
+        """A row for each state of the encoder's chosen layer that is of the clip, and not of what fills up its window."""
         clip = take(samples, 1)
         window = int(self.loaded.extractor.n_samples)
         windows = (clip[start : start + window] for start in range(0, len(clip), window))

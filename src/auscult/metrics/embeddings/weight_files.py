@@ -30,7 +30,7 @@ class WeightFile:
     digest
         SHA-256 of its bytes, hexadecimal.
     tensors
-        Its tensors by name, on the CPU.
+        Its tensors by name, on the CPU, and the arrays that lie among them.
     """
 
     path: Path
@@ -113,7 +113,7 @@ def check_tensors(file: WeightFile, shapes: Shapes, meant: str, *, ignored: Call
     Raises
     ------
     ModelError
-        With the first name that is missing, is not known, has another shape, or has values that are not finite.
+        With the first name that is missing, is not known, is no tensor, has another shape, or has values that are not finite.
     """
     import torch
 
@@ -134,7 +134,9 @@ def _differences(tensors: Mapping[str, Any], shapes: Shapes, ignored: Callable[[
         if key not in shapes and not ignored(key):
             yield f"{key!r} is in it, which this network does not have"
     for key, shape in shapes.items():
-        if (got := tuple(tensors[key].shape)) != shape:
+        if not hasattr(tensors[key], "contiguous"):  # arrays are read, too, since they may lie beside the weights
+            yield f"{key!r} should be a tensor, is a {type(tensors[key]).__name__} (save it as torch.from_numpy(...))"
+        elif (got := tuple(tensors[key].shape)) != shape:
             yield f"{key!r} should have the shape {shape}, has {got}"
 
 
