@@ -53,8 +53,8 @@ METRICS = {
     "fad_infinity": Metric(
         "FAD, infinite set",
         False,
-        "The same distance, extrapolated to endlessly many clips from subsets of several sizes, so that sets of unequal "
-        "size can be compared; it leans on a straight line, and stays blind to prompts.",
+        "The same distance, extrapolated to endlessly many generated clips from halves and quarters, so that sets of unequal "
+        "size can be compared; it leans on a straight line, keeps what a small reference adds, and stays blind to prompts.",
     ),
     "fad_per_clip": Metric(
         "FAD per clip",
@@ -73,8 +73,8 @@ METRICS = {
     "fd_infinity": Metric(
         "FD, infinite set",
         False,
-        "The Frechet distance extrapolated to endlessly many clips from subsets of several sizes, so that sets of unequal "
-        "size can be compared; it leans on a straight line, and stays blind to prompts.",
+        "The Frechet distance extrapolated to endlessly many generated clips from halves and quarters, so that sets of unequal "
+        "size can be compared; it leans on a straight line, keeps what a small reference adds, and stays blind to prompts.",
     ),
     "kad": Metric(
         "KAD",
