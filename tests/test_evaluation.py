@@ -163,7 +163,7 @@ def test_the_seed_decides_the_intervals_and_no_value(place: Path) -> None:
         for seed in (0, 0, 1)
     )
     assert again.results == first.results
-    for key in ("fd_logmel", "kad_logmel", "precision_logmel"):
+    for key in ("fd_logmel", "kad_logmel", "density_logmel"):
         one, two = first.results[0].scores[key], other.results[0].scores[key]
         assert two.value == pytest.approx(one.value, rel=1e-9) and (one.low, one.high) != (two.low, two.high)
 
@@ -562,14 +562,14 @@ def test_scores_by_class_with_labels_of_the_manifest_and_of_the_prompts(place: P
             config=BARE,
             cache=place / "cache",
         )
-        found.append(one.tails["fad_per_clip_logmel"]["a"])
+        found.append(one.tails["fd_per_clip_logmel"]["a"])
     first, second, third = found
     assert [(bin.name, bin.classes, bin.clips) for bin in first.bins if bin.classes] == [
         ("0", 1, 16),
         ("1-9", 1, 16),
         ("10-29", 1, 16),
     ]
-    values = one.clips["fad_per_clip_logmel"].to_pylist()
+    values = one.clips["fd_per_clip_logmel"].to_pylist()
     ids = one.clips["clip_id"].to_pylist()
     owls = [v for v, clip in zip(values, ids, strict=True) if int(clip[:3]) % 3 == 1]
     assert first.bins[1].value == pytest.approx(np.mean(owls))
@@ -621,7 +621,7 @@ def test_audiocaps_takes_its_classes_from_audioset(place: Path, tmp_path: Path) 
     one = evaluate(
         {"a": system(manifest)}, open_corpus(place / "real"), prompts=asked, classes=classes, config=BARE, cache=place / "cache"
     )
-    tail = one.tails["fad_per_clip_logmel"]["a"]
+    tail = one.tails["fd_per_clip_logmel"]["a"]
     assert (tail.clips, tail.unlabeled) == (CLIPS, 1)
     assert [(row.label, row.frequency, row.clips) for row in tail.classes] == [("Owl", 2, 47), ("Dog", 10, 24)]
     assert "1 of 48 AudioCaps rows have no AudioSet segment" in one.card["warnings"][0]
@@ -646,10 +646,10 @@ def test_files_hold_every_system_and_come_back_as_they_were(place: Path, tmp_pat
         assert [row["system"] for row in csv.DictReader(text)] == ["good"] * 7 + [HOSTILE] * 7
     clips = pq.read_table(tmp_path / "out.clips.parquet")
     assert clips.column_names == [
-        "system", "clip_id", "path", "caption", "labels", "duration_s", "flags", "fad_per_clip_logmel",
+        "system", "clip_id", "path", "caption", "labels", "duration_s", "flags", "fd_per_clip_logmel",
     ]  # fmt: skip
     assert clips["system"].to_pylist() == ["good"] * CLIPS + [HOSTILE] * CLIPS
-    assert all(math.isfinite(number) for number in clips["fad_per_clip_logmel"].to_pylist())
+    assert all(math.isfinite(number) for number in clips["fd_per_clip_logmel"].to_pylist())
 
 
 def test_what_is_no_evaluation_is_not_read(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ DoubleArray = npt.NDArray[np.float64]
 __all__ = ["EvaluateConfig", "Evaluation", "System", "evaluate", "own_prompts"]
 
 KIND = "evaluation"
-TAIL_METRICS = ("clap_score", "kl", "fad_per_clip")  # the first that single clips have is shown over class frequency
+TAIL_METRICS = ("clap_score", "kl", "fad_per_clip", "fd_per_clip")  # the first there is, is shown over class frequency
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,8 @@ class _Found:
             if wanted and family.lacking(task.backend) is None and _paired(family, task):
                 scores = measure(task, family, brackets, captions, label)
                 self.scores.update({f"{name}_{label}": scores[name] for name in wanted if name in scores})
-        ids = task.generated.clips["clip_id"].to_pylist()
-        for metric, values in per_clip(task, distances="fad_per_clip" in config.metrics).items():
-            self.columns[f"{metric}_{label}"] = dict(zip(ids, values.tolist(), strict=True))
+        for metric, values in per_clip(task, distances=asked("fad_per_clip", config, optional=True)).items():
+            self.columns[f"{metric}_{label}"] = values
         self.frames[label] = int(task.generated.frame_counts.sum())
         self.task = self.task or task
 

@@ -76,6 +76,12 @@ METRICS = {
         "The Frechet distance extrapolated to endlessly many generated clips from halves and quarters, so that sets of unequal "
         "size can be compared; it leans on a straight line, keeps what a small reference adds, and stays blind to prompts.",
     ),
+    "fd_per_clip": Metric(
+        "FD per clip",
+        False,
+        "Frechet distance of the features of a single clip to those of the reference, averaged over clips; it finds odd "
+        "clips, and punishes a clip for holding one sound only, as most good ones do.",
+    ),
     "kad": Metric(
         "KAD",
         False,
