@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import random
@@ -307,6 +308,18 @@ def test_another_backend_or_policy_never_meets_features_of_this_one(tmp_path: Pa
     assert len({folder.name for folder in (tmp_path / "cache").iterdir()}) == 4
 
 
+def test_features_of_a_gpu_and_of_a_processor_are_kept_apart(tmp_path: Path) -> None:
+    corpus, log = write(tmp_path / "in", lengths(2)), tmp_path / "log"
+    for device, computed in (("cpu", 2), ("cuda:0", 4), ("cuda:1", 4), ("cuda", 4), ("cpu", 4)):
+        engine = Engine(device=device)
+        extract(corpus, backend(log=log), cache=tmp_path / "cache", engine=engine)
+        assert calls(log) == computed
+        embed_sounds([("a", "k", sound(0))], backend(), cache=tmp_path / "cache", engine=engine)
+    folders = sorted((tmp_path / "cache").iterdir())
+    assert {json.loads((folder / "card.json").read_text())["device"] for folder in folders} == {"cpu", "cuda"}
+    assert len(folders) == 2
+
+
 def test_where_the_weights_lie_does_not_matter_while_their_digest_is_named(tmp_path: Path) -> None:
     def folder(*parameters: tuple[str, str]) -> Path:
         return cache_module.open_cache(tmp_path, DescriptorSpec("x", 1, parameters), "policy")
@@ -514,6 +527,17 @@ def test_a_backend_that_breaks_its_promise_is_named_with_the_clip(tmp_path: Path
     with pytest.raises(ModelError, match=message) as caught:
         extract(write(tmp_path / "in", {"guilty.wav": sound(0, 0.5)}), broken, cache=tmp_path / "cache")
     assert "guilty.wav" in str(caught.value)
+
+
+def raising(samples: np.ndarray) -> Embedded:
+    raise ModelError("weights: gives values that are not finite")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_backend_that_checks_itself_is_named_with_the_clip_too(tmp_path: Path, workers: int) -> None:
+    corpus = write(tmp_path / "in", {"guilty.wav": sound(0, 0.5)})
+    with pytest.raises(ModelError, match=r"in/guilty\.wav: weights: gives values that are not finite"):
+        extract(corpus, replace(backend(), embed=raising), cache=tmp_path / "cache", engine=Engine(workers=workers))
 
 
 def test_a_file_that_changes_between_its_digest_and_its_decoding_is_refused(tmp_path: Path, monkeypatch) -> None:

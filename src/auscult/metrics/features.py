@@ -73,7 +73,8 @@ def extract(
     engine
         With one worker the backend works in this process, with as many threads as it likes; with several, each loads the
         backend (it must be one of ``BACKENDS``, or picklable), and a script must guard its entry by
-        ``if __name__ == "__main__"``. A quarter of its memory may hold features; more lie in a file.
+        ``if __name__ == "__main__"``. Its device is taken for that of the backend: features of a GPU and of a processor are
+        kept apart. A quarter of its memory may hold features; more lie in a file.
     progress
         Called with (clips read, None, what), then with (clips done, clips to do, what).
 
@@ -87,7 +88,7 @@ def extract(
         A place denies, cannot be reached, or is full.
     """
     clips, skipped = _keyed_clips(corpus, progress)
-    folder = open_cache(cache, backend.spec, str(policy))
+    folder = open_cache(cache, backend.spec, str(policy), engine.device)
     wanted: dict[str, Clip] = {}
     for clip, key in clips:
         wanted.setdefault(key, clip)
@@ -140,7 +141,8 @@ def embed_sounds(
     >>> found.clips["clip_id"].to_pylist(), found.features().tolist()
     (['b', 'a'], [[3.0], [0.0]])
     """
-    folder = open_cache(cache, backend.spec, str(policy)) / "sounds"  # apart, since all of it is checked before the first
+    # apart, since all of it is checked before the first
+    folder = open_cache(cache, backend.spec, str(policy), engine.device) / "sounds"
     folder.mkdir(exist_ok=True)
     kept = survey(folder)
     clips: dict[str, str] = {}
