@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,9 +29,10 @@ from auscult.descriptors import DescriptorSpec
 from auscult.engine import MIB, Engine
 from auscult.errors import CorpusError, ModelError, StorageError, StoreError
 from auscult.metrics import cache as cache_module
-from auscult.metrics import features, inference
+from auscult.metrics import features, featureset, inference
 from auscult.metrics.embeddings import Backend, Embedded
 from auscult.metrics.features import AudioPolicy, FeatureSet, default_cache, embed_sounds, extract, probe_rates
+from auscult.metrics.frechet import frechet_infinity
 from conftest import sound as synthesised
 
 RATE = 16_000
@@ -109,17 +112,41 @@ def test_features_are_what_the_backend_says_of_the_decoded_clip(tmp_path: Path) 
         assert clip["key"] == clip["sha256"] == digest
         assert (clip["sample_rate_hz"], clip["channels"], clip["n_frames"]) == (rate, 1, len(expected.frames))
         assert clip["duration_s"] == len(samples) / rate
-    keys = found.clips["key"].to_pylist()
-    assert keys == sorted(keys)
+    digests = found.clips["sample_digest"].to_pylist()
+    assert digests == sorted(digests)
 
 
 def test_names_and_order_of_files_change_nothing(tmp_path: Path) -> None:
     sounds = lengths(12)
-    turned = {f"other-{n}.wav": sounds[name] for n, name in enumerate(reversed(sounds))}
     one = extract(write(tmp_path / "one", sounds), backend(), cache=tmp_path / "a")
-    other = extract(write(tmp_path / "other", turned), backend(), cache=tmp_path / "b")
+    (tmp_path / "other").mkdir()
+    for n, name in enumerate(reversed(sounds)):  # copied: a file that is written again may hold the second it was written in
+        shutil.copy(tmp_path / "one" / name, tmp_path / "other" / f"other-{n}.wav")
+    other = extract(open_corpus(tmp_path / "other"), backend(), cache=tmp_path / "b")
     assert_same(one, other)
     assert one.clips["clip_id"].to_pylist() != sorted(sounds)  # or the order of contents would be that of the names
+
+
+@pytest.mark.parametrize("rate_hz", [RATE, 22_050])
+def test_a_lossless_container_changes_neither_features_nor_their_order(tmp_path: Path, rate_hz: int) -> None:
+    """Nor a score that draws. The files' own digests lie in another order, or this could not fail."""
+    found = {}
+    noise = [np.random.default_rng(n).normal(0, 0.02 * (1 + n % 5), int(3.3 * rate_hz)).clip(-1, 1) for n in range(40)]
+    for suffix in ("wav", "flac"):
+        (tmp_path / suffix).mkdir()
+        for name, samples in enumerate(noise):
+            whole = np.round(samples * 32767).astype(np.int16)
+            sf.write(tmp_path / suffix / f"{name}.{suffix}", whole, rate_hz)
+        found[suffix] = extract(open_corpus(tmp_path / suffix), backend(), cache=tmp_path / "cache")
+    clips = [[clip.partition(".")[0] for clip in one.clips["clip_id"].to_pylist()] for one in found.values()]
+    assert clips[0] == clips[1]
+    by_file = [np.argsort(one.clips["key"].to_pylist()).tolist() for one in found.values()]
+    assert by_file[0] != by_file[1]
+    np.testing.assert_array_equal(found["wav"].features(), found["flac"].features())
+    np.testing.assert_array_equal(found["wav"].logits(), found["flac"].logits())
+    real = np.random.default_rng(0).normal(size=(300, DIMENSION))
+    scores = [frechet_infinity(one.features(), real, clips=one.clip_of_frame, shuffles=1) for one in found.values()]
+    assert scores[0] == scores[1]
 
 
 def test_a_content_that_occurs_twice_is_embedded_once_and_counts_twice(tmp_path: Path) -> None:
@@ -280,6 +307,18 @@ def test_another_backend_or_policy_never_meets_features_of_this_one(tmp_path: Pa
     assert not np.array_equal(peak.features(), one.features())
     assert not np.array_equal(narrow.features(), one.features())
     assert len({folder.name for folder in (tmp_path / "cache").iterdir()}) == 4
+
+
+def test_features_of_a_gpu_and_of_a_processor_are_kept_apart(tmp_path: Path) -> None:
+    corpus, log = write(tmp_path / "in", lengths(2)), tmp_path / "log"
+    for device, computed in (("cpu", 2), ("cuda:0", 4), ("cuda:1", 4), ("cuda", 4), ("cpu", 4)):
+        engine = Engine(device=device)
+        extract(corpus, backend(log=log), cache=tmp_path / "cache", engine=engine)
+        assert calls(log) == computed
+        embed_sounds([("a", "k", sound(0))], backend(), cache=tmp_path / "cache", engine=engine)
+    folders = sorted((tmp_path / "cache").iterdir())
+    assert {json.loads((folder / "card.json").read_text())["device"] for folder in folders} == {"cpu", "cuda"}
+    assert len(folders) == 2
 
 
 def test_where_the_weights_lie_does_not_matter_while_their_digest_is_named(tmp_path: Path) -> None:
@@ -491,6 +530,17 @@ def test_a_backend_that_breaks_its_promise_is_named_with_the_clip(tmp_path: Path
     assert "guilty.wav" in str(caught.value)
 
 
+def raising(samples: np.ndarray) -> Embedded:
+    raise ModelError("weights: gives values that are not finite")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_backend_that_checks_itself_is_named_with_the_clip_too(tmp_path: Path, workers: int) -> None:
+    corpus = write(tmp_path / "in", {"guilty.wav": sound(0, 0.5)})
+    with pytest.raises(ModelError, match=r"in/guilty\.wav: weights: gives values that are not finite"):
+        extract(corpus, replace(backend(), embed=raising), cache=tmp_path / "cache", engine=Engine(workers=workers))
+
+
 def test_a_file_that_changes_between_its_digest_and_its_decoding_is_refused(tmp_path: Path, monkeypatch) -> None:
     corpus = write(tmp_path / "in", lengths(2))
     real = features.survey
@@ -511,7 +561,7 @@ def test_blocks_are_bounded_and_hold_everything_in_order(tmp_path: Path, monkeyp
     found = extract(write(tmp_path / "in", lengths(11)), backend(), cache=tmp_path / "cache")
     everything = found.features()
     for rows in (1, 2, 3, 7, 1000):
-        monkeypatch.setattr(features, "BLOCK_BYTES", rows * 4 * DIMENSION)
+        monkeypatch.setattr(featureset, "BLOCK_BYTES", rows * 4 * DIMENSION)
         blocks = list(found.blocks())
         assert all(len(block) == rows for block in blocks[:-1])
         assert 0 < len(blocks[-1]) <= rows

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from auscult.metrics.frechet import (
     Moments,
     evaluate,
+    evaluate_infinity,
     frechet_distance,
     frechet_infinity,
     frechet_per_clip,
@@ -21,7 +22,7 @@ from auscult.metrics.frechet import (
     shrinkage_coefficient,
     validate,
 )
-from auscult.metrics.frechet_variants import LEAST_FRAMES
+from auscult.metrics.gaussians import distance_to
 
 
 def _set(seed: int, n: int, d: int, *, shift: float = 0.0) -> np.ndarray:
@@ -223,24 +224,88 @@ def test_groups_spread_as_clips_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_group.high - by_group.low == pytest.approx(by_clip.high - by_clip.low, rel=0.25)
 
 
+def test_distances_to_one_set_are_the_distances() -> None:
+    """Of full rank, of too few rows, of dead dimensions on either side."""
+    sets = [_set(0, 400, 12), _set(1, 300, 12, shift=0.5), _set(2, 7, 12), np.hstack([_set(3, 50, 9), np.zeros((50, 3))])]
+    for reference in map(moments, ([one] for one in sets)):
+        to_it = distance_to(reference)
+        for one in sets:
+            expected = frechet_distance(moments([one]), reference)
+            assert to_it(moments([one])) == pytest.approx(expected, rel=1e-6, abs=1e-6 * np.trace(reference.covariance))
+    with pytest.raises(ValueError, match="generated features have 3 dimensions, the reference 12"):
+        distance_to(moments([sets[0]]))(moments([_set(4, 9, 3)]))
+    silence = moments([np.zeros((9, 12))])
+    assert distance_to(silence)(silence) == 0
+
+
 def test_extrapolation_removes_what_few_frames_add() -> None:
     """Two samples of one distribution: the score falls as 1 / n, and the line ends near 0."""
     rng = np.random.default_rng(23)
     reference = moments([rng.normal(size=(100_000, 20))])
     found = frechet_infinity(rng.normal(size=(3000, 20)), reference, seed=1)
-    assert found.sizes[0] == LEAST_FRAMES and found.sizes[-1] == 3000 and list(found.sizes) == sorted(found.sizes)
-    assert abs(found.value) < 0.15 * found.scores[-1]
-    assert found.slope == pytest.approx(found.scores[0] * LEAST_FRAMES, rel=0.1)
+    assert found.sizes == (750, 1500, 3000)
+    assert abs(found.value) < 0.1 * found.scores[-1]
+    assert found.slope == pytest.approx(found.scores[0] * 750, rel=0.1)
 
 
-def test_extrapolation_draws_whole_clips_without_replacement_by_seed() -> None:
+def _clips(seed: int, n_clips: int, frames: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of clips of ten kinds, which resemble the others of their clip, some clips far stronger than others."""
+    rng, clips = np.random.default_rng(seed), np.repeat(np.arange(n_clips), frames)
+    kinds = 3 * np.random.default_rng(99).normal(size=(10, d))
+    own = 2 * rng.normal(size=(n_clips, d)) * np.exp(0.7 * rng.normal(size=(n_clips, 1)))
+    return (kinds[rng.integers(10, size=n_clips)] + own)[clips] + rng.normal(size=(len(clips), d)), clips
+
+
+@pytest.mark.parametrize(("n_clips", "frames", "d"), [(64, 8, 16), (120, 9, 64), (512, 1, 32)])
+def test_extrapolation_hardly_depends_on_its_draws(n_clips: int, frames: int, d: int) -> None:
+    """Nor on the order of the clips, which is but another draw: the spread is small beside value and interval."""
+    x, clips = _clips(40, n_clips, frames, d)
+    reference = moments([_clips(41, 400, frames, d)[0]])
+    values = [frechet_infinity(x, reference, clips=clips, seed=seed).value for seed in range(6)]
+    renamed = np.random.default_rng(0).permutation(n_clips)[clips]
+    values += [frechet_infinity(x, reference, clips=renamed, seed=0).value]
+    interval = evaluate_infinity(x, reference, clips=clips)
+    spread = max(values) - min(values)
+    assert spread < 0.1 * np.mean(values)
+    assert spread < 0.03 * (interval.high - interval.low)
+
+
+def test_interval_of_an_extrapolation_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(42)
+    reference, true = moments([rng.normal(size=(50_000, 8))]), 8 * 0.2**2
+    found = [evaluate_infinity(rng.normal(0.2, 1, (512, 8)), reference, seed=seed) for seed in range(30)]
+    assert sum(one.low < true < one.high for one in found) >= 26  # of 30; 28 or 29 are expected
+    assert np.mean([one.high - one.low for one in found]) == pytest.approx(4 * np.std([one.value for one in found]), rel=0.35)
+
+
+def test_too_few_draws_give_an_extrapolation_no_interval() -> None:
+    x, reference = _set(43, 512, 4), moments([_set(44, 900, 4)])
+    for resamples, drawn in ((0, 0), (39, 0), (40, 40), (160, 40), (200, 50)):
+        found = evaluate_infinity(x, reference, resamples=resamples)
+        assert (found.resamples, np.isnan(found.low)) == (drawn, drawn == 0)
+        assert found.value == frechet_infinity(x, reference).value
+    unequal = np.concatenate([np.repeat(np.arange(4), 104), np.arange(4, 100)])  # a draw of one long clip has no quarters
+    found = evaluate_infinity(_set(46, 512, 24), moments([_set(47, 900, 24)]), clips=unequal, resamples=160)
+    assert np.isfinite(found.value) and 0 < found.resamples < 40 and np.isnan(found.low) and np.isnan(found.high)
+
+
+def test_extrapolation_deals_whole_clips_each_once_by_seed() -> None:
     x, clips = _set(24, 600, 8), np.repeat(np.arange(120), 5)
     reference = moments([_set(25, 500, 8)])
     found = frechet_infinity(x, reference, clips=clips, seed=2)
-    assert all(size % 5 == 0 for size in found.sizes)
-    assert found.scores[-1] == pytest.approx(frechet_distance(moments([x]), reference), rel=1e-9)  # everything, each row once
+    assert found.sizes == (150, 300, 600)
+    assert found.scores[-1] == pytest.approx(frechet_distance(moments([x]), reference), rel=1e-6)  # everything, each row once
     assert frechet_infinity(x, reference, clips=clips, seed=2) == found
     assert frechet_infinity(x, reference, clips=clips, seed=3).scores[0] != found.scores[0]
+    order = np.random.default_rng(0).permutation(600)  # frames of a clip may lie anywhere
+    assert frechet_infinity(x[order], reference, clips=clips[order], seed=2).value == pytest.approx(found.value, rel=1e-6)
+
+
+def test_the_bias_of_a_small_reference_is_not_taken_out() -> None:
+    """Documented, and what would have to change if it were."""
+    rng = np.random.default_rng(45)
+    x, small, large = rng.normal(size=(4000, 16)), rng.normal(size=(100, 16)), rng.normal(size=(20_000, 16))
+    assert abs(frechet_infinity(x, large).value) < 0.02 < 0.7 < frechet_infinity(x, small).value
 
 
 def test_distance_per_clip_finds_the_odd_clip() -> None:
@@ -300,8 +365,13 @@ def test_refusals_teach() -> None:
         evaluate(lambda: iter([good]), good)
     with pytest.raises(ValueError, match="39 generated rows were named by generated_clips, 40 came"):
         evaluate(lambda: iter([good]), good, generated_clips=range(39))
-    with pytest.raises(ValueError, match="needs 192 generated frames, got 40"):
+    with pytest.raises(ValueError, match="needs 512 .* and 32 clips, got 40 frames of 40 clips: give about 512 clips"):
         frechet_infinity(good, moments([good]))
+    many = _set(35, 600, 4)
+    with pytest.raises(ValueError, match="needs 512 .* 32 clips, got 600 frames of 20 clips: give about 32 clips"):
+        frechet_infinity(many, moments([good]), clips=np.repeat(np.arange(20), 30))
+    with pytest.raises(ValueError, match="unequal lengths .* the longest holds 500 of 600; cut long clips"):
+        frechet_infinity(many, moments([good]), clips=np.maximum(0, np.arange(600) - 499))
     with pytest.raises(ValueError, match="1 of 2 clips have a single frame .the first is clip 9"):
         frechet_per_clip(good[:3], [5, 5, 9], moments([good]))
     with pytest.raises(ValueError, match="at least 2 rows, got 1"):

@@ -6,9 +6,14 @@
 ``frames`` (n_frames, d) and ``logits`` (classes,) are bytes of little-endian float32, neither lists nor compressed: read
 so, they cost what the disk does, and zstd saves no tenth of them.
 
-DIGEST in the folder's name is of all that changes a value but the content itself; in a shard's name it is of its bytes. So a
-shard is written with one rename, two processes that write at once never want one name for two contents, and whatever is in a
-shard that has its digest can be used. Keys are digests of contents: names and times of files play no part.
+DIGEST in the folder's name is of the backend's spec (weights and settings), the policy and the kind of device; in a shard's
+name it is of its bytes. So a shard is written with one rename, two processes that write at once never want one name for two
+contents, and whatever is in a shard that has its digest can be used. Keys are digests of contents: names and times of files
+play no part.
+
+Not in the name are the versions of the libraries that compute (torch, torchaudio, transformers, soxr). Another one may change
+the last digits and, where it changes a filter bank, more; the card has those that auscult reports, of when the folder was made.
+After an update, give another cache where digits matter.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..descriptors import DescriptorSpec
+from ..devices import CPU
 from ..errors import StorageError, StoreError
 from ..folders import CARD, atomic_file, write_card
 from ..storage import digest_of
@@ -69,10 +75,11 @@ class Kept(NamedTuple):
     facts: Mapping[str, Any]
 
 
-def open_cache(root: Path, spec: DescriptorSpec, policy: str) -> Path:
+def open_cache(root: Path, spec: DescriptorSpec, policy: str, device: str = CPU) -> Path:
     """The folder of a backend under a policy below ``root``, made if it is not there.
 
-    Where the weights lie changes no value while the spec names their digest, so it does not separate caches.
+    Where the weights lie changes no value while the spec names their digest, so it does not separate caches; nor does the
+    number of a device. Its kind does: sums on a GPU are other sums.
 
     Raises
     ------
@@ -81,12 +88,13 @@ def open_cache(root: Path, spec: DescriptorSpec, policy: str) -> Path:
     """
     names = {key for key, _ in spec.parameters}
     settings = tuple((key, value) for key, value in spec.parameters if key != "weights" or "digest" not in names)
-    identity = f"{FORMAT}\n{DescriptorSpec(spec.name, spec.version, settings)}\n{policy}"
+    kind = device.partition(":")[0]
+    identity = f"{FORMAT}\n{DescriptorSpec(spec.name, spec.version, settings)}\n{policy}" + ("" if kind == CPU else f"\n{kind}")
     folder = root / f"{spec.name}-{digest_of(identity.encode())[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / CARD).exists():
-            write_card(folder, KIND, {"spec": str(spec), "policy": policy, "format": FORMAT})
+            write_card(folder, KIND, {"spec": str(spec), "policy": policy, "device": kind, "format": FORMAT})
     except OSError as error:
         raise StorageError(f"{folder}: the cache of features cannot be made ({error.strerror}); name another place") from error
     return folder

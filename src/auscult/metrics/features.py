@@ -1,8 +1,8 @@
 """Features of the clips of a corpus, by one backend under one policy: computed once a content, and streamed in one order.
 
 Data flow: corpus -> digest of each file's bytes -> what the cache does not hold: decode, level, embed -> shards -> the
-features of all clips in the order of their contents. File names, the order of a listing and the number of workers change
-nothing.
+features of all clips in the order of their samples' digests. File names, the order of a listing, a lossless container and the
+number of workers change nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,111 +30,14 @@ from ..folders import Progress, file_digest, no_progress
 from ..storage import in_order
 from ..storage.remote import READERS
 from ..store import SKIPPED_SCHEMA
-from .cache import FACTS, Kept, ShardWriter, gather, open_cache, survey
+from .cache import Kept, ShardWriter, gather, open_cache, survey
 from .embeddings import Backend
+from .featureset import CLIP_SCHEMA, FeatureSet
 from .inference import AS_IS, AudioPolicy, Input, answers
 
 __all__ = ["AudioPolicy", "FeatureSet", "default_cache", "embed_sounds", "extract", "probe_rates"]
 
 FloatArray = npt.NDArray[np.float32]
-
-BLOCK_BYTES = 64 << 20
-
-CLIP_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("clip_id", pa.string()),
-        ("path", pa.string()),
-        ("start_s", pa.float64()),
-        ("caption", pa.string()),
-        ("labels", pa.list_(pa.string())),
-        *FACTS,
-        ("n_frames", pa.int32()),
-    ]
-)
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureSet:
-    """The features of a set of clips, in canonical order: sorted by content, then by clip id.
-
-    Attributes
-    ----------
-    spec
-        Of the backend, as text.
-    policy
-        Under which they were computed.
-    clips
-        One row a clip: ``key`` (of its content), ``clip_id, path, start_s, caption, labels, sha256, sample_digest, duration_s,
-        sample_rate_hz`` (of the file), ``channels, peak, flags, n_frames``.
-    skipped
-        What has no features, and why: ``path, reason, kind, clip_id``.
-    dimension
-        Length of a frame's features.
-    """
-
-    spec: str
-    policy: AudioPolicy
-    clips: pa.Table
-    skipped: pa.Table
-    dimension: int
-    _stored: FloatArray = field(repr=False)  # frames of distinct contents; duplicates share theirs
-    _starts: npt.NDArray[np.int64] = field(repr=False)  # (clips,) the first frame of each
-    _logits: FloatArray | None = field(repr=False)
-
-    def __len__(self) -> int:
-        return int(self.clips.num_rows)
-
-    @property
-    def frame_counts(self) -> npt.NDArray[np.int64]:
-        """(clips,) frames of each clip."""
-        return self.clips["n_frames"].to_numpy().astype(np.int64)
-
-    @property
-    def clip_of_frame(self) -> npt.NDArray[np.int64]:
-        """(frames,) the row of ``clips`` that each frame belongs to."""
-        return np.repeat(np.arange(len(self)), self.frame_counts)
-
-    def blocks(self) -> Iterator[FloatArray]:
-        """Yield all frames in canonical order, as blocks (k, dimension) float32 of at most 64 MB."""
-        rows = max(1, BLOCK_BYTES // (4 * self.dimension))
-        held: list[FloatArray] = []
-        free = rows
-        for start, count in zip(self._starts.tolist(), self.frame_counts.tolist(), strict=True):
-            first, end = start, start + count
-            while first < end:
-                held.append(self._stored[first : min(end, first + free)])
-                first += len(held[-1])
-                free -= len(held[-1])
-                if not free:
-                    yield np.concatenate(held)
-                    held, free = [], rows
-        if held:
-            yield np.concatenate(held)
-
-    def features(self) -> FloatArray:
-        """All frames at once, (frames, dimension) float32."""
-        matrix = np.empty((int(self.frame_counts.sum()), self.dimension), np.float32)
-        done = 0
-        for block in self.blocks():
-            matrix[done : done + len(block)] = block
-            done += len(block)
-        return matrix
-
-    def frames_of(self, row: int) -> FloatArray:
-        """(frames, dimension) of one clip."""
-        start = self._starts[row]
-        return np.array(self._stored[start : start + int(self.frame_counts[row])])
-
-    def logits(self) -> FloatArray | None:
-        """(clips, classes) float32; None where the backend has no classes."""
-        return None if self._logits is None else self._logits.copy()
-
-    def subset(self, rows: Sequence[int] | npt.NDArray[np.integer[Any]]) -> FeatureSet:
-        """The clips of these rows, in the order given (sorted rows keep the canonical order); features are not copied."""
-        index = np.asarray(rows, np.int64)
-        logits = None if self._logits is None else self._logits[index]
-        return replace(self, clips=self.clips.take(index), _starts=self._starts[index], _logits=logits)
 
 
 def default_cache() -> Path:
@@ -171,7 +73,8 @@ def extract(
     engine
         With one worker the backend works in this process, with as many threads as it likes; with several, each loads the
         backend (it must be one of ``BACKENDS``, or picklable), and a script must guard its entry by
-        ``if __name__ == "__main__"``. A quarter of its memory may hold features; more lie in a file.
+        ``if __name__ == "__main__"``. Its device is taken for that of the backend: features of a GPU and of a processor are
+        kept apart. A quarter of its memory may hold features; more lie in a file.
     progress
         Called with (clips read, None, what), then with (clips done, clips to do, what).
 
@@ -185,7 +88,7 @@ def extract(
         A place denies, cannot be reached, or is full.
     """
     clips, skipped = _keyed_clips(corpus, progress)
-    folder = open_cache(cache, backend.spec, str(policy))
+    folder = open_cache(cache, backend.spec, str(policy), engine.device)
     wanted: dict[str, Clip] = {}
     for clip, key in clips:
         wanted.setdefault(key, clip)
@@ -212,7 +115,7 @@ def embed_sounds(
     ----------
     sounds
         (clip_id, key, samples): samples (time,) float32, finite, at ``backend.sample_rate_hz``. The key says how the sound was
-        made, and leads the order; a digest of the samples is added to it, so that it cannot be stale.
+        made; a digest of the samples is added to it, so that it cannot be stale.
     backend, cache, policy, engine, progress
         See :func:`extract`.
 
@@ -238,7 +141,8 @@ def embed_sounds(
     >>> found.clips["clip_id"].to_pylist(), found.features().tolist()
     (['b', 'a'], [[3.0], [0.0]])
     """
-    folder = open_cache(cache, backend.spec, str(policy)) / "sounds"  # apart, since all of it is checked before the first
+    # apart, since all of it is checked before the first
+    folder = open_cache(cache, backend.spec, str(policy), engine.device) / "sounds"
     folder.mkdir(exist_ok=True)
     kept = survey(folder)
     clips: dict[str, str] = {}
@@ -391,8 +295,8 @@ def _feature_set(
     policy: AudioPolicy,
     engine: Engine,
 ) -> FeatureSet:
-    rows.sort(key=lambda row: (row["key"], row["clip_id"]))
-    keys = sorted({row["key"] for row in rows})
+    rows.sort(key=lambda row: (row["sample_digest"], row["key"], row["clip_id"]))
+    keys = list(dict.fromkeys(row["key"] for row in rows))
     found = gather(
         folder,
         kept,

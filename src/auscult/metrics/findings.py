@@ -92,9 +92,8 @@ class Findings:
             else:
                 scores = _refused(family, wanted if family.pairing in pairings else wanted[:1], label, task)
             self.scores.update({f"{name}_{label}": scores[name] for name in wanted if name in scores})
-        ids = task.generated.clips["clip_id"].to_pylist()
-        for metric, values in per_clip(task, distances="fad_per_clip" in config.metrics).items():
-            self.columns[metric, label] = dict(zip(ids, values.tolist(), strict=True))
+        for metric, values in per_clip(task, distances=asked("fad_per_clip", config, optional=True)).items():
+            self.columns[metric, label] = values
 
     def table(self) -> pa.Table:
         """The system's rows of ``Evaluation.clips``: no score where a backend could not use a clip."""

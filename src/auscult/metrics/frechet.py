@@ -1,6 +1,7 @@
 """Frechet distance between two sets of features: FAD and FD, extrapolated to infinitely many frames, and clip by clip.
 
-Only means and covariances are compared, so sets are read once, in blocks, and need no room however many frames they hold.
+Only means and covariances are compared. For the distance of two sets each is read once, in blocks, and needs no room however
+many frames it holds; the extrapolation and the distances of clips take the generated frames as one array.
 """
 
 from __future__ import annotations
@@ -24,8 +25,17 @@ from .frames import (
     checked_features,
     different_dimensions,
 )
-from .frechet_variants import ADVICE, Extrapolation, frechet_infinity, frechet_per_clip, shrinkage_coefficient
-from .gaussians import Moments, Sums, frechet_distance, merged, moments, panels
+from .frechet_variants import (
+    ADVICE,
+    Extrapolation,
+    extrapolated,
+    few_threads,
+    frechet_infinity,
+    frechet_per_clip,
+    rows_by_clip,
+    shrinkage_coefficient,
+)
+from .gaussians import Moments, Sums, distance_to, frechet_distance, merged, moments, panels
 from .intervals import RESAMPLES, Interval, resampled_counts, spread_interval
 
 __all__ = [
@@ -48,7 +58,8 @@ Source = Features | Callable[[], Iterable[Features]]  # rows in memory, or a fun
 GROUPS = 100  # of clips, resampled as one: more would make the interval's ends hardly surer
 GROUP_BYTES = 2**30  # that the sums of all groups of both sets may take
 FULL_DIMENSION = 384  # up to which every resample asked for is drawn
-LEAST_RESAMPLES = 40  # drawn of any dimension
+LEAST_RESAMPLES = 40  # drawn of any dimension; the 2.5th percentile of fewer is the luck of one draw
+DRAW_SHUFFLES = 2  # of the clips in a draw of an extrapolation's interval
 
 
 def validate(
@@ -129,10 +140,11 @@ def evaluate(
 ) -> FrechetInterval:
     """Frechet distance with the interval that resampling the clips of both sets gives.
 
-    Clips are dealt at random into at most 100 groups a set (fewer where the sums of all groups would exceed 1 GB: 15 of 2,048
+    Clips are dealt at random into at most 100 groups a set (fewer where the sums of all groups would exceed 1 GB: 16 of 2,048
     dimensions); the groups are resampled with replacement, which spreads as resampling the clips does, and each set is read
     once. The spread is laid around the value (:func:`auscult.metrics.intervals.spread_interval`): the upward bias of a small
-    sample is in the value and not in the interval; :func:`frechet_infinity` estimates it.
+    sample is in the value and not in the interval. :func:`frechet_infinity` takes out the generated set's part of it; the
+    reference's part nothing takes out but a larger reference.
 
     Parameters
     ----------
@@ -183,8 +195,9 @@ def evaluate_infinity(
 ) -> FrechetInterval:
     """:func:`frechet_infinity` with the spread that resampling the generated clips gives, laid around the value.
 
-    A draw costs as much as ``POINTS`` distances, so a quarter of the resamples of :func:`affordable_resamples` is drawn. The
-    reference is not resampled.
+    A draw costs many distances, so a quarter of the resamples of :func:`affordable_resamples` is drawn, 40 at least: of fewer,
+    because fewer were asked for or clips are too unequal, there is no interval. The reference is not resampled, and what its
+    size adds to the value is corrected in neither value nor interval.
 
     Raises
     ------
@@ -192,17 +205,16 @@ def evaluate_infinity(
         See :func:`frechet_infinity`.
     """
     value = frechet_infinity(generated, reference, clips=clips, seed=seed).value
-    clip = checked_clips(clips, len(generated), GENERATED)
-    rows_of = np.split(np.argsort(clip, kind="stable"), np.cumsum(np.bincount(clip))[:-1])
-    draws = []
-    drawn = affordable_resamples(resamples, generated.shape[1]) // 4
-    for draw, counts in enumerate(resampled_counts(len(rows_of), resamples=drawn, seed=seed)):
-        clips_drawn = np.repeat(np.arange(len(rows_of)), counts)
-        rows = np.concatenate([rows_of[one] for one in clips_drawn])
-        number = np.repeat(np.arange(len(clips_drawn)), [len(rows_of[one]) for one in clips_drawn])
-        with suppress(ValueError):  # a draw of short clips alone may hold too few frames for a line
-            draws.append(frechet_infinity(generated[rows], reference, clips=number, seed=seed + draw).value)
-    interval = spread_interval(value, draws)
+    rows_of = rows_by_clip(generated, checked_clips(clips, len(generated), GENERATED))
+    asked = min(resamples, max(LEAST_RESAMPLES, affordable_resamples(resamples, generated.shape[1]) // 4))
+    drawn = asked if asked >= LEAST_RESAMPLES else 0
+    distance, draws = distance_to(reference), []
+    with few_threads(generated.shape[1]):
+        for draw, counts in enumerate(resampled_counts(len(rows_of), resamples=drawn, seed=seed)):
+            clips_drawn = [rows_of[clip] for clip in np.repeat(np.arange(len(rows_of)), counts)]
+            with suppress(ValueError):  # a draw may hold a long clip so often that there are no quarters
+                draws.append(extrapolated(generated, clips_drawn, distance, shuffles=DRAW_SHUFFLES, seed=seed + draw).value)
+    interval = spread_interval(value, draws if len(draws) >= LEAST_RESAMPLES else [])
     return FrechetInterval(interval.value, interval.low, interval.high, len(draws), len(rows_of), 1)
 
 

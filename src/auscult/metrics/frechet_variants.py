@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from .frames import (
     GENERATED,
@@ -18,11 +20,14 @@ from .frames import (
     checked_features,
     different_dimensions,
 )
-from .gaussians import Moments, frechet_distance, moments
+from .gaussians import Moments, Sums, distance_to, merged, moments, panels
 
-LEAST_FRAMES = 128  # of the smallest subset of an extrapolation
-ROOM = 1.5  # times the smallest subset: the least that can be extrapolated from
-POINTS = 15  # subsets of an extrapolation
+PARTS = (1, 2, 4)  # into which the set is cut: sizes evenly laid in a line over 1 / n, with a lever of 4
+LEAST_FRAMES = 128  # of a quarter
+LEAST_CLIPS = 8  # of a quarter: frames of one clip resemble each other, and few clips make a covariance of few directions
+SHUFFLES = 64  # of the clips, over which the scores of the parts are averaged
+SHUFFLED_DIMENSION = 256  # up to which all of them are made
+LEAST_SHUFFLES = 4
 ADVICE = "take kad, the kernel distance, which works with few clips"
 
 
@@ -37,7 +42,7 @@ class Extrapolation:
     slope
         Of the score over ``1 / n``: what a score of n frames is too high by is about ``slope / n``.
     sizes, scores
-        Frames of each subset, and its score.
+        Frames of a quarter, a half and the whole of the set (harmonic mean), and the mean score of such parts.
     """
 
     value: float
@@ -51,15 +56,19 @@ def frechet_infinity(
     reference: Features | Moments,
     *,
     clips: npt.ArrayLike | None = None,
-    points: int = POINTS,
+    shuffles: int | None = None,
     seed: int = 0,
 ) -> Extrapolation:
     """FAD-infinity: the Frechet distance that infinitely many generated frames would have.
 
-    The distance of n frames exceeds that of the distribution by about ``slope / n``. Scores of subsets of n frames, drawn
-    without replacement, n evenly spaced in ``1 / n`` from ``max(2 d, 128)`` to all N, are laid on a line over ``1 / n`` by
-    least squares; the value is where the line meets 0. Only the generated set is extrapolated: the reference is one and the
-    same.
+    The distance of n frames exceeds that of the distribution by about ``slope / n``. The clips are shuffled and dealt into
+    four quarters of equally many frames, two of which are a half; the mean scores of the quarters, of the halves and of the
+    whole lie on a line over ``1 / n`` by least squares, and the value is where it meets 0. Since every clip is in one quarter
+    and in one half, what is peculiar to single clips cancels; the rest is averaged over several shuffles, so that the value
+    hardly depends on them.
+
+    Only the generated set is extrapolated. What the distance is too high by because the *reference* is small stays in the
+    value, and values of different references cannot be compared.
 
     Parameters
     ----------
@@ -68,58 +77,124 @@ def frechet_infinity(
     reference
         (m, d) frames or their moments.
     clips
-        (N,) which clip each frame belongs to: whole clips are drawn, until there are at least n frames. None: each a clip.
-    points
-        Number of subsets; the last one is the whole set.
+        (N,) which clip each frame belongs to: whole clips are dealt. None: each a clip.
+    shuffles
+        How many are averaged; None: 64, fewer beyond 256 dimensions by their cube (a score costs it), 4 at least.
     seed
-        Of the subsets. Drawn anew for each size, in the order of the clips' numbers.
+        Of the shuffles, which deal the clips in the order of their numbers.
 
     Raises
     ------
     ValueError
-        See :func:`validate`; fewer than ``1.5 max(2 d, 128)`` frames, which leaves no room for a line.
+        See :func:`validate`; fewer than ``4 max(2 d, 128)`` frames or 32 clips, which leave no room for a line; clips of such
+        unequal lengths that quarters cannot be alike.
 
     Examples
     --------
     >>> rng = np.random.default_rng(0)
     >>> result = frechet_infinity(rng.normal(0, 1, (2000, 16)), rng.normal(0, 1, (20000, 16)))
-    >>> result.sizes[0], result.sizes[-1], abs(result.value) < result.scores[-1]
-    (128, 2000, True)
+    >>> result.sizes, abs(result.value) < result.scores[-1] / 5
+    ((500, 1000, 2000), True)
 
     References
     ----------
     Gui et al., "Adapting Frechet Audio Distance for Generative Music Evaluation", arXiv 2311.01616, whose code (fadtk) draws
-    with replacement: a frame drawn twice makes a covariance poorer than its n says. After Chong and Forsyth, arXiv 1911.07023.
+    one subset of each of many sizes, with replacement: its line then follows the luck of the draws, and a frame drawn twice
+    makes a covariance poorer than its n says. After Chong and Forsyth, arXiv 1911.07023.
     """
     rows = checked_features(generated, GENERATED)
-    clip = checked_clips(clips, len(rows), GENERATED)
-    check_two_clips(clip, GENERATED, "an extrapolation")
-    least = max(2 * rows.shape[1], LEAST_FRAMES)
-    if len(rows) < ROOM * least:
-        raise ValueError(
-            f"an extrapolation from subsets of at least {least} frames (twice the dimension, {LEAST_FRAMES} at least) needs "
-            f"{int(np.ceil(ROOM * least))} generated frames, got {len(rows)}: add clips, or {ADVICE}"
-        )
-    if points < 2:
-        raise ValueError(f"a line needs at least 2 points, got {points}")
+    rows_of = rows_by_clip(rows, checked_clips(clips, len(rows), GENERATED))
+    if shuffles is None:
+        shuffles = affordable_shuffles(rows.shape[1])
+    if shuffles < 1:
+        raise ValueError(f"shuffles should be at least 1, got {shuffles}")
     target = reference if isinstance(reference, Moments) else moments([checked_features(reference, REFERENCE)])
-    rng, sizes, scores = np.random.default_rng(seed), [], []
-    for inverse in np.linspace(1 / least, 1 / len(rows), points):
-        subset = _drawn(clip, min(len(rows), round(1 / inverse)), rng)
-        sizes.append(len(subset))
-        scores.append(frechet_distance(moments([rows[subset]]), target))
-    slope, value = np.polyfit(1 / np.array(sizes), scores, 1)
-    return Extrapolation(float(value), float(slope), tuple(sizes), tuple(scores))
+    with few_threads(rows.shape[1]):
+        return extrapolated(rows, rows_of, distance_to(target), shuffles=shuffles, seed=seed)
 
 
-def _drawn(clip: IntArray, n: int, rng: np.random.Generator) -> IntArray:
-    """Rows of clips drawn without replacement until there are at least n."""
+def few_threads(dimension: int) -> threadpool_limits:
+    """Within it, one thread where products are so small and many that a second one costs them more than it does."""
+    return threadpool_limits(1 if dimension <= SHUFFLED_DIMENSION else None)
+
+
+def affordable_shuffles(dimension: int) -> int:
+    """64 up to 256 dimensions, then fewer by their cube, 4 at least.
+
+    Examples
+    --------
+    >>> [affordable_shuffles(d) for d in (128, 512, 768, 2048)]
+    [64, 8, 4, 4]
+    """
+    return max(LEAST_SHUFFLES, min(SHUFFLES, int(SHUFFLES * (SHUFFLED_DIMENSION / dimension) ** 3)))
+
+
+def rows_by_clip(rows: Features, clip: IntArray) -> list[IntArray]:
+    """The rows of each clip, of a set that can be extrapolated.
+
+    Raises
+    ------
+    ValueError
+        Too few frames or clips; says how many it takes.
+    """
+    check_two_clips(clip, GENERATED, "an extrapolation")
+    frames, n_clips = PARTS[-1] * max(2 * rows.shape[1], LEAST_FRAMES), PARTS[-1] * LEAST_CLIPS
     counts = np.bincount(clip)
-    order = rng.permutation(len(counts))
-    taken = order[: int(np.searchsorted(np.cumsum(counts[order]), n)) + 1]
-    kept = np.zeros(len(counts), np.bool_)
-    kept[taken] = True
-    return np.flatnonzero(kept[clip]).astype(np.int64)
+    if len(rows) < frames or len(counts) < n_clips:
+        needed = max(n_clips, int(np.ceil(frames * len(counts) / len(rows))))
+        raise ValueError(
+            f"an extrapolation in {rows.shape[1]} dimensions needs {frames:,} generated frames (four quarters of "
+            f"{frames // PARTS[-1]:,}) and {n_clips} clips, got {len(rows):,} frames of {len(counts):,} clips: give about "
+            f"{needed:,} clips like these, or {ADVICE}"
+        )
+    return np.split(np.argsort(clip, kind="stable"), np.cumsum(counts)[:-1])
+
+
+def extrapolated(
+    rows: Features, rows_of: list[IntArray], distance: Callable[[Moments], float], *, shuffles: int, seed: int
+) -> Extrapolation:
+    """The line through the mean scores of quarters, halves and whole of the clips that ``rows_of`` has, each with its rows.
+
+    A clip may be in the list several times.
+    """
+    inverses: dict[int, list[float]] = {parts: [] for parts in PARTS}
+    scores: dict[int, list[float]] = {parts: [] for parts in PARTS}
+    rng = np.random.default_rng(seed)
+    for shuffle in range(shuffles):
+        quarters = [_sums(rows, rows_of, clips) for clips in _quarters(rows_of, rng)]
+        _check_alike(quarters, rows_of, rows.shape[1])
+        whole = [quarters] if shuffle == 0 else []  # it is the same in all
+        for parts, cut in ((1, whole), (2, [quarters[:2], quarters[2:]]), (4, [[quarter] for quarter in quarters])):
+            found = [merged(part) for part in cut]
+            inverses[parts] += [1 / part.count for part in found]
+            scores[parts] += [distance(part) for part in found]
+    over, means = ([float(np.mean(found[parts])) for parts in PARTS] for found in (inverses, scores))
+    slope, value = np.polyfit(over, means, 1)
+    return Extrapolation(float(value), float(slope), tuple(round(1 / x) for x in over[::-1]), tuple(means[::-1]))
+
+
+def _check_alike(quarters: list[Sums], rows_of: list[IntArray], dimension: int) -> None:
+    if min(quarter.count for quarter in quarters) <= dimension:
+        raise ValueError(
+            "clips of such unequal lengths cannot be dealt into quarters of equally many frames: the longest holds "
+            f"{max(map(len, rows_of)):,} of {sum(map(len, rows_of)):,}; cut long clips, or {ADVICE}"
+        )
+
+
+def _quarters(rows_of: list[IntArray], rng: np.random.Generator) -> list[IntArray]:
+    """Clips in a random order, cut where a quarter of their frames is reached."""
+    order = rng.permutation(len(rows_of))
+    sizes = np.array([len(rows_of[clip]) for clip in order])
+    middle = np.cumsum(sizes) - sizes / 2
+    return [order[4 * middle // sizes.sum() == quarter] for quarter in range(4)]
+
+
+def _sums(rows: Features, rows_of: list[IntArray], clips: IntArray) -> Sums:
+    sums = Sums()
+    if len(clips):
+        for panel in panels([rows[np.concatenate([rows_of[clip] for clip in clips])]], GENERATED):
+            sums.add(panel)
+    return sums
 
 
 def frechet_per_clip(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -199,6 +199,34 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     if live.any():
         root = float(np.sum(_singular_values(_factor(a.covariance, live), _factor(b.covariance, live))))
     return max(0.0, float(step @ step + np.trace(a.covariance) + np.trace(b.covariance) - 2 * root))
+
+
+def distance_to(reference: Moments) -> Callable[[Moments], float]:
+    """:func:`frechet_distance` to one set again and again: five times as fast, and sure to 7 digits instead of 13.
+
+    The reference is factored once, ``S_b = F F'``, and the trace of the root is that of the roots of the eigenvalues of
+    ``F' S_a F``. Where such an eigenvalue should be 0, rounding leaves 1e-16 of the largest, and its root 1e-8.
+
+    Examples
+    --------
+    >>> a = Moments(100, np.zeros(2), np.diag([1.0, 4.0]))
+    >>> b = Moments(100, np.array([3.0, 0.0]), np.diag([1.0, 9.0]))
+    >>> round(distance_to(b)(a), 6)
+    10.0
+    """
+    live = np.diag(reference.covariance) > 0
+    factor = _factor(reference.covariance, live) if live.any() else np.zeros((0, 0))
+    spread = float(np.trace(reference.covariance))
+
+    def distance(of: Moments) -> float:
+        if of.mean.shape != reference.mean.shape:
+            raise ValueError(different_dimensions(len(of.mean), len(reference.mean)))
+        kept = of.covariance if live.all() else of.covariance[np.ix_(live, live)]
+        roots = np.sqrt(np.clip(np.linalg.eigvalsh(factor.T @ kept @ factor), 0, None)) if live.any() else np.zeros(0)
+        step = of.mean - reference.mean
+        return max(0.0, float(step @ step + np.trace(of.covariance) + spread - 2 * np.sum(roots)))
+
+    return distance
 
 
 def _factor(covariance: FloatArray, live: npt.NDArray[np.bool_]) -> FloatArray:

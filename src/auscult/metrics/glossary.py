@@ -63,8 +63,8 @@ METRICS = {
     "fad_infinity": Metric(
         "FAD, infinite set",
         False,
-        "The same distance, extrapolated to endlessly many clips from subsets of several sizes, so that sets of unequal "
-        "size can be compared; it leans on a straight line, and stays blind to prompts.",
+        "The same distance, extrapolated to endlessly many generated clips from halves and quarters, so that sets of unequal "
+        "size can be compared; it leans on a straight line, keeps what a small reference adds, and stays blind to prompts.",
         spread=True,
     ),
     "fad_per_clip": Metric(
@@ -86,9 +86,15 @@ METRICS = {
     "fd_infinity": Metric(
         "FD, infinite set",
         False,
-        "The Frechet distance extrapolated to endlessly many clips from subsets of several sizes, so that sets of unequal "
-        "size can be compared; it leans on a straight line, and stays blind to prompts.",
+        "The Frechet distance extrapolated to endlessly many generated clips from halves and quarters, so that sets of unequal "
+        "size can be compared; it leans on a straight line, keeps what a small reference adds, and stays blind to prompts.",
         spread=True,
+    ),
+    "fd_per_clip": Metric(
+        "FD per clip",
+        False,
+        "Frechet distance of the features of a single clip to those of the reference, averaged over clips; it finds odd "
+        "clips, and punishes a clip for holding one sound only, as most good ones do.",
     ),
     "kad": Metric(
         "KAD",

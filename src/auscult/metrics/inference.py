@@ -154,7 +154,10 @@ def _embed_input(one: Input, backend: Backend, policy: AudioPolicy) -> Answer:
             f"lasts {len(samples) / rate_hz:.3f} s ({len(samples):,} samples at {rate_hz:,} Hz), and {backend.spec.name} needs "
             f"{shortest_s:.3f} s ({backend.shortest_samples:,} samples)",
         )
-    embedded = backend.embed(_leveled(samples, policy.loudness))
+    try:
+        embedded = backend.embed(_leveled(samples, policy.loudness))
+    except ModelError as error:  # a backend does not know which clip it was given
+        raise ModelError(f"{one.name}: {error}") from error
     _check_shape(one.name, "features", embedded.frames, (max(1, len(embedded.frames)), backend.dimension))
     if (embedded.logits is not None) != bool(backend.classes):
         raise ModelError(f"{one.name}: the backend {backend.spec} should give {backend.classes} logits, and none if it is 0")

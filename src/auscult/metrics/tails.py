@@ -16,9 +16,9 @@ from .findings import Findings
 from .longtail import LongTail, long_tail, validate
 from .measuring import FEW_DIMENSIONS
 from .pairing import REFERENCE_COLUMN, Prompts
-from .request import EvaluateConfig, has_captions, is_captioned
+from .request import EvaluateConfig, asked, has_captions, is_captioned
 
-METRICS = ("clap_score", "kl", "fad_per_clip")  # the first that single clips of all systems have is shown
+METRICS = ("clap_score", "kl", "fad_per_clip", "fd_per_clip")  # the first that single clips of all systems have is shown
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def check_tails(
         (backend.embed_texts is not None and captioned)
         or (backend.classes and referenced)
         or backend.dimension <= FEW_DIMENSIONS
-        or "fad_per_clip" in config.metrics
+        or asked("fad_per_clip", config, optional=True)
         for backend in backends
     ):
         raise ValueError(
