@@ -737,7 +737,7 @@ def test_scores_by_class_with_labels_of_the_manifest_and_of_the_prompts(place: P
     assert tmp_path / "m.longtail.csv" in paths and all(path.is_file() for path in paths)
     assert "10-29" in (tmp_path / "m.longtail.csv").read_text()
     content = json.loads((tmp_path / "m.json").read_text())["long_tail"]
-    assert LongTail.from_json(content["fad_per_clip_logmel"]["systems"]["a"]) == third
+    assert LongTail.from_json(content["fd_per_clip_logmel"]["systems"]["a"]) == third
     with pytest.raises(ValueError, match="^b: none of the 48 clips has a label"):
         evaluate(
             {"a": system(own), "b": system(place / "good")},
@@ -764,7 +764,7 @@ def test_scores_by_class_that_cannot_be_had_are_refused_before_anything_is_embed
             run(tmp_path, classes=classes, **folders)
     monkeypatch.setattr(tails, "FEW_DIMENSIONS", 1)  # as with any model that is not tiny
     config = EvaluateConfig(("logmel", f"ast:{models / 'ast'}"))
-    with pytest.raises(ValueError, match="scores by class need one of clap_score, kl, fad_per_clip of each clip"):
+    with pytest.raises(ValueError, match="scores by class need one of clap_score, kl, fad_per_clip, fd_per_clip of each clip"):
         run(tmp_path, config, classes=Classes({"dog": 3}, labels), **folders)
     assert not (tmp_path / "cache").exists()
     config = replace(config, resamples=0, brackets=False)
@@ -788,7 +788,7 @@ def test_a_system_whose_labeled_clips_are_skipped_has_no_tail_and_the_others_do(
     config = replace(BARE, max_skipped=1, metrics=("kad",))
     classes = Classes({"dog": 3}, labels)
     found = run(place, config, reference=place / "real", a=place / "good", b=short, classes=classes)
-    assert list(found.tails["fad_per_clip_logmel"].systems) == ["a"]
+    assert list(found.tails["fd_per_clip_logmel"].systems) == ["a"]
     assert "b has no scores by class (logmel): none of the 2 clips has a label" in found.card["warnings"][0]
 
 
@@ -800,7 +800,7 @@ def test_labels_by_path_serve_systems_whose_files_are_called_alike(place: Path, 
     classes = read_classes(str(training), prompts=read_prompts(prompts))
     config = replace(BARE, metrics=("kad",))
     found = run(place, config, reference=place / "real", prompts=prompts, classes=classes, a=place / "good", b=other)
-    tail = found.tails["fad_per_clip_logmel"].systems
+    tail = found.tails["fd_per_clip_logmel"].systems
     assert tail["a"] == tail["b"] and [one.clips for one in tail["a"].classes] == [24, 24] and not tail["a"].unlabeled
 
 

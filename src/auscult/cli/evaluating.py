@@ -218,7 +218,7 @@ def _named(text: str) -> tuple[str, str]:
 
 def _table(table: Board) -> Table:
     """The board on a terminal: metrics as rows."""
-    shown = Table(title="Scores [95 % interval], and what they are read against", title_justify="left")
+    shown = Table(title="Scores [interval, or spread of fad and fd], and what they are read against", title_justify="left")
     shown.add_column("metric")
     for name in (*table.systems, *table.brackets):
         shown.add_column(Text(name), justify="right", overflow="fold")

@@ -12,7 +12,7 @@ from . import clap_score, coverage, divergence, frechet, kernel
 from .embeddings import Backend
 from .features import FeatureSet
 from .frames import some_clips
-from .intervals import Interval, percentile_interval, resampled_counts
+from .intervals import Interval, mean_interval
 from .variety import check_loud, check_variety
 
 IntArray = npt.NDArray[np.int64]
@@ -191,7 +191,7 @@ def _inception(task: Task) -> dict[str, Interval]:
 
 
 def _clap_score(task: Task) -> dict[str, Interval]:
-    return {"clap_score": _mean_of_clips(clap_scores(task), task)}
+    return {"clap_score": mean_interval(clap_scores(task), resamples=task.resamples, seed=task.seed)}
 
 
 def clap_scores(task: Task) -> DoubleArray:
@@ -223,12 +223,6 @@ def _parts(features: FeatureSet) -> Iterator[tuple[IntArray, FeatureSet]]:
         yield (rows := np.arange(first, len(features))), features.subset(rows)
 
 
-def _mean_of_clips(values: DoubleArray, task: Task) -> Interval:
-    """With what resampling the clips gives."""
-    times = resampled_counts(len(values), resamples=task.resamples, seed=task.seed)
-    return percentile_interval(float(values.mean()), [float(counts @ values) / len(values) for counts in times])
-
-
 def logits_of(features: FeatureSet) -> FloatArray:
     logits = features.logits()
     assert logits is not None
@@ -250,7 +244,7 @@ def _per_clip(task: Task) -> dict[str, Interval]:
             f"{short:,} of {len(values):,} clips have a single frame, and one frame does not vary: take a backend with several "
             "frames a clip, or leave out clips shorter than two of them"
         )
-    return {f"{task.backend.frechet}_per_clip": _mean_of_clips(values, task)}
+    return {f"{task.backend.frechet}_per_clip": mean_interval(values, resamples=task.resamples, seed=task.seed)}
 
 
 def clip_distances(task: Task) -> DoubleArray:

@@ -95,6 +95,7 @@ METRICS = {
         False,
         "Frechet distance of the features of a single clip to those of the reference, averaged over clips; it finds odd "
         "clips, and punishes a clip for holding one sound only, as most good ones do.",
+        changes_with="frames a clip",
     ),
     "kad": Metric(
         "KAD",
