@@ -53,8 +53,8 @@ def evaluate(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="fad, fad_infinity, fad_per_clip, kad, precision, recall, density, coverage, kl, kl_reversed, kl_sigmoid, "
-            "is, clap_score, separated by commas (default: all that can be computed)"
+            help="fad, fad_infinity, fad_per_clip (or fd, ...), kad, precision, recall, density, coverage, kl, kl_reversed, "
+            "kl_sigmoid, is, clap_score, separated by commas (default: all that can be computed)"
         ),
     ] = None,
     prompts: Annotated[

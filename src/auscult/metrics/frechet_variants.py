@@ -28,6 +28,7 @@ LEAST_CLIPS = 8  # of a quarter: frames of one clip resemble each other, and few
 SHUFFLES = 64  # of the clips, over which the scores of the parts are averaged
 SHUFFLED_DIMENSION = 256  # up to which all of them are made
 LEAST_SHUFFLES = 4
+ONE_THREAD_DIMENSION = 1024  # up to which products are so small that threads, where others work too, wait for each other
 ADVICE = "take kad, the kernel distance, which works with few clips"
 
 
@@ -114,8 +115,8 @@ def frechet_infinity(
 
 
 def few_threads(dimension: int) -> threadpool_limits:
-    """Within it, one thread where products are so small and many that a second one costs them more than it does."""
-    return threadpool_limits(1 if dimension <= SHUFFLED_DIMENSION else None)
+    """Within it, products have one thread where they are so small and many that a second one costs more than it does."""
+    return threadpool_limits(1 if dimension <= ONE_THREAD_DIMENSION else None)
 
 
 def affordable_shuffles(dimension: int) -> int:
