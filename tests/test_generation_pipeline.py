@@ -269,11 +269,14 @@ def test_a_pipeline_of_real_classes_throughout(tmp_path: Path) -> None:
     pipe = RetrievalAugmentedAudioPipeline.of(
         codec, unet, scheduler("epsilon"), hifigan(upsample_initial_channel=32).eval(), encoders, mel=SPEC, duration_s=0.63
     )
+    with torch.no_grad():
+        for weight in pipe.vocoder.parameters():
+            weight *= 10  # as initialized, it whispers at 1e-11
     pipe.set_progress_bar_config(disable=True)
     given = {"references": PAIRS, "num_inference_steps": 2, "seeds": 5}
     with pytest.warns(UserWarning, match="prompt 1 .* the last 2 tokens"):  # tiny CLAP reads 14
         audio = pipe(["a dog", "rain on a roof"], **given).audios
-    assert audio.shape == (2, 10_080) and np.isfinite(audio).all() and not pipe.preview_quality
+    assert audio.shape == (2, 10_080) and 1e-4 < audio.std() < 1 and not pipe.preview_quality
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")  # AST's own setting
         loaded = reloaded(pipe, tmp_path / "pipeline")

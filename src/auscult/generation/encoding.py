@@ -21,6 +21,7 @@ from .audiomae import DEFAULT_MODEL, AudioMAEEncoder, ast_token_frames, ast_toke
 from .conditioning import Tokens, stacked
 from .encoders import HashedCaptionEncoder, HashedPromptEncoder, MelTokenEncoder, words
 from .mel import MelSpec
+from .weights import aligned
 
 CAPTION_TOKENS = 50  # per caption, as in Re-AudioLDM (section 3.2)
 CLAP_EXAMPLE, T5_EXAMPLE = "laion/clap-htsat-unfused", "google/flan-t5-large"
@@ -250,7 +251,7 @@ def _weights(kind: Any, name: str) -> Any:
     model, report = kind.from_pretrained(name, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"{name}: its weights lack {len(missing)} of {kind.__name__}'s, for example {missing[0]}")
-    return model
+    return aligned(model)
 
 
 def _check_type(name: str, expected: tuple[str, ...]) -> None:

@@ -22,6 +22,7 @@ from .encoding import Encoders
 from .guidance import Branch, Pair, branches, prompt_conditions
 from .mel import MelSpec
 from .vocoder import vocode
+from .weights import aligned
 
 AUDIOLDM_BETAS = (0.0015, 0.0195)
 TANGO_BETAS = (0.00085, 0.012)
@@ -143,6 +144,15 @@ class RetrievalAugmentedAudioPipeline(DiffusionPipeline):
             encoders.audio_extractor,
             **settings,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **settings: Any) -> Any:
+        """Load a folder or a name on the hub, as diffusers does; on the CPU it sounds bitwise as before it was saved."""
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **settings)
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                aligned(part)
+        return pipe
 
     @property
     def encoders(self) -> Encoders:
