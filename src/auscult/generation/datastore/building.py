@@ -37,8 +37,12 @@ TEXTS_AT_ONCE = 1024
 NO_CAPTION, SILENT = "it has no caption", "it is silent"
 WINDOW_POLICY = "mean of the unit vectors of a clip's windows that are not silent, at unit length"
 NO_DUPLICATES = (
-    "No duplicates were given, so only clips of identical audio count as duplicates of a target; a target's near-copies may be "
-    "among its neighbors. Give --duplicates with a folder of auscult dedup of the same clips."
+    "No duplicates were given, so only clips of identical or overlapping audio count as duplicates of a target; its "
+    "near-copies may be among its neighbors. Give --duplicates with a folder of auscult dedup of the same clips."
+)
+NO_THRESHOLD = (
+    "The deduplication found no gap between copies and other clips, so of its finds only identical clips count as duplicates; "
+    "look at its pairs, or give auscult dedup a --tau."
 )
 
 
@@ -270,14 +274,16 @@ def _card(
         },
         "report": dataclasses.asdict(report),
         "files": file_digests(folder, names),
-        "warnings": [*input_warnings({"pairs": store}), *_warnings(report, known, made)],
+        "warnings": [*input_warnings({"pairs": store}), *_warnings(report, known, made, config.neighbors)],
     }
 
 
-def _warnings(report: RetrievalReport, known: Known | None, made: Made) -> list[str]:
+def _warnings(report: RetrievalReport, known: Known | None, made: Made, wanted: int) -> list[str]:
     """What to be careful about."""
-    warnings = [] if known is not None else [NO_DUPLICATES]
-    if report.short:
+    warnings = [NO_DUPLICATES] if known is None else []
+    if known is not None and not known.card["threshold"]["separated"]:
+        warnings.append(NO_THRESHOLD)
+    if report.short and made.found.index.shape[1] == wanted:  # a small datastore cannot give as many to anybody
         warnings.append(
             f"{report.short:,} of {len(made.keys):,} targets have fewer than {made.found.index.shape[1]} neighbors, since too "
             "many pairs share their caption or are their duplicates."

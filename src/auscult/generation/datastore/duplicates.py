@@ -1,4 +1,4 @@
-"""Which pairs of a datastore hold the same sound: what ``auscult dedup`` found, and identical audio in any case."""
+"""Which pairs of a datastore hold the same sound: identical and overlapping audio, and what ``auscult dedup`` found."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from ...duplicates import DROP, KEEP, Duplicates
 from ...errors import StoreError
 from ...search.exact import IntArray
 from ...storage import is_url
+
+SHORTEST_OVERLAP_S = 0.01  # stretches that follow one another may overlap by rounding
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ def _named(name: str, column: str) -> str:
 def duplicate_groups(clips: pa.Table, known: Known | None) -> IntArray:
     """The group of each clip, -1 where it is alone.
 
-    Two clips are together if their samples are identical, if a deduplication put them into one cluster, or if a chain of these
-    links them.
+    Two clips are together if their samples are identical, if they are stretches of one file that overlap, if a deduplication
+    put them into one cluster, or if a chain of these links them.
 
     Parameters
     ----------
@@ -103,8 +105,8 @@ def duplicate_groups(clips: pa.Table, known: Known | None) -> IntArray:
         It has not.
     """
     n = clips.num_rows
-    samples = [clips["sample_digest"][row].as_py() or f"row {row}" for row in range(n)]
-    kinds = [samples]
+    samples = [digest or f"row {row}" for row, digest in enumerate(clips["sample_digest"].to_pylist())]
+    kinds = [samples, _stretches(clips)]
     if known is not None:
         names = [_named(name, known.column) for name in clips[known.column].to_pylist()]
         unknown = [name for name in names if name not in known.names]
@@ -119,6 +121,20 @@ def duplicate_groups(clips: pa.Table, known: Known | None) -> IntArray:
     label = _joined(n, kinds)
     alone = np.bincount(label)[label] == 1
     return np.where(alone, -1, label).astype(np.int64)
+
+
+def _stretches(clips: pa.Table) -> list[str]:
+    """A name for each clip, shared by those that are linked by overlaps in one file."""
+    paths = [_named(path, "path") for path in clips["path"].to_pylist()]
+    starts, durations = clips["start_s"].to_pylist(), clips["duration_s"].to_pylist()
+    names = [""] * len(paths)
+    path, end, name = "", 0.0, 0
+    for row in sorted(range(len(paths)), key=lambda row: (paths[row], starts[row])):
+        if paths[row] != path or starts[row] >= end - SHORTEST_OVERLAP_S:
+            path, end, name = paths[row], 0.0, name + 1
+        end = max(end, starts[row] + durations[row])
+        names[row] = str(name)
+    return names
 
 
 def _joined(n: int, kinds: list[list[str]]) -> IntArray:

@@ -226,7 +226,7 @@ class Datastore:
         if self.texts_spec is None:
             raise ValueError(
                 f"{self.path}: its keys are sounds described by {self.card['encoders']['audio']}, which has no vectors of "
-                "texts; use the neighbors of a clip, give vectors of sounds, or build with --model hashed --key text or a CLAP model"
+                "texts; use the neighbors of a clip, give vectors of sounds, or build with --model hashed --key text, or CLAP"
             )
         for number, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
