@@ -18,6 +18,7 @@ from .. import __version__
 from ..errors import AuscultError
 from .commands import audit, compare, dedup, demo, index, info, report
 from .evaluating import evaluate
+from .generating import generate
 from .printing import err, out
 from .progress import print_notes
 from .reviewing import review
@@ -28,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, index, audit, dedup, compare, review, report, evaluate, info):
+for command in (demo, index, audit, dedup, compare, review, report, evaluate, generate, info):
     app.command()(command)
 
 
