@@ -36,8 +36,6 @@ class Sampling:
         What u is given in place of nothing.
     duration_s
         Length of the clips in seconds; None: the model's own.
-    k
-        How many retrieved pairs each prompt has; for retrieval-augmented models.
     retrieval_scale
         Scale of the retrieved pairs' own guidance, u + w (t - u) + s (c - t) with t for the prompt alone; None: w for both.
     """
@@ -46,7 +44,6 @@ class Sampling:
     guidance_scale: float = 3.0
     negative_prompt: str | None = None
     duration_s: float | None = None
-    k: int = 0
     retrieval_scale: float | None = None
 
     def __post_init__(self) -> None:
@@ -58,8 +55,6 @@ class Sampling:
             raise ValueError("a negative prompt has no effect without guidance; give a guidance_scale above 1")
         if self.duration_s is not None and self.duration_s <= 0:
             raise ValueError(f"duration_s should be above 0, got {self.duration_s:g}")
-        if self.k < 0:
-            raise ValueError(f"k should be at least 0, got {self.k}")
 
 
 def generate_batch(
@@ -144,17 +139,15 @@ def _ours(pipe: Any, prompts: list[str], seeds: list[int], sampling: Sampling, r
         on_step()
         return {}
 
-    if sampling.duration_s is not None and abs(sampling.duration_s - pipe.duration_s) > 1e-3:
-        raise ValueError(f"this model makes clips of {pipe.duration_s:g} s and of no other length; leave out duration_s")
     return pipe(
         prompts,
         references=references,
-        k=sampling.k if references is not None else 0,
-        negative_prompt=_negatives(prompts, sampling),
+        negative_prompt=sampling.negative_prompt or "",
         num_inference_steps=sampling.steps,
         guidance_scale=sampling.guidance_scale,
         retrieval_scale=sampling.retrieval_scale,
         seeds=seeds,
+        duration_s=sampling.duration_s,
         callback_on_step_end=after_step,
         output_type="np",
     ).audios

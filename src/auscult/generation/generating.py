@@ -50,8 +50,8 @@ class GenerateConfig:
 
     Attributes
     ----------
-    steps, guidance_scale, negative_prompt, duration_s, k, retrieval_scale
-        See :class:`~auscult.generation.calling.Sampling`; ``k`` counts where a datastore is given.
+    steps, guidance_scale, negative_prompt, duration_s, retrieval_scale
+        See :class:`~auscult.generation.calling.Sampling`.
     per_prompt
         Clips of each prompt.
     seed
@@ -67,7 +67,6 @@ class GenerateConfig:
     negative_prompt: str | None = None
     duration_s: float | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    k: int = 3
     retrieval_scale: float | None = None
 
     def __post_init__(self) -> None:
