@@ -23,10 +23,12 @@ import torch
 import tiny_pipelines
 from auscult.audit import audit
 from auscult.corpus import Clip, open_corpus
+from auscult.engine import Engine
 from auscult.errors import ManifestError, ModelError, OutputFolderError
 from auscult.folders import read_card
 from auscult.generation.calling import Sampling, generate_batch
 from auscult.generation.clips import MADE, clip_path, read_rows, write_clip
+from auscult.generation.datastore import DatastoreConfig, build_datastore
 from auscult.generation.generating import GenerateConfig, Generation, generate
 from auscult.generation.making import within_memory
 from auscult.generation.pipelines import load_pipeline, locate_pipeline, sample_rate_hz, truncated
@@ -38,6 +40,8 @@ PROMPTS = ["a dog", "rain and wind", "bell"]
 SEEDS = [1, 2, 3]
 FEW = GenerateConfig(steps=2)
 KINDS = sorted(tiny_pipelines.PIPELINES)
+OURS = "RetrievalAugmentedAudioPipeline"
+SAMPLES = {"StableAudioPipeline": 799, OURS: 5120}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,7 +86,7 @@ def test_every_pipeline_from_its_folder(models: dict[str, Path], kind: str) -> N
     batch = generate_batch(pipe, PROMPTS, SEEDS, sampling, on_step=lambda: steps.append(1))
     channels = 2 if kind == "StableAudioPipeline" else 1
     assert {clip.shape[0] for clip in batch} == {channels}
-    assert {clip.shape[1] for clip in batch} == {799 if channels == 2 else 640}
+    assert {clip.shape[1] for clip in batch} == {SAMPLES.get(kind, 640)}
     assert len(steps) == 2
     assert sample_rate_hz(pipe) == tiny_pipelines.RATE_HZ
     scale = max(float(np.abs(clip).max()) for clip in batch)
@@ -315,7 +319,7 @@ def test_folder_manifest_and_card(model: str, prompts: Path, tmp_path: Path) -> 
 
 
 def test_audits_and_evaluations_take_the_manifest(model: str, tmp_path: Path) -> None:
-    """Captions of a training manifest as prompts; one generated clip is replaced by its training clip, which the audit finds."""
+    """Captions of a training manifest as prompts; one generated clip is replaced by its training clip, and found."""
     training = tmp_path / "training"
     training.mkdir()
     rng = np.random.default_rng(0)
@@ -408,6 +412,83 @@ def test_what_a_reader_should_know_is_in_the_card(model: str, tmp_path: Path) ->
         "1 clip (000001-00) is made from a prompt that is longer than the model reads; its end was not heard"
     ]
     assert [row["truncated"] for row in result.rows()] == [False, True]
+
+
+# --- with retrieved pairs ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 8 clips; two of them have one caption."""
+    folder = tmp_path_factory.mktemp("training")
+    rng = np.random.default_rng(0)
+    captions = [
+        "a dog barks",
+        "a dog howls",
+        "a loud dog",
+        "rain on a roof",
+        "rain and wind",
+        "a bell",
+        "a bell rings",
+        "a bell",
+    ]
+    rows = []
+    for number, caption in enumerate(captions):
+        sf.write(folder / f"{number}.wav", rng.normal(0, 0.1, 8_000), 16_000)
+        rows.append({"clip_id": f"clip{number}", "path": f"{number}.wav", "caption": caption})
+    manifest = folder / "training.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def datastore(training: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("datastore") / "store"
+    config = DatastoreConfig(key="text", model="hashed")
+    build_datastore(open_corpus(str(training)), output=output, config=config, engine=Engine(workers=1))
+    return output
+
+
+def test_pairs_are_retrieved_and_heard(models: dict[str, Path], training: Path, datastore: Path, tmp_path: Path) -> None:
+    model = str(models[OURS])
+    config = GenerateConfig(steps=2, k=2)
+    plain = generate(model, training, tmp_path / "plain", config=config)
+    given = generate(model, training, tmp_path / "given", config=config, datastore=datastore)
+    none = generate(model, training, tmp_path / "none", config=GenerateConfig(steps=2, k=0), datastore=datastore)
+    for row, before, without in zip(given.rows(), plain.rows(), none.rows(), strict=True):
+        assert row["seed"] == before["seed"] and row["sha256"] != before["sha256"]
+        assert without["sha256"] == before["sha256"] and without["retrieved"] == []
+        assert len(row["retrieved"]) == 2 and row["target_passed_over"]
+        assert row["reference"] not in row["retrieved"]
+    of = {row["reference"]: row["retrieved"] for row in given.rows()}
+    assert "clip7" not in of["clip5"] and "clip5" not in of["clip7"]  # an equal caption
+    assert of["clip5"][0] == "clip6"
+    assert plain.card["warnings"][0] == "the sound is of preview quality: the model has no trained vocoder"
+    with pytest.raises(OutputFolderError, match="finished"):
+        generate(model, training, tmp_path / "given", config=config)  # without the datastore it is another run
+
+
+def test_a_reference_that_the_datastore_does_not_know(
+    models: dict[str, Path], training: Path, datastore: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "p.jsonl"
+    rows = [{"caption": "an owl", "reference": "elsewhere"}, {"caption": "a cat", "reference": str(training.parent / "0.wav")}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    result = generate(str(models[OURS]), path, tmp_path / "out", config=GenerateConfig(steps=1, k=7), datastore=datastore)
+    unknown, known = result.rows()
+    assert not unknown["target_passed_over"] and known["target_passed_over"]
+    assert "clip0" in unknown["retrieved"] and "clip0" not in known["retrieved"]
+    assert any("1 clip (000000-00) is made with a datastore that does not hold" in text for text in result.card["warnings"])
+
+
+def test_datastores_that_cannot_be_used(
+    models: dict[str, Path], model: str, prompts: Path, datastore: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="takes no retrieved pairs"):
+        generate(model, prompts, tmp_path / "out", datastore=datastore)
+    with pytest.raises(ValueError, match="k=9 is more than .* holds, 8 pairs"):
+        generate(str(models[OURS]), prompts, tmp_path / "out", config=GenerateConfig(k=9), datastore=datastore)
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_memory_that_runs_out_halves_the_batch() -> None:

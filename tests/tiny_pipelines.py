@@ -11,7 +11,14 @@ import diffusers as d
 import torch
 import transformers as t
 
+from auscult.generation.autoencoder import PatchPCACodec
+from auscult.generation.denoiser import DenoiserConfig, build
+from auscult.generation.encoders import HashedCaptionEncoder, HashedPromptEncoder, MelTokenEncoder
+from auscult.generation.encoding import Encoders
+from auscult.generation.mel import MelSpec
+from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
 from auscult.generation.pipelines import quiet
+from auscult.generation.vocoder import GriffinLimVocoder
 from tiny_models import CLAP_AUDIO, CLAP_TEXT
 
 RATE_HZ = 16_000
@@ -174,7 +181,19 @@ def stable_audio(scheduler: Any = None) -> Any:
     )
 
 
+def retrieval_augmented() -> Any:
+    """With hashed encoders and a codec of random components; sounds of 0.32 s."""
+    mel = MelSpec()
+    log_mels = -6.9 + 2.3 * torch.randn(8, 1, 32, mel.n_mels)
+    unet = build(DenoiserConfig(channels=(8, 16), heads=(2, 2), attention=(False, True), norm_groups=4))
+    encoders = Encoders(HashedPromptEncoder(), None, HashedCaptionEncoder(), None, MelTokenEncoder(), None)
+    return RetrievalAugmentedAudioPipeline.of(
+        PatchPCACodec.fit(log_mels), unet, scheduler(), GriffinLimVocoder(iterations=2), encoders, mel=mel, duration_s=0.32
+    )
+
+
 PIPELINES = {
+    "RetrievalAugmentedAudioPipeline": retrieval_augmented,
     "AudioLDMPipeline": audioldm,
     "AudioLDM2Pipeline": audioldm2,
     "MusicLDMPipeline": musicldm,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import AsJson, ConfigFile, Device, Encoding, Output, Overwrite, settings_of
+from .options import AsJson, ConfigFile, Device, Encoding, Output, Overwrite, local_path, settings_of
 from .printing import print_summary
 from .progress import progress_bars
 
@@ -40,6 +41,18 @@ def generate(
         int, typer.Option("--workers", "-j", min=1, help="Processes; with --device cuda they take the GPUs in turn.")
     ] = 1,
     device: Device = "cpu",
+    datastore: Annotated[
+        Path | None,
+        typer.Option(
+            parser=local_path,
+            metavar="STORE",
+            help="Of auscult datastore: pairs for a retrieval-augmented model (default: none)",
+        ),
+    ] = None,
+    k: Annotated[int | None, typer.Option("--k", min=0, help="Retrieved pairs of each prompt (default: 3)")] = None,
+    retrieval_scale: Annotated[
+        float | None, typer.Option(help="Guidance by the retrieved pairs alone (default: one guidance by prompt and pairs)")
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Take models from the cache, and ask nobody.")] = False,
     config: ConfigFile = None,
     encoding: Encoding = "utf-8",
@@ -60,6 +73,8 @@ def generate(
         negative_prompt=negative_prompt,
         duration_s=duration_s,
         dtype=dtype,
+        k=k,
+        retrieval_scale=retrieval_scale,
     )
     with progress_bars() as progress:
         result = run(
@@ -70,6 +85,7 @@ def generate(
             device=device,
             workers=workers,
             batch_size=batch_size,
+            datastore=datastore,
             offline=offline,
             encoding=encoding,
             overwrite=overwrite,

@@ -32,9 +32,10 @@ from ..folders import (
 from .calling import Sampling, generate_batch
 from .clips import AUDIO, MADE, MANIFEST, Row, read_rows, write_manifest
 from .making import Maker, devices_of, make_all
-from .pipelines import locate_pipeline
+from .pipelines import OURS, LocatedPipeline, locate_pipeline
 from .prompts import PromptRow, plan_clips, prompts_digest, read_prompt_rows
 from .requirements import require_models
+from .retrieving import check_datastore
 
 __all__ = ["GenerateConfig", "Generation", "generate", "generate_batch"]
 
@@ -58,6 +59,8 @@ class GenerateConfig:
         From which the seed of each clip follows, see :func:`~auscult.generation.prompts.clip_seed`.
     dtype
         Of the model's numbers.
+    k
+        Pairs of each prompt where a datastore is given.
     """
 
     steps: int = 200
@@ -67,9 +70,12 @@ class GenerateConfig:
     negative_prompt: str | None = None
     duration_s: float | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    k: int = 3
     retrieval_scale: float | None = None
 
     def __post_init__(self) -> None:
+        if self.k < 0:
+            raise ValueError(f"k should be at least 0, got {self.k}")
         if not 1 <= self.per_prompt <= 1000:
             raise ValueError(f"per_prompt should be 1 to 1000, got {self.per_prompt}")
         self.sampling()  # which checks the rest
@@ -111,6 +117,7 @@ def generate(
     device: str = "cpu",
     workers: int = 1,
     batch_size: int = BATCH_SIZE,
+    datastore: str | Path | None = None,
     offline: bool = False,
     encoding: str = "utf-8",
     overwrite: bool = False,
@@ -133,6 +140,8 @@ def generate(
         ``cpu``, ``cuda`` or ``cuda:N``, and how many processes; those of ``cuda`` take the GPUs that there are in turn.
     batch_size
         Clips made at once. It changes the last bits of a clip at most; where memory runs out, batches are halved.
+    datastore
+        A folder of ``auscult datastore``, from which a retrieval-augmented model is given pairs; without it, none.
     offline
         Ask nobody outside this machine.
     encoding
@@ -164,6 +173,7 @@ def generate(
         **dataclasses.asdict(config),
         "model": located.facts(),
         "prompts": prompts_digest(rows),
+        "datastore": _checked_datastore(datastore, located, config.k),
     }
     if not overwrite:
         if is_folder_of(output, KIND) and read_card(output, KIND)["task"] == task:
@@ -172,7 +182,9 @@ def generate(
     plan = plan_clips(rows, per_prompt=config.per_prompt, seed=config.seed)
     started = time.time()
     with building(output, KIND, task=task, overwrite=overwrite) as partial:
-        maker = Maker(located, config.dtype, config.sampling(), partial)
+        maker = Maker(
+            located, config.dtype, config.sampling(), partial, None if datastore is None else str(datastore), config.k
+        )
         made = make_all(maker, plan, devices_of(device, workers), batch_size, progress)
         write_manifest(partial, (made[clip.clip_id] for clip in plan))
         write_card(
@@ -183,6 +195,7 @@ def generate(
                 "elapsed_s": round(time.time() - started, 1),
                 "model": located.facts(),
                 "source": [str(prompts)],
+                "datastore": None if datastore is None else str(datastore),
                 "device": device,
                 "batch_size": batch_size,
                 **_findings(rows, list(made.values())),
@@ -224,12 +237,29 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _checked_datastore(datastore: str | Path | None, located: LocatedPipeline, k: int) -> str | None:
+    """The digest of a datastore that this model can use."""
+    if datastore is None:
+        return None
+    if located.kind != OURS:
+        raise ValueError(f"{located.name}: is a {located.kind}, which takes no retrieved pairs; leave out --datastore")
+    return check_datastore(datastore, k)
+
+
 def _findings(prompts: Sequence[PromptRow], rows: Sequence[Row]) -> dict[str, Any]:
     """Counts, and what a reader of the clips should know."""
     silent = [row for row in rows if row["silent"]]
     loud = [row for row in rows if row["gain_db"] < 0]
     cut = [row for row in rows if row["truncated"]]
     warnings = []
+    if any(row.get("preview_quality") for row in rows):
+        warnings.append("the sound is of preview quality: the model has no trained vocoder")
+    seen = [row for row in rows if row.get("target_passed_over") is False]
+    if seen:
+        warnings.append(
+            f"{_clips(seen)} made with a datastore that does not hold the prompt's reference by this id or path: pairs of an "
+            "equal caption were passed over, duplicates of the reference were not"
+        )
     if silent:
         warnings.append(f"{_clips(silent)} silent: the model gave no sound")
     if loud:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from .calling import Sampling, generate_batch
 from .clips import AUDIO, MADE, Row, append_rows, manifest_row, mend_rows, rows_still_there, write_clip
 from .pipelines import LocatedPipeline, load_pipeline, sample_rate_hz, truncated
 from .prompts import PlannedClip
+from .retrieving import Looked, LookUp, load_look_up
 from .workers import Tick, Work, work_on_devices
 
 WHAT = "denoising steps"
@@ -42,28 +43,45 @@ class Maker:
     dtype: str
     sampling: Sampling
     folder: Path
+    datastore: str | None = None
+    k: int = 0
 
     def __call__(self, device: str) -> Work[Batch, list[Row]]:
         pipe = load_pipeline(self.located, device=device, dtype=self.dtype)
         rate_hz = sample_rate_hz(pipe)
+        look_up = self._look_up(pipe, device)
         limit: list[int] = []  # clips that fitted into memory when more did not
 
-        def call(clips: Sequence[PlannedClip], tick: Tick) -> list[FloatArray]:
+        def call(clips: Sequence[PlannedClip], tick: Tick, looked: Mapping[str, Looked]) -> list[FloatArray]:
             return generate_batch(
                 pipe,
                 [clip.prompt.caption for clip in clips],
                 [clip.seed for clip in clips],
                 self.sampling,
+                references=None if look_up is None else [looked[clip.clip_id].pairs for clip in clips],
                 on_step=lambda: tick(len(clips)),
             )
 
         def work(batch: Batch, tick: Tick) -> list[Row]:
-            audio = within_memory(lambda part: call(part, tick), batch.clips, limit)
-            return [self._row(pipe, clip, one, rate_hz) for clip, one in zip(batch.clips, audio, strict=True)]
+            looked = {}
+            if look_up is not None:
+                prompts = [clip.prompt for clip in batch.clips]
+                looked = dict(zip((clip.clip_id for clip in batch.clips), look_up(prompts), strict=True))
+            audio = within_memory(lambda part: call(part, tick, looked), batch.clips, limit)
+            return [
+                self._row(pipe, clip, one, rate_hz, looked.get(clip.clip_id))
+                for clip, one in zip(batch.clips, audio, strict=True)
+            ]
 
         return work
 
-    def _row(self, pipe: Any, clip: PlannedClip, audio: FloatArray, rate_hz: int) -> Row:
+    def _look_up(self, pipe: Any, device: str) -> LookUp | None:
+        if self.datastore is None:
+            return None
+        duration_s = self.sampling.duration_s or float(pipe.config.duration_s)
+        return load_look_up(self.datastore, self.k, rate_hz=sample_rate_hz(pipe), duration_s=duration_s, device=device)
+
+    def _row(self, pipe: Any, clip: PlannedClip, audio: FloatArray, rate_hz: int, looked: Looked | None) -> Row:
         facts = write_clip(self.folder, clip, audio, rate_hz)
         settings = {
             "model": self.located.name,
@@ -71,6 +89,10 @@ class Maker:
             "steps": self.sampling.steps,
             "guidance_scale": self.sampling.guidance_scale,
             "negative_prompt": self.sampling.negative_prompt,
+            "retrieved": None if looked is None else list(looked.ids),
+            "retrieved_similarity": None if looked is None else list(looked.similarity),
+            "target_passed_over": None if looked is None or clip.prompt.reference is None else looked.target is not None,
+            "preview_quality": getattr(pipe, "preview_quality", False) or None,
             "truncated": truncated(pipe, clip.prompt.caption),
         }
         return manifest_row(clip, facts, settings)
