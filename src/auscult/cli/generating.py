@@ -17,7 +17,7 @@ def generate(
     model: Annotated[
         str,
         typer.Option(
-            help="A pipeline: a folder (of auscult train, or of save_pretrained), or OWNER/NAME[@REVISION] on the hub."
+            help="A pipeline: a folder (of auscult train or save_pretrained), or OWNER/NAME or OWNER/NAME@REVISION on the hub."
         ),
     ],
     prompts: Annotated[

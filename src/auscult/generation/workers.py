@@ -46,7 +46,8 @@ def work_on_devices(
             yield job, work(job, tick)
         return
     context = multiprocessing.get_context("spawn")  # fork and CUDA do not go together
-    threads = max(1, (os.cpu_count() or 1) // len(devices))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // len(devices))
     processes: dict[Connection, Any] = {}
     under_way: dict[Connection, Job] = {}
     try:
