@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,15 @@ TINY = DenoiserConfig(
     channels=(16, 32), heads=(2, 4), attention=(False, True), norm_groups=8, prompt_dim=6, text_dim=5, audio_dim=7
 )
 TANGO = replace(TINY, family="tango", prompt_dim=0, audio_dim=0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small lose more by waiting for a second thread than it does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -183,8 +183,8 @@ def load_encoders(
     caption
         ``"hashed"``, or a folder or a name of a T5.
     audio
-        ``"mel"``, ``"audiomae"`` (or a name of timm's that begins with ``hf_hub:``; needs the extra ``audiomae``), or a folder
-        or a name of an AST.
+        ``"mel"``, ``"audiomae"`` (or a name of timm's that begins with ``hf_hub:`` or ``local-dir:``; needs the
+        extra ``audiomae``), or a folder or a name of an AST.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     mel
@@ -236,7 +236,7 @@ def _load_audio(name: str | None, mel: MelSpec) -> tuple[Any, Any]:
         return (None if name is None else MelTokenEncoder.of(mel)), None
     from transformers import ASTFeatureExtractor, ASTModel
 
-    if name == "audiomae" or name.startswith(("hf_hub:", "hf-hub:")):
+    if name == "audiomae" or name.startswith(("hf_hub:", "hf-hub:", "local-dir:")):
         # mean and deviation of AST's extractor are AudioMAE's, and so is the doubled deviation
         encoder = AudioMAEEncoder.from_timm(DEFAULT_MODEL if name == "audiomae" else name)
         with quiet():
@@ -301,4 +301,4 @@ def _width(encoder: Any, *names: str) -> int:
 
 
 def _missing(name: str) -> NoReturn:
-    raise ValueError(f"this needs a {name} encoder, and the pipeline has none; load one with load_encoders({name}=...)")
+    raise ValueError(f"there is no {name} encoder here to ask; load one with load_encoders({name}=...)")

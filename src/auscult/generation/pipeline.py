@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -343,8 +343,8 @@ class RetrievalAugmentedAudioPipeline(DiffusionPipeline):
 
 
 def _seeds(seeds: int | Sequence[int], total: int) -> list[int]:
-    if isinstance(seeds, int):
-        return [seeds + number for number in range(total)]
+    if not isinstance(seeds, Iterable):
+        return [int(seeds) + number for number in range(total)]
     if len(seeds) != total:
         raise ValueError(f"expected one seed per sound, {total}, got {len(seeds)}")
     return [int(seed) for seed in seeds]
