@@ -148,7 +148,9 @@ def _timeless(card: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("descriptor", "kill"), [("mel", "compared"), ("contrast", "scored")])
+@pytest.mark.parametrize(
+    ("descriptor", "kill"), [("mel", "compared"), pytest.param("contrast", "scored", marks=pytest.mark.slow)]
+)
 def test_an_audit_is_the_same(
     write_sounds, tmp_path: Path, nodes: Nodes, engine: Engine, monkeypatch, descriptor: str, kill: str
 ) -> None:
@@ -292,6 +294,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_driver_that_was_killed_continues(write_sounds, tmp_path: Path, nodes: Nodes, monkeypatch) -> None:
     folder = write_sounds("in", 100, duration_s=1.5)
     script = tmp_path / "driver.py"

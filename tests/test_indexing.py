@@ -197,7 +197,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("workers", "least"), [(1, 8), (2, 4), pytest.param(2, 16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("workers", "least"), [pytest.param(1, 8, marks=pytest.mark.slow), (2, 4), pytest.param(2, 16, marks=pytest.mark.slow)]
+)
 def test_killed_at_random_moments_it_ends_equal_to_an_uninterrupted_run(
     write_sounds, tmp_path: Path, workers: int, least: int
 ) -> None:

@@ -93,7 +93,8 @@ class Reviewer(threading.Thread):
                     raise AssertionError(answer.text)
 
 
-@pytest.mark.parametrize(("each", "kills"), [(200, 3), pytest.param(1000, 6, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_verdicts kills the writer itself, which is quicker
+@pytest.mark.parametrize(("each", "kills"), [(200, 3), (1000, 6)])
 def test_no_acknowledged_verdict_is_lost_and_none_doubled(tmp_path: Path, each: int, kills: int) -> None:
     folder = write_audit(tmp_path / "audit", each)
     pairs = [pair_id(f"query-clip-{number}", f"reference-clip-{number}-1") for number in range(each)]

@@ -67,7 +67,9 @@ def tables(result: Audit) -> list[pa.Table]:
     return [result.matches(), result.queries(), pa.parquet.read_table(result.path / "training.parquet")]
 
 
-@pytest.mark.parametrize(("name", "background"), [("mel", True), ("mel", False), ("contrast", False)])
+@pytest.mark.parametrize(
+    ("name", "background"), [("mel", True), ("mel", False), pytest.param("contrast", False, marks=pytest.mark.slow)]
+)
 def test_memory_changes_nothing_in_an_audit(stores, tmp_path: Path, name: str, background: bool) -> None:
     given = stores(name)
     assert on_disk(given["training"], name)
@@ -91,7 +93,7 @@ def test_memory_changes_nothing_in_an_audit(stores, tmp_path: Path, name: str, b
         assert found[f"copy-{number}.wav"] == f"{number:04d}.wav"
 
 
-@pytest.mark.parametrize("against", [True, False])
+@pytest.mark.parametrize("against", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_memory_changes_nothing_in_a_deduplication(stores, tmp_path: Path, against: bool) -> None:
     given = stores("mel")
     results = [
@@ -195,6 +197,7 @@ def test_an_audit_that_is_killed_in_its_search_goes_on_there(stores, tmp_path: P
     assert not (result.path / SCRATCH).exists()
 
 
+@pytest.mark.slow
 def test_scores_of_the_detector_are_kept_too(stores, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     given, config = stores("contrast"), AuditConfig(candidates=8, null_sample=20)
@@ -215,7 +218,7 @@ def test_scores_of_the_detector_are_kept_too(stores, tmp_path: Path, monkeypatch
     assert tables(result) == tables(run(tmp_path / "whole", lambda *_: None))
 
 
-@pytest.mark.parametrize("search", ["ivf", "hnsw"])
+@pytest.mark.parametrize("search", [pytest.param("ivf", marks=pytest.mark.slow), "hnsw"])
 def test_an_approximate_search_says_what_it_finds(stores, tmp_path: Path, monkeypatch, search: str) -> None:
     monkeypatch.setattr(approximate, "FEWEST_ROWS", 100)
     given = stores("mel")

@@ -234,6 +234,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_killed_at_a_url_it_ends_equal_to_an_uninterrupted_run(
     server: Server, bucket: str, tmp_path: Path, monkeypatch
 ) -> None:
