@@ -47,6 +47,10 @@ class ModelError(AuscultError):
     """A model cannot be found or loaded, or is not what its folder says."""
 
 
+class GateError(AuscultError):
+    """A check between two stages of training failed; what would follow could not be trusted."""
+
+
 class MissingExtraError(AuscultError):
     """An optional dependency is needed for this input."""
 

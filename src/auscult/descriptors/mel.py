@@ -45,18 +45,18 @@ def mel_to_hz(mel: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def mel_filterbank(sample_rate_hz: int, n_fft: int, n_mels: int, f_max_hz: float) -> FloatArray:
+def mel_filterbank(sample_rate_hz: int, n_fft: int, n_mels: int, f_max_hz: float, f_min_hz: float = 0.0) -> FloatArray:
     """Triangular mel filters with Slaney's area normalization.
 
     Filter m rises from edge m to edge m+1 and falls to edge m+2, where the ``n_mels + 2`` edges are equidistant on the
-    mel scale between 0 and ``f_max_hz``; it is scaled by ``2 / (edge m+2 - edge m)``.
+    mel scale between ``f_min_hz`` and ``f_max_hz``; it is scaled by ``2 / (edge m+2 - edge m)``.
 
     Returns
     -------
     ndarray (n_mels, n_fft // 2 + 1) float32
     """
     bins = np.arange(n_fft // 2 + 1) * (sample_rate_hz / n_fft)
-    edges = mel_to_hz(np.linspace(0.0, hz_to_mel(f_max_hz), n_mels + 2))
+    edges = mel_to_hz(np.linspace(hz_to_mel(f_min_hz), hz_to_mel(f_max_hz), n_mels + 2))
     rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
     filters = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (edges[2:] - edges[:-2]))[:, None]
