@@ -20,6 +20,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
 from .conditioning import Tokens
+from .mel import MelSpec, Padding, log_mel, prepare_waveform
 
 _WORD = re.compile(r"\w+")
 _END = " end"  # no word: words hold no blanks
@@ -126,6 +127,68 @@ class HashedCaptionEncoder(ModelMixin, ConfigMixin):
                 values[row, position] = hashed_signs(word, self.config.dimension, self.config.seed)
                 mask[row, position] = True
         return Tokens(values.to(self.place), mask.to(self.place.device))
+
+
+class MelTokenEncoder(ModelMixin, ConfigMixin):
+    """A sound's tokens are its log-mel, averaged over stretches of time and standardized: 8 tokens for 5.12 s by default.
+
+    The sound's level does not count (:func:`~auscult.generation.mel.prepare_waveform`).
+
+    Parameters
+    ----------
+    frames_per_token
+        Frames averaged to one token; the last token averages the frames that are left.
+    mean, std
+        Taken off and divided by, in nats: those of the log-mels of a set of sounds.
+    sample_rate_hz, n_fft, win_length, hop_length, n_mels, f_min, f_max, floor, padding
+        Those of :class:`~auscult.generation.mel.MelSpec`; a token has ``n_mels`` entries.
+
+    Examples
+    --------
+    >>> MelTokenEncoder()(torch.zeros(1, 81_920)).values.shape
+    torch.Size([1, 8, 64])
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        frames_per_token: int = 64,
+        mean: float = -6.9,
+        std: float = 2.3,
+        sample_rate_hz: int = 16_000,
+        n_fft: int = 1024,
+        win_length: int = 1024,
+        hop_length: int = 160,
+        n_mels: int = 64,
+        f_min: float = 0.0,
+        f_max: float = 8000.0,
+        floor: float = 1e-5,
+        padding: Padding = "reflect",
+    ) -> None:
+        super().__init__()
+        _check_positive(frames_per_token=frames_per_token)
+        if not std > 0:
+            raise ValueError(f"std should be above 0, got {std}")
+        self.register_buffer("place", torch.zeros(1))
+
+    @classmethod
+    def of(cls, spec: MelSpec, *, frames_per_token: int = 64, mean: float = -6.9, std: float = 2.3) -> MelTokenEncoder:
+        """The encoder of a log-mel."""
+        return cls(frames_per_token, mean, std, **spec.to_dict())
+
+    @property
+    def spec(self) -> MelSpec:
+        """The settings of the log-mel."""
+        return MelSpec.from_dict({name: self.config[name] for name in MelSpec().to_dict()})
+
+    def forward(self, waves: torch.Tensor) -> Tokens:
+        """Tokens (B, n, n_mels) of waveforms (B, T) at ``sample_rate_hz``; none is masked."""
+        spec, stretch = self.spec, self.config.frames_per_token
+        least = max(spec.edge + 1, spec.hop_length)
+        waves = torch.nn.functional.pad(waves, (0, max(0, least - waves.shape[1])))
+        mel = (log_mel(prepare_waveform(waves.to(self.place.device).float()), spec)[:, 0] - self.config.mean) / self.config.std
+        values = torch.stack([part.mean(1) for part in mel.split(stretch, dim=1)], dim=1).to(self.place)
+        return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device))
 
 
 def _check_positive(**numbers: int) -> None:
