@@ -23,7 +23,7 @@ _ORDER, _PLAN, _NOISE = range(3)
 
 @dataclass(frozen=True)
 class Dropout:
-    """Shares of samples whose conditions are dropped; what is left over keeps all of them.
+    """``[dropout]``: shares of samples whose conditions are dropped; what is left over keeps all of them.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Dropout:
     def __post_init__(self) -> None:
         shares = (self.everything, self.retrieval, self.prompt)
         if min(shares) < 0 or sum(shares) > 1:
-            raise ValueError(f"shares of dropped conditions should not be negative and sum to at most 1, got {shares}")
+            raise ValueError(f"[dropout] shares should not be negative and sum to at most 1, got {shares}")
 
 
 @dataclass(frozen=True)

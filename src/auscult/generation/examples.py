@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ..errors import AudioDecodeError, CorpusError
 from ..folders import Progress, no_progress, write_text
 from ..inputs import listed
 from .autoencoder import to_latents
-from .conditioning import Tokens
+from .conditioning import Tokens, padded
 from .mel import MelSpec, log_mel, prepare_waveform
 from .training_config import DataConfig
 
@@ -54,6 +54,8 @@ class Clips:
         How many are silent, were longer than the model's sounds, or shorter.
     skipped
         Inputs that could not be used, and why.
+    sources
+        Number of the source of each clip.
     """
 
     ids: tuple[str, ...]
@@ -65,6 +67,7 @@ class Clips:
     cut: int
     padded: int
     skipped: tuple[tuple[str, str], ...]
+    sources: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,27 +88,27 @@ def duration_samples(duration_s: float, spec: MelSpec, fold: int) -> int:
 
 
 def read_clips(
-    source: str, data: DataConfig, spec: MelSpec, samples: int, cache: Path, *, progress: Progress = no_progress
+    sources: Sequence[str], data: DataConfig, spec: MelSpec, samples: int, cache: Path, *, progress: Progress = no_progress
 ) -> Clips:
-    """Decode the clips of a corpus once.
+    """Decode the clips of corpora once.
 
     Raises
     ------
     CorpusError
-        A clip has no caption, more clips than ``data.max_unreadable`` cannot be read, or there is no clip at all.
-        The message names the first of them; no other clip ever stands in for one.
+        A clip has no caption, two have one id, more clips than ``data.max_unreadable`` cannot be read, or there is none at
+        all. The message names the first of them; no other clip ever stands in for one.
     """
-    corpus = open_corpus(source, audio_root=data.audio_root, encoding=data.encoding)
-    items = [item for item in corpus if isinstance(item, Clip) or item.kind == "unreadable"]
-    clips = [item for item in items if isinstance(item, Clip)]
+    items = list(_items(sources, data))
+    numbered = [(number, clip) for number, clip in items if isinstance(clip, Clip)]
+    clips, where = [clip for _, clip in numbered], ", ".join(sources)
     if nameless := [clip.clip_id for clip in clips if not (clip.caption or "").strip()]:
         raise CorpusError(
-            f"{source}: {len(nameless):,} of {len(clips):,} clips have no caption ({listed(nameless)}); training needs one for "
+            f"{where}: {len(nameless):,} of {len(clips):,} clips have no caption ({listed(nameless)}); training needs one for "
             "each: give a manifest with a column 'caption'"
         )
-    key = [(c.clip_id, c.path, c.start_s, c.duration_s, c.caption, _stamp(c.path)) for c in clips]
-    made_from = [key, [(s.path, s.reason) for s in items if isinstance(s, Skipped)], spec.sample_rate_hz, samples]
-    with cached(cache, "clips", made_from) as (folder, fresh):
+    key = [(number, c.clip_id, c.path, c.start_s, c.duration_s, c.caption, _stamp(c.path)) for number, c in numbered]
+    passed_over = [(item.path, item.reason) for _, item in items if isinstance(item, Skipped)]
+    with cached(cache, "clips", [key, passed_over, spec.sample_rate_hz, samples]) as (folder, fresh):
         if fresh:
             _decode(items, spec.sample_rate_hz, samples, folder, progress)
         facts = json.loads((folder / "clips.json").read_text("utf-8"))
@@ -115,21 +118,37 @@ def read_clips(
         named = "; ".join(f"{path}: {reason}" for path, reason in skipped[:3])
         more = f"; and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
         raise CorpusError(
-            f"{source}: {len(skipped):,} of {len(items):,} clips cannot be read ({named}{more}); repair them, take them out of "
+            f"{where}: {len(skipped):,} of {len(items):,} clips cannot be read ({named}{more}); repair them, take them out of "
             f"the corpus, or allow for them: [data] max_unreadable = {len(skipped)}"
         )
     if not facts["ids"]:
-        raise CorpusError(f"{source}: no clip to train on was found here")
-    tuples = {name: tuple(facts[name]) for name in ("ids", "captions", "paths", "digests", "silent")}
+        raise CorpusError(f"{where}: no clip to train on was found here")
+    tuples = {name: tuple(facts[name]) for name in ("ids", "captions", "paths", "digests", "silent", "sources")}
     return Clips(**tuples, waves=waves[: len(facts["ids"])], cut=facts["cut"], padded=facts["padded"], skipped=skipped)
 
 
-def _decode(items: Sequence[Clip | Skipped], rate_hz: int, samples: int, folder: Path, progress: Progress) -> None:
+def _items(sources: Sequence[str], data: DataConfig) -> Iterator[tuple[int, Clip | Skipped]]:
+    """Clips and unreadable inputs of the sources, with the number of the source."""
+    seen: dict[str, int] = {}
+    for number, source in enumerate(sources):
+        for item in open_corpus(source, audio_root=data.audio_root, encoding=data.encoding):
+            if isinstance(item, Clip):
+                if seen.setdefault(item.clip_id, number) != number:
+                    raise CorpusError(
+                        f"{source}: the clip {item.clip_id!r} is in {sources[seen[item.clip_id]]} as well; what is held out must "
+                        "not be trained on, and different clips need different ids"
+                    )
+                yield number, item
+            elif item.kind == "unreadable":
+                yield number, item
+
+
+def _decode(items: Sequence[tuple[int, Clip | Skipped]], rate_hz: int, samples: int, folder: Path, progress: Progress) -> None:
     """Write ``waves.npy`` (one row for each readable clip) and ``clips.json``."""
     waves = np.lib.format.open_memmap(folder / "waves.npy", mode="w+", dtype=np.float32, shape=(max(len(items), 1), samples))
-    facts: dict[str, Any] = {"ids": [], "captions": [], "paths": [], "digests": [], "silent": [], "skipped": []}
+    facts: dict[str, Any] = {"ids": [], "captions": [], "paths": [], "digests": [], "silent": [], "skipped": [], "sources": []}
     facts |= {"cut": 0, "padded": 0}
-    for done, item in enumerate(items, 1):
+    for done, (number, item) in enumerate(items, 1):
         progress(done, len(items), "decoding")
         if isinstance(item, Skipped):
             facts["skipped"].append([item.path, item.reason])
@@ -143,9 +162,9 @@ def _decode(items: Sequence[Clip | Skipped], rate_hz: int, samples: int, folder:
         waves[len(facts["ids"]), : len(wave)] = wave
         facts["cut"] += len(audio.samples) > samples + rate_hz // 100  # a hundredth of a second is a codec's padding
         facts["padded"] += len(audio.samples) < samples
-        for name, value in (("ids", item.clip_id), ("captions", (item.caption or "").strip()), ("paths", item.path)):
+        row = {"ids": item.clip_id, "captions": (item.caption or "").strip(), "paths": item.path, "sources": number}
+        for name, value in {**row, "digests": audio.facts.sample_digest}.items():
             facts[name].append(value)
-        facts["digests"].append(audio.facts.sample_digest)
         if "silent" in audio.facts.flags:
             facts["silent"].append(item.clip_id)
     waves.flush()
@@ -222,11 +241,12 @@ def _groups(clips: Clips, group: str | None) -> list[str]:
 
 
 def mels_of(waves: npt.NDArray[np.float32], spec: MelSpec, rows: Sequence[int] | IntArray) -> torch.Tensor:
-    """Raw log-mels (n, 1, frames, n_mels) of some rows of mapped waveforms."""
+    """Raw log-mels (n, 1, samples / hop_length, n_mels) of some rows of mapped waveforms."""
+    frames = waves.shape[1] // spec.hop_length  # padded as Tacotron pads, there is one more
     parts = [
         log_mel(torch.from_numpy(np.array(waves[rows[start : start + BATCH]])), spec) for start in range(0, len(rows), BATCH)
     ]
-    return torch.cat(parts)
+    return torch.cat(parts)[:, :, :frames]
 
 
 def latents_of(
@@ -246,7 +266,9 @@ def latents_of(
     return computed(cache, "latents", key, len(clips), batch, progress=progress)["latents"]
 
 
-def text_tokens(texts: Sequence[str], encoders: Any, cache: Path, made_from: Any, *, progress: Progress = no_progress) -> Tokens:
+def text_tokens(
+    texts: Sequence[str], encoders: Any, cache: Path, made_from: Any, *, progress: Progress = no_progress
+) -> Tokens:
     """Tokens (N, L, D) of captions, mapped from the cache."""
 
     def batch(rows: IntArray) -> dict[str, npt.NDArray[Any]]:
@@ -271,20 +293,23 @@ def prompt_vectors(
 def audio_tokens(
     waves: Callable[[int], npt.NDArray[np.float32]],
     count: int,
-    rate_hz: int,
+    spec: MelSpec,
+    samples: int,
     encoders: Any,
     cache: Path,
     made_from: Any,
     *,
     progress: Progress = no_progress,
 ) -> Tokens:
-    """Tokens (N, n, D) of sounds, which all are equally long, mapped from the cache; ``waves`` gives a sound by number."""
+    """Tokens (N, n, D) of sounds of at most ``samples`` samples, mapped from the cache; ``waves`` gives a sound by number."""
+    length = encoders.audio_tokens([np.zeros(samples, np.float32)], spec.sample_rate_hz).values.shape[1]
 
     def batch(rows: IntArray) -> dict[str, npt.NDArray[Any]]:
-        values, mask = encoders.audio_tokens([np.array(waves(int(row))) for row in rows], rate_hz)
+        values, mask = padded(encoders.audio_tokens([waves(int(row)) for row in rows], spec.sample_rate_hz), length)
         return {"values": values.float().cpu().numpy(), "mask": mask.cpu().numpy()}
 
-    arrays = computed(cache, "sounds", [made_from, rate_hz], count, batch, progress=progress)
+    key = [made_from, spec.sample_rate_hz, samples]
+    arrays = computed(cache, "sounds", key, count, batch, progress=progress)
     return Tokens(arrays["values"], arrays["mask"])
 
 
@@ -338,7 +363,7 @@ def computed(
 
 @contextmanager
 def cached(cache: Path, name: str, made_from: Any) -> Iterator[tuple[Path, bool]]:
-    """The part of the cache that was made from ``made_from``, and whether it still has to be made: then it is made in the block."""
+    """The part of the cache that was made from ``made_from``, and whether the block still has to make it."""
     digest = digest_of(made_from)
     folder = cache / f"{name}-{digest[:16]}"
     if (folder / _DONE).is_file():
@@ -359,16 +384,10 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def leaks(train: Clips, held_out: Clips) -> list[str]:
-    """Ids of held-out clips whose id or audio is in training as well."""
-    ids, digests = set(train.ids), set(train.digests)
-    return [name for name, digest in zip(held_out.ids, held_out.digests, strict=True) if name in ids or digest in digests]
-
-
-def subset(clips: Clips, rows: IntArray) -> dict[str, Any]:
-    """What a card says of some of the clips."""
-    content = asdict(clips)
-    return {"clips": len(rows), "ids_sha256": digest_of([content["ids"][row] for row in rows])}
+def leaks(clips: Clips, train: IntArray, held_out: IntArray) -> list[str]:
+    """Ids of held-out clips whose audio is in training as well."""
+    digests = {clips.digests[row] for row in train}
+    return [clips.ids[row] for row in held_out if clips.digests[row] in digests]
 
 
 def _tensors(module: Any) -> Iterator[torch.Tensor]:

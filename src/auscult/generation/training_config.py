@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..configuration import make_config, merged
+from .batches import Dropout
 
 PRESETS = ("tiny-cpu", "small-gpu", "paper-s", "paper-l", "tango")
 
@@ -132,13 +133,13 @@ class RetrievalConfig:
 
 @dataclass(frozen=True)
 class DenoiserSection:
-    """``[denoiser]``: the network: ``preset`` names its sizes, the rest changes them."""
+    """``[denoiser]``: the network: ``preset`` names its family and sizes (see ``denoiser.PRESETS``), the rest changes them."""
 
     preset: str = "tiny"
-    family: Literal["retrieval", "tango"] = "retrieval"
     channels: tuple[int, ...] | None = None
     layers: int | None = None
-    heads: int | tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    attention: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,20 +153,6 @@ class ObjectiveConfig:
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
     snr_gamma: float = 5.0
     snr_mode: Literal["correct", "tango", "none"] = "correct"
-
-
-@dataclass(frozen=True)
-class DropoutConfig:
-    """``[dropout]``: shares of samples that lose all conditions, the references only, the prompt only."""
-
-    everything: float = 0.1
-    retrieval: float = 0.1
-    prompt: float = 0.05
-
-    def __post_init__(self) -> None:
-        shares = (self.everything, self.retrieval, self.prompt)
-        if min(shares) < 0 or sum(shares) > 1:
-            raise ValueError(f"[dropout] shares should not be negative and sum to at most 1, got {shares}")
 
 
 @dataclass(frozen=True)
@@ -281,7 +268,7 @@ class TrainConfig:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     denoiser: DenoiserSection = field(default_factory=DenoiserSection)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    dropout: Dropout = field(default_factory=Dropout)
     mixing: MixingConfig = field(default_factory=MixingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     start: StartConfig = field(default_factory=StartConfig)
