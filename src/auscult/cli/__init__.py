@@ -17,6 +17,7 @@ from rich.text import Text
 from .. import __version__
 from ..errors import AuscultError
 from .commands import audit, compare, dedup, demo, index, info, report
+from .datastores import datastore
 from .evaluating import evaluate
 from .printing import err, out
 from .progress import print_notes
@@ -28,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, index, audit, dedup, compare, review, report, evaluate, info):
+for command in (demo, index, audit, dedup, compare, review, report, evaluate, datastore, info):
     app.command()(command)
 
 
