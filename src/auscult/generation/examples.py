@@ -135,8 +135,8 @@ def _items(sources: Sequence[str], data: DataConfig) -> Iterator[tuple[int, Clip
             if isinstance(item, Clip):
                 if seen.setdefault(item.clip_id, number) != number:
                     raise CorpusError(
-                        f"{source}: the clip {item.clip_id!r} is in {sources[seen[item.clip_id]]} as well; what is held out must "
-                        "not be trained on, and different clips need different ids"
+                        f"{source}: the clip {item.clip_id!r} is in {sources[seen[item.clip_id]]} as well; what is held out "
+                        "must not be trained on, and different clips need different ids"
                     )
                 yield number, item
             elif item.kind == "unreadable":

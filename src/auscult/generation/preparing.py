@@ -84,12 +84,12 @@ def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Pr
         A check failed.
     """
     cache = out / CACHE
-    start = None if config.start.source is None else _start(config)
+    start: Any = None if config.start.source is None else _start(config)
     spec = MelSpec(win_length=config.mel.n_fft, **vars(config.mel)) if start is None else start.mel
     shape = None if start is not None else _denoiser_preset(config)
     encoders = start.encoders if start is not None else _load_encoders(config, shape, spec, str(device))
     codec = start.vae if start is not None else _load_codec(config)
-    levels = len(shape.channels) if shape is not None else len(start.unet.config.block_out_channels)
+    levels = len(start.unet.config.block_out_channels if shape is None else shape.channels)
     by = (fold(codec) if codec is not None else _FOLDS.get(config.codec.kind, config.codec.patch)) * 2 ** (levels - 1)
     samples = duration_samples(config.data.duration_s, spec, by)
     sources = [config.data.train] + ([config.data.validation] if config.data.validation else [])
@@ -100,7 +100,7 @@ def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Pr
         codec = _make_codec(config, clips, rows, spec, cache, device, progress)
     codec = codec.to(device).eval().requires_grad_(False)
     gates += _codec_gates(config, codec, clips, spec, made_here=config.codec.kind != "pretrained" and start is None)
-    unet = start.unet if start is not None else _new_unet(shape, config, codec, encoders)
+    unet = _new_unet(shape, config, codec, encoders) if start is None else start.unet
     latents = latents_of(clips, codec, spec, cache, _weights_digest(codec), progress=progress)
     family = family_of(unet)
     made_from = [config.encoders.prompt, config.encoders.caption, config.start.source]
@@ -280,8 +280,8 @@ def _neighbors(
     most = max(config.retrieval.counts)
     if most > len(store) - 1:
         raise ValueError(
-            f"[retrieval] counts asks for {most} pairs, and {store.path} holds {len(store):,}, of which one is the clip itself; "
-            "lower counts or build a larger datastore"
+            f"[retrieval] counts asks for {most} pairs, and {store.path} holds {len(store):,}, of which one is the clip "
+            "itself; lower counts or build a larger datastore"
         )
     if config.mixing.share and store.texts_spec is None:
         raise ValueError(

@@ -100,7 +100,7 @@ def variants_of(feed: Feed) -> tuple[Variant, ...]:
     return ("own", "other", "null") if feed.neighbors is None else ("own", "prompt_only", "other", "swapped", "null")
 
 
-def condition_gates(levels: Levels) -> tuple[GateResult, ...]:
+def condition_gates(levels: Levels, where: str = "the model") -> tuple[GateResult, ...]:
     """Whether the right conditions help on clips that were not trained on: less loss than with another's, and than with none."""
     own = levels.mean("own")
     gates = []
