@@ -22,6 +22,7 @@ from .evaluating import evaluate
 from .printing import err, out
 from .progress import print_notes
 from .reviewing import review
+from .training import train
 
 app = typer.Typer(
     name="auscult",
