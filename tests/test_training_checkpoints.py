@@ -64,7 +64,9 @@ def test_a_failure_while_writing_leaves_the_previous_one(tmp_path: Path) -> None
         (folder / "half").write_bytes(b"0" * 1000)
         raise RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0\nframe #0: ...")
 
-    with pytest.raises(StorageError, match=r"step 2 could not be written .*unexpected pos.*step 1 is as it was.*Make room") as failed:
+    with pytest.raises(
+        StorageError, match=r"step 2 could not be written .*unexpected pos.*step 1 is as it was.*Make room"
+    ) as failed:
         save_checkpoint(tmp_path, 2, fail, keep=1)
     assert "frame" not in str(failed.value)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]

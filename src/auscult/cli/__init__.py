@@ -30,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, index, audit, dedup, compare, review, report, evaluate, datastore, info):
+for command in (demo, index, audit, dedup, compare, review, report, evaluate, datastore, train, info):
     app.command()(command)
 
 

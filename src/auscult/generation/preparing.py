@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from ..errors import CorpusError, ModelError
 from ..folders import Progress, no_progress
 from ..inputs import listed
-from .autoencoder import PatchPCACodec, fold
+from .autoencoder import MelAutoencoder, PatchPCACodec, fold
 from .conditioning import Conditions, Tokens
 from .denoiser import DenoiserConfig, build, family_of
 from .denoiser import preset as denoiser_preset
@@ -36,12 +37,14 @@ from .feed import Feed, encode_prompts
 from .gates import GateResult, check
 from .mel import MelSpec
 from .neighbors import Neighbors, find_neighbors, pair_tokens
+from .starting import load_start
 from .training_config import TrainConfig
+from .vocoder import GriffinLimVocoder
 
 IntArray = npt.NDArray[np.int64]
 CACHE = "cache"
 MOST_FITTED = 2000  # clips that a codec is fitted on and judged by; more change nothing but the time and memory
-_FOLDS = {"cpu4": 4, "cpu8": 8, "gpu": 4, "audioldm": 4}
+_FOLDS = {"cpu4": 4, "cpu8": 8, "gpu": 4}
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Pr
         A check failed.
     """
     cache = out / CACHE
-    start: Any = None if config.start.source is None else _start(config)
+    start: Any = None if config.start.source is None else load_start(config.start.source)
     spec = MelSpec(win_length=config.mel.n_fft, **vars(config.mel)) if start is None else start.mel
     shape = None if start is not None else _denoiser_preset(config)
     encoders = start.encoders if start is not None else _load_encoders(config, shape, spec, str(device))
@@ -124,7 +127,7 @@ def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Pr
         config.objective.timesteps,
     )
     vocoder = start.vocoder if start is not None else _load_vocoder(config, spec)
-    brought = frozenset() if start is None else frozenset(getattr(start, "brought", ()))
+    brought = frozenset() if start is None else start.brought
     return Prepared(feed, held_out, unet, brought, vocoder, samples / spec.sample_rate_hz, tuple(gates))
 
 
@@ -180,8 +183,6 @@ def _load_codec(config: TrainConfig) -> Any:
 
 
 def _load_vocoder(config: TrainConfig, spec: MelSpec) -> Any:
-    from .vocoder import GriffinLimVocoder
-
     return GriffinLimVocoder.of(spec) if config.codec.vocoder == "griffin-lim" else _part(config.codec.vocoder, "vocoder")
 
 
@@ -191,13 +192,13 @@ def _part(name: str, part: str) -> Any:
     from transformers import SpeechT5HifiGan
 
     folder = Path(name)
-    if (folder / "model_index.json").is_file() and (folder / part / "config.json").is_file():
-        import json
-
-        kind = json.loads((folder / part / "config.json").read_text("utf-8")).get("_class_name")
-        if part == "vae" and kind == "PatchPCACodec":
-            return PatchPCACodec.from_pretrained(folder / part)
     loader: Any = AutoencoderKL if part == "vae" else SpeechT5HifiGan
+    for path in (folder / part / "config.json", folder / "config.json"):
+        if path.is_file():  # ours are told apart by their class
+            own = (PatchPCACodec, MelAutoencoder, GriffinLimVocoder)
+            found = json.loads(path.read_text("utf-8")).get("_class_name")
+            loader = next((kind for kind in own if kind.__name__ == found), loader)
+            break
     inside = {"subfolder": part} if not folder.is_dir() or (folder / part).is_dir() else {}
     try:
         return loader.from_pretrained(name, **inside)
@@ -223,8 +224,9 @@ def _make_codec(
                 sizes = {"patch_size": config.codec.patch, "latent_channels": config.codec.components}
                 PatchPCACodec.fit(mels, **sizes).save_pretrained(folder)
             return PatchPCACodec.from_pretrained(folder)
-        from .autoencoder_training import AutoencoderTraining, load_autoencoder, train_autoencoder
+        from .autoencoder_training import AutoencoderTraining, train_autoencoder
 
+        assert config.codec.kind != "pretrained"
         if fresh:
             training = AutoencoderTraining(
                 preset=config.codec.kind,
@@ -235,7 +237,7 @@ def _make_codec(
             )
             mels = mels_of(clips.waves, spec, chosen)
             train_autoencoder(mels, training, device=device, progress=progress).save_pretrained(folder)
-        return load_autoencoder(folder)
+        return MelAutoencoder.from_pretrained(folder)
 
 
 def _codec_gates(config: TrainConfig, codec: Any, clips: Clips, spec: MelSpec, *, made_here: bool) -> tuple[GateResult, ...]:
@@ -294,10 +296,3 @@ def _neighbors(
     text: Tokens
     text, audio = pair_tokens(store, encoders, spec, samples, cache, made_from, hears=hears, progress=progress)
     return Neighbors(store, rows, hidden, text, audio, config.retrieval.neighbors)
-
-
-def _start(config: TrainConfig) -> Any:
-    """The pipeline that training starts from: one of ours, or what the converters make of another."""
-    from .warmstart import load_start
-
-    return load_start(str(config.start.source))

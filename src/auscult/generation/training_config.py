@@ -83,7 +83,7 @@ class CodecConfig:
         Of the training of an autoencoder.
     """
 
-    kind: Literal["patch-pca", "cpu4", "cpu8", "gpu", "audioldm", "pretrained"] = "patch-pca"
+    kind: Literal["patch-pca", "cpu4", "cpu8", "gpu", "pretrained"] = "patch-pca"
     source: str | None = None
     vocoder: str = "griffin-lim"
     patch: int = 8

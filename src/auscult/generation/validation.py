@@ -101,15 +101,15 @@ def variants_of(feed: Feed) -> tuple[Variant, ...]:
 
 
 def condition_gates(levels: Levels, where: str = "the model") -> tuple[GateResult, ...]:
-    """Whether the right conditions help on clips that were not trained on: less loss than with another's, and than with none."""
+    """Whether a clip's own conditions help where it was not trained on: less loss than with another's, and than with none."""
     own = levels.mean("own")
     gates = []
     for variant, words in (("other", "those of another clip"), ("null", "none")):
         other = levels.mean(variant)
         passed = own < other
-        advice = (
-            "" if passed else "; the model does not heed its captions: train longer, or on more clips with captions that differ"
-        )
+        advice = ""
+        if not passed:
+            advice = f"; {where} is there, but does not heed its captions: train longer, or on more clips whose captions differ"
         message = (
             f"loss {own:.4f} with the own conditions and {other:.4f} with {words}, on {levels.clips} held-out clips{advice}"
         )
