@@ -94,7 +94,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     save_checkpoint(folder, 2, lambda new: (new / "state").write_bytes(b"2" * 200_000))
 except StorageError as error:
-    print(json.dumps({"error": str(error), "step": latest_checkpoint(folder).step, "left": sorted(p.name for p in folder.iterdir())}))
+    left = sorted(path.name for path in folder.iterdir())
+    print(json.dumps({"error": str(error), "step": latest_checkpoint(folder).step, "left": left}))
 """
 
 

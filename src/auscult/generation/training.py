@@ -249,10 +249,10 @@ def _train_step(
         losses.append(weighted.detach())
         errors.append(plain.detach())
         timesteps.append(part.timesteps)
-    if step < config.optimizer.freeze_steps and brought:
-        for name, parameter in accelerator.unwrap_model(model).unet.named_parameters():
-            if name in brought:
-                parameter.grad = None
+    if step < config.optimizer.freeze_steps:
+        named = dict(accelerator.unwrap_model(model).unet.named_parameters())
+        for name in brought if named.keys() - brought else ():  # what brought everything is trained as a whole
+            named[name].grad = None
     norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
