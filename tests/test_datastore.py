@@ -289,6 +289,12 @@ def test_hubs_classes_and_margins_by_hand() -> None:
     assert report.class_precision == {"1": 1.0}  # 0-1, 1-2, 2-1; the unlabeled does not count
     assert report.class_chance == pytest.approx((1 + 2 + 1) / (3 * 3))
     assert class_chance([["a"]]) is None
+    rng = np.random.default_rng(0)
+    many = [[f"class {label}" for label in rng.choice(9, rng.integers(0, 4))] for _ in range(250)]
+    sharing = [
+        np.mean([bool(set(one) & set(other)) for j, other in enumerate(many) if j != i]) for i, one in enumerate(many) if one
+    ]
+    assert class_chance(many) == pytest.approx(np.mean(sharing), abs=1e-12)
 
 
 def test_the_gate_finds_planted_leaks() -> None:
@@ -335,7 +341,10 @@ def test_clap_asks_with_captions_and_keys_are_of_either_side_or_both(manifest: P
     assert backend.embed_texts is not None
     asked = backend.embed_texts(captions)
     np.testing.assert_allclose(texts.keys, asked, atol=1e-6)
-    np.testing.assert_allclose(means.keys, mean_of(sounds.keys, texts.keys), atol=1e-6)
+    halfway = sounds.keys + texts.keys
+    np.testing.assert_allclose(means.keys, halfway / np.linalg.norm(halfway, axis=1, keepdims=True), atol=1e-6)
+    with pytest.raises(ValueError, match=r"as many values of sounds as of captions, got \(1, 3\) and \(1, 2\)"):
+        mean_of(np.ones((1, 3), np.float32), np.ones((1, 2), np.float32))
     for store in (sounds, texts, means):
         hidden = [{row} | ({8 - 6 * (row == 8)} if row in {2, 8} else set()) for row in range(6)]
         expected = brute_force(store.keys, asked, 5, hidden)

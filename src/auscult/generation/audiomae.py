@@ -27,11 +27,20 @@ def pooled_patches(patches: torch.Tensor) -> torch.Tensor:
 
     Rows and columns that fill no square of 4x4 are left out.
 
+    Raises
+    ------
+    ValueError
+        There are fewer than four patches in time or in frequency.
+
     Examples
     --------
     >>> pooled_patches(torch.zeros(1, 64, 8, 768)).shape, pooled_patches(torch.zeros(1, 101, 12, 768)).shape
     (torch.Size([1, 32, 768]), torch.Size([1, 75, 768]))
     """
+    if min(patches.shape[1:3]) < POOLED:
+        raise ValueError(
+            f"expected at least {POOLED} x {POOLED} patches, this model makes {patches.shape[1]} x {patches.shape[2]}"
+        )
     grid = patches.permute(0, 3, 1, 2)
     return ((F.avg_pool2d(grid, POOLED) + F.max_pool2d(grid, POOLED)) / 2).flatten(2).mT
 
@@ -137,4 +146,9 @@ def _timm() -> Any:
         import timm.models
     except ImportError as error:
         raise MissingExtraError("audiomae", "AudioMAE") from error
+    except RuntimeError as error:
+        raise ModelError(
+            f"timm cannot be imported ({first_line(error)}); it imports torchvision, which has to be the build for torch "
+            f"{torch.__version__}"
+        ) from error
     return timm

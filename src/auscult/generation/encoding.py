@@ -21,6 +21,7 @@ from .audiomae import DEFAULT_MODEL, AudioMAEEncoder, ast_token_frames, ast_toke
 from .conditioning import Tokens, stacked
 from .encoders import HashedCaptionEncoder, HashedPromptEncoder, MelTokenEncoder, words
 from .mel import MelSpec
+from .weights import aligned
 
 CAPTION_TOKENS = 50  # per caption, as in Re-AudioLDM (section 3.2)
 CLAP_EXAMPLE, T5_EXAMPLE = "laion/clap-htsat-unfused", "google/flan-t5-large"
@@ -183,8 +184,8 @@ def load_encoders(
     caption
         ``"hashed"``, or a folder or a name of a T5.
     audio
-        ``"mel"``, ``"audiomae"`` (or a name of timm's that begins with ``hf_hub:``; needs the extra ``audiomae``), or a folder
-        or a name of an AST.
+        ``"mel"``, ``"audiomae"`` (or a name of timm's that begins with ``hf_hub:`` or ``local-dir:``; needs the
+        extra ``audiomae``), or a folder or a name of an AST.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     mel
@@ -236,7 +237,7 @@ def _load_audio(name: str | None, mel: MelSpec) -> tuple[Any, Any]:
         return (None if name is None else MelTokenEncoder.of(mel)), None
     from transformers import ASTFeatureExtractor, ASTModel
 
-    if name == "audiomae" or name.startswith(("hf_hub:", "hf-hub:")):
+    if name == "audiomae" or name.startswith(("hf_hub:", "hf-hub:", "local-dir:")):
         # mean and deviation of AST's extractor are AudioMAE's, and so is the doubled deviation
         encoder = AudioMAEEncoder.from_timm(DEFAULT_MODEL if name == "audiomae" else name)
         with quiet():
@@ -250,7 +251,7 @@ def _weights(kind: Any, name: str) -> Any:
     model, report = kind.from_pretrained(name, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"{name}: its weights lack {len(missing)} of {kind.__name__}'s, for example {missing[0]}")
-    return model
+    return aligned(model)
 
 
 def _check_type(name: str, expected: tuple[str, ...]) -> None:
@@ -301,4 +302,4 @@ def _width(encoder: Any, *names: str) -> int:
 
 
 def _missing(name: str) -> NoReturn:
-    raise ValueError(f"this needs a {name} encoder, and the pipeline has none; load one with load_encoders({name}=...)")
+    raise ValueError(f"there is no {name} encoder here to ask; load one with load_encoders({name}=...)")

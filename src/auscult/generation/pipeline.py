@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,6 +22,7 @@ from .encoding import Encoders
 from .guidance import Branch, Pair, branches, prompt_conditions
 from .mel import MelSpec
 from .vocoder import vocode
+from .weights import aligned
 
 AUDIOLDM_BETAS = (0.0015, 0.0195)
 TANGO_BETAS = (0.00085, 0.012)
@@ -143,6 +144,15 @@ class RetrievalAugmentedAudioPipeline(DiffusionPipeline):
             encoders.audio_extractor,
             **settings,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **settings: Any) -> Any:
+        """Load a folder or a name on the hub, as diffusers does; on the CPU it sounds bitwise as before it was saved."""
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **settings)
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                aligned(part)
+        return pipe
 
     @property
     def encoders(self) -> Encoders:
@@ -343,8 +353,8 @@ class RetrievalAugmentedAudioPipeline(DiffusionPipeline):
 
 
 def _seeds(seeds: int | Sequence[int], total: int) -> list[int]:
-    if isinstance(seeds, int):
-        return [seeds + number for number in range(total)]
+    if not isinstance(seeds, Iterable):
+        return [int(seeds) + number for number in range(total)]
     if len(seeds) != total:
         raise ValueError(f"expected one seed per sound, {total}, got {len(seeds)}")
     return [int(seed) for seed in seeds]

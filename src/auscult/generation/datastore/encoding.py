@@ -173,8 +173,8 @@ def centered(vectors: FloatArray, center: FloatArray) -> FloatArray:
     """Unit vectors less what all keys share, at unit length again.
 
     Mel descriptors are levels in dB, of which most is common to all sounds: their cosines crowd near 1, and a few average
-    sounds are everybody's neighbors. On ESC-10 centering them raised the share of neighbors of the same class (top 10) from
-    0.38 to 0.43 and lowered the share of sounds that are nobody's neighbor from 0.18 to 0.07.
+    sounds are everybody's neighbors. On 240 recordings of ESC-10 centering raised the share of neighbors of the same class
+    (top 10) from 0.38 to 0.43 and lowered the share of sounds that are nobody's neighbor from 0.18 to 0.07.
 
     Raises
     ------

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_matrix
 
 from ...search.exact import IntArray
 from ..gates import GateResult
@@ -156,14 +157,13 @@ def class_chance(labels: list[list[str]]) -> float | None:
     >>> round(class_chance([["dog"], ["dog"], ["rain"]]), 3)
     0.333
     """
-    names = sorted({name for each in labels for name in each})
-    column = {name: number for number, name in enumerate(names)}
-    has = np.zeros((len(labels), len(names)), np.float32)
-    for row, each in enumerate(labels):
-        has[row, [column[name] for name in each]] = 1
-    labeled = np.flatnonzero(has.any(axis=1))
-    if len(labels) < 2 or len(labeled) == 0:
+    names = {name: number for number, name in enumerate(dict.fromkeys(name for each in labels for name in each))}
+    cells = sorted({(row, names[name]) for row, each in enumerate(labels) for name in each})
+    labeled = sorted({row for row, _ in cells})
+    if len(labels) < 2 or not labeled:
         return None
-    targets = labeled[np.unique(np.linspace(0, len(labeled) - 1, min(len(labeled), CHANCE_TARGETS)).round().astype(int))]
-    sharing = [(has @ has[target] > 0).sum() - 1 for target in targets]  # itself does not count
-    return float(np.mean(sharing) / (len(labels) - 1))
+    has = csr_matrix((np.ones(len(cells)), tuple(zip(*cells, strict=True))), shape=(len(labels), len(names)))
+    places = np.unique(np.linspace(0, len(labeled) - 1, min(len(labeled), CHANCE_TARGETS)).round().astype(int))
+    targets = np.array(labeled)[places]
+    sharing = sum((has[part] @ has.T).nnz for part in np.array_split(targets, len(targets) // 100 + 1))
+    return float((sharing / len(targets) - 1) / (len(labels) - 1))  # itself does not count
