@@ -49,6 +49,7 @@ ROOMS = [
     "sounds",
     "demo",
     "metrics",
+    "generation",
     "cli",
 ]
 

@@ -117,6 +117,17 @@ def test_a_finished_run_is_not_run_again_but_may_go_on(finished: Any, corpus: Pa
         train(_config(corpus, *settings, "optimizer.learning_rate=0.5"), finished.path)
 
 
+def test_a_finished_run_goes_on_to_more_steps(finished: Any, corpus: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
+    result = train(_config(corpus, *settings, steps=7), out)
+    assert result.steps == 7 and result.card["steps"] == 7
+    steps = [line["step"] for line in read_log(out / LOG) if "loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6, 7]
+
+
 CALL = """
 import sys
 from auscult.generation.training import train
@@ -223,6 +234,23 @@ def test_learning_rates_of_all_decays_end_at_their_ends() -> None:
         assert learning_rate(10, config) == 1.0
         assert learning_rate(510, config) == pytest.approx(middle, abs=1e-9)
         assert learning_rate(1010, config) == pytest.approx(end, abs=1e-9)
+
+
+def test_the_command_names_a_misspelt_key_and_what_it_wrote(corpus: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from auscult.cli import app
+
+    path = tmp_path / "run.toml"
+    path.write_text(f"preset = 'tiny-cpu'\n[data]\ntrain = '{corpus}'\n[optimizer]\nsteps = 1\nlearning_rat = 1\n")
+    refused = CliRunner().invoke(app, ["train", str(path), "-o", str(tmp_path / "run")])
+    assert "unknown key 'learning_rat'; did you mean learning_rate?" in str(refused.exception)
+    path.write_text(path.read_text().replace("learning_rat = 1\n", ""))
+    settings = [part for setting in (*TINY, "gates.conditions=false") for part in ("--set", setting)]
+    done = CliRunner().invoke(app, ["train", str(path), "-o", str(tmp_path / "run"), *settings])
+    assert done.exit_code == 0, done.output
+    assert "preview quality" in done.stdout and done.stdout.strip().endswith(str(tmp_path / "run" / "pipeline"))
+    assert "gate reconstruction" in done.stdout
 
 
 def test_a_foreign_folder_is_left_alone(corpus: Path, tmp_path: Path) -> None:

@@ -282,6 +282,33 @@ def test_every_preset_is_whole_and_known(name: str) -> None:
     assert config.denoiser.preset in DENOISERS
 
 
+@pytest.mark.parametrize("name", ["paper-s", "paper-l", "tango"])
+def test_a_published_model_takes_a_step_on_the_meta_device(name: str) -> None:
+    """Shapes alone: latents of 10.24 s are 8 x 256 x 16, and every weight gets a gradient."""
+    from auscult.generation.conditioning import Conditions, Tokens, references
+    from auscult.generation.denoiser import build, predict
+    from auscult.generation.examples import duration_samples
+    from auscult.generation.mel import MelSpec
+    from auscult.generation.preparing import _denoiser_preset
+
+    config = load_train_config(preset=name, settings=("data.train=x",))
+    spec, shape = MelSpec(win_length=config.mel.n_fft, **vars(config.mel)), _denoiser_preset(config)
+    frames = duration_samples(config.data.duration_s, spec, 4 * 2 ** (len(shape.channels) - 1)) // spec.hop_length
+    assert frames == 1024
+    with torch.device("meta"):
+        unet = build(shape)
+        latents, noise = torch.empty(2, 2, shape.latent_channels, frames // 4, spec.n_mels // 4)
+        text = Tokens(torch.empty(6, 50, shape.text_dim), torch.ones(6, 50, dtype=torch.bool))
+        conditions = Conditions(None, text.values[:2], text.mask[:2])
+        if shape.family == "retrieval":
+            audio = Tokens(torch.empty(6, 75, shape.audio_dim), torch.ones(6, 75, dtype=torch.bool))
+            conditions = dataclasses.replace(references(text, audio, [1, 5], 5), prompt=torch.empty(2, shape.prompt_dim))
+        at, abar = torch.zeros(2, dtype=torch.long), torch.ones(1000)
+        predicted = predict(unet, noisy_latents(latents, noise, abar, at), at, conditions)
+        squared_errors(predicted, target(latents, noise, abar, at, config.objective.prediction)).mean().backward()
+    assert all(parameter.grad is not None for parameter in unet.parameters())
+
+
 def test_published_hyper_parameters() -> None:
     tango = load_train_config(preset="tango", settings=("data.train=x",))
     assert tango.optimizer == OptimizerConfig(62200, 32, 4, 3e-5, 0, "linear", 1e-2, (0.9, 0.999), 1.0, 0.0)

@@ -24,7 +24,6 @@ from auscult.generation.preparing import prepare
 from auscult.generation.training import noise_schedule, train
 from auscult.generation.training_config import load_train_config
 from auscult.generation.validation import condition_gates, level_losses, variants_of
-from auscult.store import DescriptorStore  # noqa: F401  (the datastore is built on one)
 
 RATE = 16_000
 KINDS = ("dog barks", "rain falls", "engine hums")
@@ -179,7 +178,7 @@ def test_accumulation_changes_nothing_but_the_rounding(corpus: Path, tmp_path: P
         out = train(_config(corpus, *settings), tmp_path / str(accumulation)).pipeline
         weights.append(load_file(out / "unet" / "diffusion_pytorch_model.safetensors"))
     for name in weights[0]:
-        # Adam's first step moves by the sign of the gradient times 1e-3 / 50 of warm-up; where a gradient is rounding, signs differ
+        # Adam's first step is the sign of the gradient times 1e-3 / 50 of warm-up; where a gradient is rounding, signs differ
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=5e-5)
 
 

@@ -157,7 +157,7 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
             if last or (config.logging.sheet_every and step % config.logging.sheet_every == 0):
                 average.copy_to(averaged.parameters())
                 if accelerator.is_main_process and config.logging.sheet_prompts:
-                    pipe = _pipeline(averaged, prepared, config)
+                    pipe = _pipeline(averaged, prepared, config).to(accelerator.device)
                     make_sheet(pipe, feed, prepared.held_out, out / SHEETS, step, config.logging, progress=shown)
         average.copy_to(averaged.parameters())
         validation, training = _levels(averaged, prepared, config, alphas)
