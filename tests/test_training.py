@@ -176,7 +176,7 @@ def test_two_processes_train_as_one(finished: Any, corpus: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("gate data") == 1  # one of the two speaks
     one, other = _weights(finished.path), _weights(tmp_path / "run")
-    # the same batches, noise and mean gradients; sums in another order, which Adam turns into at most a step where a gradient is 0
+    # the same batches, noise and mean gradients; sums in another order, which Adam makes a step of where a gradient is 0
     distance = max(float((one[name] - other[name]).abs().max()) for name in one)
     moved = float(torch.cat([tensor.flatten() for tensor in one.values()]).abs().max())
     assert 0 < distance < 6e-3 < moved

@@ -552,14 +552,14 @@ def _finish(
         "seconds_of_last_session": round(seconds, 1),
         "preview_quality": bool(getattr(prepared.vocoder, "preview_quality", False)),
         "losses": {"training": training.to_json(), "validation": validation and validation.to_json()},
-        "gates": [asdict(gate) for gate in gates],
+        "gates": [{**asdict(gate), "value": gate.value if math.isfinite(gate.value) else None} for gate in gates],
         "device": {"name": str(accelerator.device), "processes": accelerator.num_processes, "threads": torch.get_num_threads()},
         "models": {name: _version(name) for name in ("torch", "diffusers", "transformers", "accelerate")},
     }
     if accelerator.is_main_process:
-        write_text(out / GATES, json.dumps(card["gates"], indent=1))
+        write_text(out / GATES, json.dumps([asdict(gate) for gate in gates], indent=1))
         draw_training(read_log(out / LOG), out / FIGURE)
-        write_card(out, KIND, json.loads(json.dumps(card).replace("Infinity", "null")))
+        write_card(out, KIND, card)
     return TrainResult(out, step, validation, training, gates, card, accelerator.is_main_process)
 
 
