@@ -40,6 +40,7 @@ from .gates import GateResult, check
 from .objective import LEVELS, level_means, loss_weights, noisy_latents, signal_to_noise, squared_errors, target
 from .pipeline import RetrievalAugmentedAudioPipeline
 from .preparing import Prepared, prepare
+from .recomputing import recompute_activations
 from .sheets import draw_training, make_sheet
 from .training_config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from .training_gates import first_gates
@@ -132,7 +133,7 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
         unet = prepared.unet.to(accelerator.device).train()
         gates = _gates_before(prepared, config, alphas, accelerator, out, shown)
         if config.optimizer.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
+            recompute_activations(unet)
         average = EMAModel(unet.parameters(), decay=config.optimizer.ema)
         averaged = copy.deepcopy(unet).eval()
         model, optimizer = accelerator.prepare(Denoiser(unet), _adamw(unet, config.optimizer))
