@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
 
@@ -27,20 +27,67 @@ def load_config(kind: type[Config], path: str | Path, **overrides: Any) -> Confi
 
 
 def make_config(kind: type[Config], values: dict[str, Any], *, where: str = "configuration", **overrides: Any) -> Config:
-    """Make a configuration of a mapping, refusing unknown keys; see :func:`load_config`."""
+    """Make a configuration of a mapping, refusing unknown keys; see :func:`load_config`.
+
+    A field that is itself a dataclass is a table (``[optimizer]`` in TOML), made in the same way. A field whose name Python
+    does not allow says in its metadata what it is called in the file: ``field(metadata={"key": "from"})``.
+    """
     import difflib
 
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
+    fields = {field.metadata.get("key", field.name): field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(key, known)
-            hint = f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}"
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields)
+            hint = f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(fields)}"
             raise ValueError(f"{where}: unknown key {key!r}{hint}")
-    settings = {**values, **{key: value for key, value in overrides.items() if value is not None}}
-    for key, wanted in get_type_hints(kind).items():
-        if key in settings and not _fits(settings[key], wanted):
-            raise ValueError(f"{where}: {key} should be {_name(wanted)}, got {settings[key]!r}")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+    settings = {fields[key]: value for key, value in values.items()}
+    settings |= {key: value for key, value in overrides.items() if value is not None}
+    for key, name in fields.items():
+        wanted = hints[name]
+        if name not in settings:
+            continue
+        if dataclasses.is_dataclass(wanted) and isinstance(settings[name], dict):
+            settings[name] = make_config(cast("type[Any]", wanted), settings[name], where=f"{where}, [{key}]")
+        elif not _fits(settings[name], wanted):
+            raise ValueError(f"{where}: {key} should be {_name(wanted)}, got {settings[name]!r}")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+
+
+def config_values(config: Any) -> dict[str, Any]:
+    """A configuration as the mapping that :func:`make_config` makes it of: what a card echoes.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass, field
+    >>> @dataclass(frozen=True)
+    ... class Start:
+    ...     source: str | None = field(default=None, metadata={"key": "from"})
+    >>> config_values(Start("a model"))
+    {'from': 'a model'}
+    """
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = config_values(value)
+        values[field.metadata.get("key", field.name)] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Two mappings as one: ``more`` takes precedence, tables are merged key by key.
+
+    Examples
+    --------
+    >>> merged({"seed": 0, "optimizer": {"steps": 10, "batch": 4}}, {"optimizer": {"steps": 20}})
+    {'seed': 0, 'optimizer': {'steps': 20, 'batch': 4}}
+    """
+    both = dict(base)
+    for key, value in more.items():
+        there = both.get(key)
+        both[key] = merged(there, value) if isinstance(there, dict) and isinstance(value, dict) else value
+    return both
 
 
 def _fits(value: Any, wanted: Any) -> bool:
@@ -53,6 +100,8 @@ def _fits(value: Any, wanted: Any) -> bool:
         return any(_fits(value, option) for option in get_args(wanted))
     if wanted is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if dataclasses.is_dataclass(wanted):
+        return isinstance(value, cast(type, wanted))
     return isinstance(value, wanted) and not (wanted is int and isinstance(value, bool))
 
 
@@ -61,6 +110,8 @@ def _name(wanted: Any) -> str:
         return " or ".join(map(repr, get_args(wanted)))
     if get_origin(wanted) is tuple:
         return f"a list, of which each is {_name(get_args(wanted)[0])}"
+    if dataclasses.is_dataclass(wanted):
+        return "a table"
     options = get_args(wanted) or (wanted,)
     words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "left out"}
     return " or ".join(words.get(option, str(option)) for option in options)

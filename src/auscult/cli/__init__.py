@@ -23,6 +23,7 @@ from .generating import generate
 from .printing import err, out
 from .progress import print_notes
 from .reviewing import review
+from .training import train
 
 app = typer.Typer(
     name="auscult",
@@ -30,7 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, index, audit, dedup, compare, review, report, evaluate, datastore, generate, info):
+for command in (demo, index, audit, dedup, compare, review, report, evaluate, datastore, train, generate, info):
     app.command()(command)
 
 

@@ -25,6 +25,8 @@ from ..folders import CARD
 from ..folders import Progress as ProgressCallable
 from .printing import err
 
+DETAIL = " | "  # what follows it in the name of a stage may change from call to call, as the loss of a training does
+
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
@@ -90,9 +92,10 @@ def _bars() -> Iterator[ProgressCallable]:
         tasks: dict[str, Any] = {}
 
         def show(done: int, total: int | None, what: str) -> None:
-            if what not in tasks or bars.tasks[tasks[what]].completed > done:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
+            stage = what.partition(DETAIL)[0]
+            if stage not in tasks or bars.tasks[tasks[stage]].completed > done:
+                tasks[stage] = bars.add_task(what, total=total)
+            bars.update(tasks[stage], completed=done, total=total, description=what)
 
         yield show
 
@@ -103,10 +106,11 @@ def _plain_progress() -> ProgressCallable:
 
     def show(done: int, total: int | None, what: str) -> None:
         now = time.monotonic()
-        begun.setdefault(what, now)
-        if done == total or now - last.setdefault(what, now) >= 5:
-            last[what] = now
-            elapsed = now - begun[what]
+        stage = what.partition(DETAIL)[0]
+        begun.setdefault(stage, now)
+        if done == total or now - last.setdefault(stage, now) >= 5:
+            last[stage] = now
+            elapsed = now - begun[stage]
             rate = f", {done / elapsed:,.1f}/s" if done and elapsed > 0.5 else ""
             err.print(Text(f"{what}: {done:,}{'' if total is None else f' of {total:,}'}{rate}"))
 

@@ -1,0 +1,395 @@
+"""From a corpus to what a step of training needs: clips decoded once, latents and conditions computed once, split by recording.
+
+Everything that is computed lies in the cache of the training folder as plain arrays that are mapped, not read: a run that
+is killed finds it there again. The name of a part of the cache holds a digest of everything it was made from, so a part is
+never taken for one of other clips or settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..audio import read_audio
+from ..corpus import Clip, Skipped, open_corpus
+from ..errors import AudioDecodeError, CorpusError
+from ..folders import Progress, no_progress, write_text
+from ..inputs import listed
+from .autoencoder import to_latents
+from .conditioning import Tokens, padded
+from .mel import MelSpec, log_mel, prepare_waveform
+from .training_config import DataConfig
+
+IntArray = npt.NDArray[np.int64]
+
+BATCH = 16  # clips that go through a codec or an encoder at once
+_DONE = "done.json"
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Decoded clips, all of one length.
+
+    Attributes
+    ----------
+    ids, captions, paths
+        Of each clip.
+    waves
+        (N, samples) float32, mapped from the cache: mean 0, peak 0.5, silence behind the end of a shorter clip.
+    digests
+        Of the decoded samples: equal for equal audio, whatever the format.
+    silent, cut, padded
+        How many are silent, were longer than the model's sounds, or shorter.
+    skipped
+        Inputs that could not be used, and why.
+    sources
+        Number of the source of each clip.
+    """
+
+    ids: tuple[str, ...]
+    captions: tuple[str, ...]
+    paths: tuple[str, ...]
+    waves: npt.NDArray[np.float32]
+    digests: tuple[str, ...]
+    silent: tuple[str, ...]
+    cut: int
+    padded: int
+    skipped: tuple[tuple[str, str], ...]
+    sources: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def duration_samples(duration_s: float, spec: MelSpec, fold: int) -> int:
+    """Samples of the model's sounds: ``duration_s`` rounded so that the codec can halve the frames.
+
+    Examples
+    --------
+    >>> duration_samples(5.12, MelSpec(hop_length=320), 8) / 16000
+    5.12
+    >>> duration_samples(5.0, MelSpec(), 32) / 16000  # 500 frames become 512
+    5.12
+    """
+    frames = max(1, round(duration_s * spec.sample_rate_hz / spec.hop_length / fold)) * fold
+    return frames * spec.hop_length
+
+
+def read_clips(
+    sources: Sequence[str], data: DataConfig, spec: MelSpec, samples: int, cache: Path, *, progress: Progress = no_progress
+) -> Clips:
+    """Decode the clips of corpora once.
+
+    Raises
+    ------
+    CorpusError
+        A clip has no caption, two have one id, more clips than ``data.max_unreadable`` cannot be read, or there is none at
+        all. The message names the first of them; no other clip ever stands in for one.
+    """
+    items = list(_items(sources, data))
+    numbered = [(number, clip) for number, clip in items if isinstance(clip, Clip)]
+    clips, where = [clip for _, clip in numbered], ", ".join(sources)
+    if nameless := [clip.clip_id for clip in clips if not (clip.caption or "").strip()]:
+        raise CorpusError(
+            f"{where}: {len(nameless):,} of {len(clips):,} clips have no caption ({listed(nameless)}); training needs one for "
+            "each: give a manifest with a column 'caption'"
+        )
+    key = [(number, c.clip_id, c.path, c.start_s, c.duration_s, c.caption, _stamp(c.path)) for number, c in numbered]
+    passed_over = [(item.path, item.reason) for _, item in items if isinstance(item, Skipped)]
+    with cached(cache, "clips", [key, passed_over, spec.sample_rate_hz, samples]) as (folder, fresh):
+        if fresh:
+            _decode(items, spec.sample_rate_hz, samples, folder, progress)
+        facts = json.loads((folder / "clips.json").read_text("utf-8"))
+        waves = np.load(folder / "waves.npy", mmap_mode="r")
+    skipped = tuple((path, reason) for path, reason in facts["skipped"])
+    if len(skipped) > data.max_unreadable:
+        named = "; ".join(f"{path}: {reason}" for path, reason in skipped[:3])
+        more = f"; and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
+        raise CorpusError(
+            f"{where}: {len(skipped):,} of {len(items):,} clips cannot be read ({named}{more}); repair them, take them out of "
+            f"the corpus, or allow for them: [data] max_unreadable = {len(skipped)}"
+        )
+    if not facts["ids"]:
+        raise CorpusError(f"{where}: no clip to train on was found here")
+    tuples = {name: tuple(facts[name]) for name in ("ids", "captions", "paths", "digests", "silent", "sources")}
+    return Clips(**tuples, waves=waves[: len(facts["ids"])], cut=facts["cut"], padded=facts["padded"], skipped=skipped)
+
+
+def _items(sources: Sequence[str], data: DataConfig) -> Iterator[tuple[int, Clip | Skipped]]:
+    """Clips and unreadable inputs of the sources, with the number of the source."""
+    seen: dict[str, int] = {}
+    for number, source in enumerate(sources):
+        for item in open_corpus(source, audio_root=data.audio_root, encoding=data.encoding):
+            if isinstance(item, Clip):
+                if seen.setdefault(item.clip_id, number) != number:
+                    raise CorpusError(
+                        f"{source}: the clip {item.clip_id!r} is in {sources[seen[item.clip_id]]} as well; what is held out "
+                        "must not be trained on, and different clips need different ids"
+                    )
+                yield number, item
+            elif item.kind == "unreadable":
+                yield number, item
+
+
+def _decode(items: Sequence[tuple[int, Clip | Skipped]], rate_hz: int, samples: int, folder: Path, progress: Progress) -> None:
+    """Write ``waves.npy`` (one row for each readable clip) and ``clips.json``."""
+    waves = np.lib.format.open_memmap(folder / "waves.npy", mode="w+", dtype=np.float32, shape=(max(len(items), 1), samples))
+    facts: dict[str, Any] = {"ids": [], "captions": [], "paths": [], "digests": [], "silent": [], "skipped": [], "sources": []}
+    facts |= {"cut": 0, "padded": 0}
+    for done, (number, item) in enumerate(items, 1):
+        progress(done, len(items), "decoding")
+        if isinstance(item, Skipped):
+            facts["skipped"].append([item.path, item.reason])
+            continue
+        try:
+            audio = read_audio(item.path, sample_rate_hz=rate_hz, start_s=item.start_s, duration_s=item.duration_s)
+        except AudioDecodeError as error:
+            facts["skipped"].append([item.path, str(error)])
+            continue
+        wave = prepare_waveform(torch.from_numpy(audio.samples[:samples])).numpy()
+        waves[len(facts["ids"]), : len(wave)] = wave
+        facts["cut"] += len(audio.samples) > samples + rate_hz // 100  # a hundredth of a second is a codec's padding
+        facts["padded"] += len(audio.samples) < samples
+        row = {"ids": item.clip_id, "captions": (item.caption or "").strip(), "paths": item.path, "sources": number}
+        for name, value in {**row, "digests": audio.facts.sample_digest}.items():
+            facts[name].append(value)
+        if "silent" in audio.facts.flags:
+            facts["silent"].append(item.clip_id)
+    waves.flush()
+    write_text(folder / "clips.json", json.dumps(facts))
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Size and time of change of a local file: another file under the same name is decoded anew."""
+    with suppress(OSError, ValueError):
+        found = os.stat(path.partition("::")[0])
+        return found.st_size, found.st_mtime_ns
+    return None
+
+
+def split_clips(clips: Clips, share: float, seed: int, group: str | None = None) -> tuple[IntArray, IntArray]:
+    """Rows to train on and rows held out, so that no recording is on both sides.
+
+    Parameters
+    ----------
+    clips
+        Of the training corpus.
+    share
+        Share of the groups that is held out; at least one group if it is not 0.
+    seed
+        Of the draw.
+    group
+        Regular expression on the clip id whose first group names the recording. Clips of equal audio are of one group, too.
+
+    Raises
+    ------
+    ValueError
+        The expression has no group or does not match an id, or nothing would be left to train on.
+    """
+    names = _groups(clips, group)
+    unique = sorted(set(names))
+    held = max(1, round(share * len(unique))) if share else 0
+    if held >= len(unique):
+        raise ValueError(
+            f"{len(unique)} recording(s) cannot be split; give [data] validation = SOURCE, or validation_share = 0 for none"
+        )
+    drawn = np.random.default_rng(np.random.SeedSequence([seed, len(unique)])).permutation(len(unique))[:held]
+    out = {unique[number] for number in drawn}
+    inside = np.array([name in out for name in names])
+    return np.flatnonzero(~inside), np.flatnonzero(inside)
+
+
+def _groups(clips: Clips, group: str | None) -> list[str]:
+    """Name of the group of each clip: recordings, joined where two share a clip of equal audio."""
+    names = list(clips.ids)
+    if group is not None:
+        try:
+            pattern = re.compile(group)
+        except re.error as error:
+            raise ValueError(f"[data] group is no regular expression ({error}): {group!r}") from error
+        if pattern.groups < 1:
+            raise ValueError(f"[data] group needs parentheses around the name of the recording, got {group!r}")
+        found = [pattern.search(name) for name in clips.ids]
+        if missed := [name for name, match in zip(clips.ids, found, strict=True) if match is None]:
+            raise ValueError(f"[data] group = {group!r} does not match {len(missed):,} clip ids ({listed(missed)})")
+        names = [match[1] for match in found if match is not None]
+    parent: dict[str, str] = {name: name for name in names}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    first: dict[str, str] = {}
+    for name, digest in zip(names, clips.digests, strict=True):
+        one, other = root(name), root(first.setdefault(digest, name))
+        parent[max(one, other)] = min(one, other)
+    return [root(name) for name in names]
+
+
+def mels_of(waves: npt.NDArray[np.float32], spec: MelSpec, rows: Sequence[int] | IntArray) -> torch.Tensor:
+    """Raw log-mels (n, 1, samples / hop_length, n_mels) of some rows of mapped waveforms."""
+    frames = waves.shape[1] // spec.hop_length  # padded as Tacotron pads, there is one more
+    parts = [
+        log_mel(torch.from_numpy(np.array(waves[rows[start : start + BATCH]])), spec) for start in range(0, len(rows), BATCH)
+    ]
+    return torch.cat(parts)[:, :, :frames]
+
+
+def latents_of(
+    clips: Clips, codec: Any, spec: MelSpec, cache: Path, made_from: Any, *, progress: Progress = no_progress
+) -> torch.Tensor:
+    """Latents (N, C, F, M) float32 of all clips, mapped from the cache.
+
+    ``made_from`` names the codec: what its weights follow from.
+    """
+
+    def batch(rows: IntArray) -> dict[str, npt.NDArray[Any]]:
+        with torch.no_grad():
+            latents = to_latents(codec, mels_of(clips.waves, spec, rows).to(next(_tensors(codec)).device))
+        return {"latents": latents.float().cpu().numpy()}
+
+    key = [clips_key(clips), spec.to_dict(), made_from]
+    return computed(cache, "latents", key, len(clips), batch, progress=progress)["latents"]
+
+
+def text_tokens(
+    texts: Sequence[str], encoders: Any, cache: Path, made_from: Any, *, progress: Progress = no_progress
+) -> Tokens:
+    """Tokens (N, L, D) of captions, mapped from the cache."""
+
+    def batch(rows: IntArray) -> dict[str, npt.NDArray[Any]]:
+        values, mask = encoders.captions([texts[row] for row in rows])
+        return {"values": values.float().cpu().numpy(), "mask": mask.cpu().numpy()}
+
+    arrays = computed(cache, "captions", [list(texts), made_from], len(texts), batch, progress=progress)
+    return Tokens(arrays["values"], arrays["mask"])
+
+
+def prompt_vectors(
+    texts: Sequence[str], encoders: Any, cache: Path, made_from: Any, *, progress: Progress = no_progress
+) -> torch.Tensor:
+    """Unit vectors (N, D) of prompts, mapped from the cache."""
+
+    def batch(rows: IntArray) -> dict[str, npt.NDArray[Any]]:
+        return {"vectors": encoders.prompts([texts[row] for row in rows]).float().cpu().numpy()}
+
+    return computed(cache, "prompts", [list(texts), made_from], len(texts), batch, progress=progress)["vectors"]
+
+
+def audio_tokens(
+    waves: Callable[[int], npt.NDArray[np.float32]],
+    count: int,
+    spec: MelSpec,
+    samples: int,
+    encoders: Any,
+    cache: Path,
+    made_from: Any,
+    *,
+    progress: Progress = no_progress,
+) -> Tokens:
+    """Tokens (N, n, D) of sounds of at most ``samples`` samples, mapped from the cache; ``waves`` gives a sound by number."""
+    length = encoders.audio_tokens([np.zeros(samples, np.float32)], spec.sample_rate_hz).values.shape[1]
+
+    def batch(rows: IntArray) -> dict[str, npt.NDArray[Any]]:
+        values, mask = padded(encoders.audio_tokens([waves(int(row)) for row in rows], spec.sample_rate_hz), length)
+        return {"values": values.float().cpu().numpy(), "mask": mask.cpu().numpy()}
+
+    key = [made_from, spec.sample_rate_hz, samples]
+    arrays = computed(cache, "sounds", key, count, batch, progress=progress)
+    return Tokens(arrays["values"], arrays["mask"])
+
+
+def clips_key(clips: Clips) -> list[Any]:
+    """What latents and tokens of clips follow from."""
+    return [clips.ids, clips.digests, clips.waves.shape]
+
+
+def computed(
+    cache: Path,
+    name: str,
+    made_from: Any,
+    count: int,
+    batch: Callable[[IntArray], dict[str, npt.NDArray[Any]]],
+    *,
+    progress: Progress = no_progress,
+) -> dict[str, torch.Tensor]:
+    """Arrays of ``count`` rows, computed batch by batch into the cache, or found there; mapped.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> calls = []
+    >>> def squares(rows):
+    ...     calls.append(len(rows))
+    ...     return {"square": (rows**2).astype(np.float32)[:, None]}
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     for _ in range(2):
+    ...         found = computed(Path(name), "squares", "up to 20", 20, squares)["square"][:, 0].sum().item()
+    >>> found, calls
+    (2470.0, [16, 4])
+    """
+    with cached(cache, name, made_from) as (folder, fresh):
+        if fresh:
+            arrays: dict[str, Any] = {}
+            for start in range(0, count, BATCH):
+                rows = np.arange(start, min(start + BATCH, count))
+                for part, values in batch(rows).items():
+                    if part not in arrays:
+                        shape = (count, *values.shape[1:])
+                        arrays[part] = np.lib.format.open_memmap(folder / f"{part}.npy", "w+", values.dtype, shape)
+                    if not np.isfinite(values).all():
+                        raise ValueError(f"{name}: rows {start} to {rows[-1]} are not finite; was a model overflowing?")
+                    arrays[part][rows] = values
+                progress(int(rows[-1]) + 1, count, f"computing {name}")
+            for array in arrays.values():
+                array.flush()
+        # mapped for writing to memory of its own ("c"), for torch would warn of arrays that it must not write to
+        return {path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in sorted(folder.glob("*.npy"))}
+
+
+@contextmanager
+def cached(cache: Path, name: str, made_from: Any) -> Iterator[tuple[Path, bool]]:
+    """The part of the cache that was made from ``made_from``, and whether the block still has to make it."""
+    digest = digest_of(made_from)
+    folder = cache / f"{name}-{digest[:16]}"
+    if (folder / _DONE).is_file():
+        yield folder, False
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder, True
+        write_text(folder / _DONE, json.dumps({"made_from": digest}))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def digest_of(content: Any) -> str:
+    """SHA-256 of anything that JSON can hold, hexadecimal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def leaks(clips: Clips, train: IntArray, held_out: IntArray) -> list[str]:
+    """Ids of held-out clips whose audio is in training as well."""
+    digests = {clips.digests[row] for row in train}
+    return [clips.ids[row] for row in held_out if clips.digests[row] in digests]
+
+
+def _tensors(module: Any) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()

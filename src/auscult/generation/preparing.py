@@ -1,0 +1,299 @@
+"""Before the first step: clips, codec, encoders, latents, neighbors, and the gates that each has to pass."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..errors import CorpusError, ModelError
+from ..folders import Progress, no_progress
+from ..inputs import listed
+from .autoencoder import MelAutoencoder, PatchPCACodec, fold
+from .conditioning import Conditions, Tokens
+from .denoiser import DenoiserConfig, build, family_of
+from .denoiser import preset as denoiser_preset
+from .encoding import Encoders, load_encoders
+from .examples import (
+    Clips,
+    cached,
+    clips_key,
+    digest_of,
+    duration_samples,
+    latents_of,
+    leaks,
+    mels_of,
+    prompt_vectors,
+    read_clips,
+    split_clips,
+    text_tokens,
+)
+from .feed import Feed, encode_prompts
+from .gates import GateResult, check
+from .mel import MelSpec
+from .neighbors import Neighbors, find_neighbors, pair_tokens
+from .starting import load_start
+from .training_config import TrainConfig
+from .vocoder import GriffinLimVocoder
+
+IntArray = npt.NDArray[np.int64]
+CACHE = "cache"
+MOST_FITTED = 2000  # clips that a codec is fitted on and judged by; more change nothing but the time and memory
+_FOLDS = {"cpu4": 4, "cpu8": 8, "gpu": 4}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the loop needs.
+
+    Attributes
+    ----------
+    feed
+        Makes batches.
+    held_out
+        (n,) rows of ``feed.clips`` that are not trained on; may be empty.
+    unet
+        The denoiser before the first step, on the CPU.
+    brought
+        Names of parameters that a warm start brought; empty if training starts from nothing.
+    vocoder, duration_s
+        For the pipeline.
+    gates
+        What was checked, all passed.
+    """
+
+    feed: Feed
+    held_out: IntArray
+    unet: Any
+    brought: frozenset[str]
+    vocoder: Any
+    duration_s: float
+    gates: tuple[GateResult, ...]
+
+
+def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Progress = no_progress) -> Prepared:
+    """Read, compute and check everything that training needs; what was computed before is found in ``out/cache``.
+
+    Raises
+    ------
+    CorpusError, ModelError, StoreError
+        A clip, model or datastore cannot be used.
+    GateError
+        A check failed.
+    """
+    cache = out / CACHE
+    start: Any = None if config.start.source is None else load_start(config.start.source)
+    spec = MelSpec(win_length=config.mel.n_fft, **vars(config.mel)) if start is None else start.mel
+    shape = None if start is not None else _denoiser_preset(config)
+    encoders = start.encoders if start is not None else _load_encoders(config, shape, spec, device)
+    codec = start.vae if start is not None else _load_codec(config)
+    levels = len(start.unet.config.block_out_channels if shape is None else shape.channels)
+    by = (fold(codec) if codec is not None else _FOLDS.get(config.codec.kind, config.codec.patch)) * 2 ** (levels - 1)
+    samples = duration_samples(config.data.duration_s, spec, by)
+    sources = [config.data.train] + ([config.data.validation] if config.data.validation else [])
+    clips = read_clips(sources, config.data, spec, samples, cache, progress=progress)
+    rows, held_out = _split(clips, config)
+    gates = list(check([_data_gate(clips, rows, held_out)]))
+    if codec is None:
+        codec = _make_codec(config, clips, rows, spec, cache, device, progress)
+    codec = codec.to(device).eval().requires_grad_(False)
+    gates += _codec_gates(config, codec, clips, spec, made_here=config.codec.kind != "pretrained" and start is None)
+    unet = _new_unet(shape, config, codec, encoders) if start is None else start.unet
+    latents = latents_of(clips, codec, spec, cache, _weights_digest(codec), progress=progress)
+    family = family_of(unet)
+    made_from = [config.encoders.prompt, config.encoders.caption, config.start.source]
+    if family == "retrieval":
+        prompts = Conditions(prompt_vectors(clips.captions, encoders, cache, made_from, progress=progress))
+    else:
+        prompts = Conditions(None, *text_tokens(clips.captions, encoders, cache, made_from, progress=progress))
+    neighbors = _neighbors(config, clips, held_out, encoders, spec, samples, cache, family == "retrieval", progress)
+    feed = Feed(
+        clips,
+        rows,
+        latents,
+        prompts,
+        encode_prompts(encoders, family, [""]),
+        neighbors,
+        family,
+        codec,
+        encoders,
+        spec,
+        config,
+        config.objective.timesteps,
+    )
+    vocoder = start.vocoder if start is not None else _load_vocoder(config, spec)
+    brought = frozenset() if start is None else start.brought
+    return Prepared(feed, held_out, unet, brought, vocoder, samples / spec.sample_rate_hz, tuple(gates))
+
+
+def _split(clips: Clips, config: TrainConfig) -> tuple[IntArray, IntArray]:
+    if config.data.validation:
+        source = np.array(clips.sources)
+        if not (source == 0).any() or not (source == 1).any():
+            raise CorpusError("of the two corpora [data] train and validation, one has no clip that can be used")
+        return np.flatnonzero(source == 0), np.flatnonzero(source == 1)
+    if config.data.validation_share == 0:
+        return np.arange(len(clips)), np.zeros(0, np.int64)
+    return split_clips(clips, config.data.validation_share, config.seed, config.data.group)
+
+
+def _data_gate(clips: Clips, rows: IntArray, held_out: IntArray) -> GateResult:
+    shared = leaks(clips, rows, held_out)
+    silent = f"; {len(clips.silent)} silent clips ({listed(list(clips.silent))})" if clips.silent else ""
+    advice = f"; the audio of {listed(shared)} is in training as well: take it out of one" if shared else ""
+    message = f"{len(rows):,} clips to train on, {len(held_out):,} held out, {len(shared)} of these in both{silent}{advice}"
+    return GateResult("data", not shared, float(len(shared)), 0.0, message)
+
+
+def _denoiser_preset(config: TrainConfig) -> DenoiserConfig:
+    named = {name: value for name, value in vars(config.denoiser).items() if name != "preset" and value is not None}
+    return denoiser_preset(config.denoiser.preset, **named)
+
+
+def _load_encoders(config: TrainConfig, shape: DenoiserConfig | None, spec: MelSpec, device: Any) -> Encoders:
+    """Those that the family needs; encoders of references with weights only where references are retrieved."""
+    names, retrieves = config.encoders, config.retrieval.datastore is not None
+    tango = shape is not None and shape.family == "tango"
+    place = "cpu" if torch.device(device).type == "cpu" else str(device)  # gloo's processes have a cpu:0, cpu:1 ...
+    caption = names.caption if retrieves or tango or names.caption == "hashed" else None
+    audio = None if tango else names.audio if retrieves or names.audio == "mel" else None
+    return load_encoders(None if tango else names.prompt, caption, audio, device=place, mel=spec)
+
+
+def _new_unet(shape: DenoiserConfig | None, config: TrainConfig, codec: Any, encoders: Encoders) -> Any:
+    assert shape is not None
+    widths = {"text_dim": encoders.text_dim, "audio_dim": encoders.audio_dim, "prompt_dim": encoders.prompt_dim}
+    known = {name: width for name, width in widths.items() if width}  # without an encoder, as the preset says
+    if shape.family == "tango":
+        known = {"text_dim": encoders.text_dim}
+    changes = {**vars(config.denoiser), **known, "latent_channels": int(codec.config.latent_channels)}
+    changes.pop("preset")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build(denoiser_preset(config.denoiser.preset, **{k: v for k, v in changes.items() if v is not None}))
+
+
+def _load_codec(config: TrainConfig) -> Any:
+    """The pretrained codec; None for one that is made of the clips."""
+    return None if config.codec.kind != "pretrained" else _part(str(config.codec.source), "vae")
+
+
+def _load_vocoder(config: TrainConfig, spec: MelSpec) -> Any:
+    return GriffinLimVocoder.of(spec) if config.codec.vocoder == "griffin-lim" else _part(config.codec.vocoder, "vocoder")
+
+
+def _part(name: str, part: str) -> Any:
+    """A codec or vocoder: the part of a pipeline, or by itself."""
+    from diffusers import AutoencoderKL
+    from transformers import SpeechT5HifiGan
+
+    folder = Path(name)
+    loader: Any = AutoencoderKL if part == "vae" else SpeechT5HifiGan
+    for path in (folder / part / "config.json", folder / "config.json"):
+        if path.is_file():  # ours are told apart by their class
+            own = (PatchPCACodec, MelAutoencoder, GriffinLimVocoder)
+            found = json.loads(path.read_text("utf-8")).get("_class_name")
+            loader = next((kind for kind in own if kind.__name__ == found), loader)
+            break
+    inside = {"subfolder": part} if not folder.is_dir() or (folder / part).is_dir() else {}
+    try:
+        return loader.from_pretrained(name, **inside)
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ModelError(
+            f"{name}: no {part} can be loaded from here ({reason}); expected a folder or hub name of a pipeline with a {part}, "
+            f"or of a {loader.__name__}"
+        ) from error
+
+
+def _make_codec(
+    config: TrainConfig, clips: Clips, rows: IntArray, spec: MelSpec, cache: Path, device: Any, progress: Progress
+) -> Any:
+    """Fit or train a codec on the clips, or find it in the cache."""
+    chosen = rows if len(rows) <= MOST_FITTED else np.random.default_rng(config.seed).choice(rows, MOST_FITTED, replace=False)
+    settings = {name: value for name, value in vars(config.codec).items() if name != "vocoder"}
+    key = [clips_key(clips), chosen.tolist(), spec.to_dict(), settings, config.seed]
+    with cached(cache, "codec", key) as (folder, fresh):
+        if config.codec.kind == "patch-pca":
+            if fresh:
+                mels = mels_of(clips.waves, spec, chosen)
+                sizes = {"patch_size": config.codec.patch, "latent_channels": config.codec.components}
+                PatchPCACodec.fit(mels, **sizes).save_pretrained(folder)
+            return PatchPCACodec.from_pretrained(folder)
+        from .autoencoder_training import AutoencoderTraining, train_autoencoder
+
+        assert config.codec.kind != "pretrained"
+        if fresh:
+            training = AutoencoderTraining(
+                preset=config.codec.kind,
+                steps=config.codec.steps,
+                batch_size=config.codec.batch,
+                learning_rate=config.codec.learning_rate,
+                seed=config.seed,
+            )
+            mels = mels_of(clips.waves, spec, chosen)
+            train_autoencoder(mels, training, device=device, progress=progress).save_pretrained(folder)
+        return MelAutoencoder.from_pretrained(folder)
+
+
+def _codec_gates(config: TrainConfig, codec: Any, clips: Clips, spec: MelSpec, *, made_here: bool) -> tuple[GateResult, ...]:
+    from .reconstruction import divergence_gate, latent_gate, reconstruction_gate
+
+    rows = np.arange(len(clips))
+    if len(rows) > MOST_FITTED:
+        rows = np.random.default_rng(config.seed).choice(rows, MOST_FITTED, replace=False)
+    mels = mels_of(clips.waves, spec, rows)
+    gates = [reconstruction_gate(codec, mels, spec, limit=config.gates.reconstruction)]
+    if made_here:  # one that was trained on other clips has the scale of those
+        gates += [latent_gate(codec, mels), divergence_gate(codec, mels)]
+    return check(gates)
+
+
+def _weights_digest(module: Any) -> str:
+    import hashlib
+
+    digest = hashlib.sha256(digest_of(dict(module.config)).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _neighbors(
+    config: TrainConfig,
+    clips: Clips,
+    held_out: IntArray,
+    encoders: Encoders,
+    spec: MelSpec,
+    samples: int,
+    cache: Path,
+    hears: bool,
+    progress: Progress,
+) -> Neighbors | None:
+    if config.retrieval.datastore is None or max(config.retrieval.counts) == 0:
+        return None
+    from .datastore import Datastore
+
+    store = Datastore.load(config.retrieval.datastore)
+    most = max(config.retrieval.counts)
+    if most > len(store) - 1:
+        raise ValueError(
+            f"[retrieval] counts asks for {most} pairs, and {store.path} holds {len(store):,}, of which one is the clip "
+            "itself; lower counts or build a larger datastore"
+        )
+    if config.mixing.share and store.texts_spec is None:
+        raise ValueError(
+            f"{store.path}: mixtures retrieve by their joint caption, and this datastore cannot be asked with texts; build one "
+            "with auscult datastore --model hashed --key text (or a CLAP model), or set [mixing] share = 0"
+        )
+    hidden = frozenset(clips.ids[row] for row in held_out)
+    rows = find_neighbors(store, clips.ids, clips.captions, config.retrieval.neighbors, hidden)
+    made_from = [config.encoders.caption, config.encoders.audio, config.start.source]
+    text: Tokens
+    text, audio = pair_tokens(store, encoders, spec, samples, cache, made_from, hears=hears, progress=progress)
+    return Neighbors(store, rows, hidden, text, audio, config.retrieval.neighbors)

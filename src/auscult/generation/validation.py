@@ -1,0 +1,117 @@
+"""Losses at each noise level, with the right conditions, with others and with none, beside those of a predictor of zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .batches import noise_seed
+from .conditioning import Conditions
+from .feed import Feed, Variant, draw_noise
+from .gates import GateResult
+from .objective import LEVELS, Prediction, level_timesteps, noisy_latents, squared_errors, target
+
+IntArray = npt.NDArray[np.int64]
+Predict = Callable[[torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
+ZERO = "zero"
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Mean squared errors of clips, unweighted.
+
+    Attributes
+    ----------
+    timesteps
+        Of each level; the last is the noisiest.
+    losses
+        By variant of the conditions: one for each level. ``zero`` is what a predictor of zero has.
+    clips
+        How many were looked at.
+    """
+
+    timesteps: tuple[int, ...]
+    losses: dict[str, tuple[float, ...]]
+    clips: int
+
+    def mean(self, variant: str) -> float:
+        """Mean over all levels."""
+        return float(np.mean(self.losses[variant]))
+
+    def to_json(self) -> dict[str, Any]:
+        """For the log."""
+        return {"timesteps": list(self.timesteps), "clips": self.clips, "losses": {k: list(v) for k, v in self.losses.items()}}
+
+
+@torch.no_grad()
+def level_losses(
+    predict: Predict,
+    feed: Feed,
+    rows: IntArray,
+    variants: Sequence[Variant],
+    alphas_cumprod: torch.Tensor,
+    prediction: Prediction,
+    *,
+    device: Any = "cpu",
+) -> Levels:
+    """Errors of a denoiser on some clips, at the middle of each noise level, under noise that is the same each time.
+
+    Parameters
+    ----------
+    predict
+        ``predict(noisy, timesteps, conditions)``.
+    feed
+        Of the run.
+    rows
+        Clips.
+    variants
+        Of the conditions, see :meth:`Feed.fixed`.
+    alphas_cumprod, prediction
+        Of the objective.
+    device
+        Of the denoiser.
+    """
+    steps = level_timesteps(feed.timesteps, LEVELS)
+    sums = {name: np.zeros(LEVELS) for name in (*variants, ZERO)}
+    for start in range(0, len(rows), _BATCH):
+        some = rows[start : start + _BATCH]
+        latents = feed.latents[some].to(device)
+        conditions = {variant: feed.fixed(some, variant).to(device) for variant in variants}
+        for level, step in enumerate(steps.tolist()):
+            noise = draw_noise(feed.latents[some], feed.timesteps, noise_seed(level, start))[0].to(device)
+            at = torch.full((len(some),), step, device=device)
+            wanted = target(latents, noise, alphas_cumprod, at, prediction)
+            noisy = noisy_latents(latents, noise, alphas_cumprod, at)
+            sums[ZERO][level] += float(squared_errors(torch.zeros_like(wanted), wanted).sum())
+            for variant in variants:
+                sums[variant][level] += float(squared_errors(predict(noisy, at, conditions[variant]), wanted).sum())
+    means = {name: tuple((total / len(rows)).tolist()) for name, total in sums.items()}
+    return Levels(tuple(steps.tolist()), means, len(rows))
+
+
+def variants_of(feed: Feed) -> tuple[Variant, ...]:
+    """What a validation compares: with retrieval also what the references and the prompt alone give."""
+    return ("own", "other", "null") if feed.neighbors is None else ("own", "prompt_only", "other", "swapped", "null")
+
+
+def condition_gates(levels: Levels, where: str = "the model") -> tuple[GateResult, ...]:
+    """Whether a clip's own conditions help where it was not trained on: less loss than with another's, and than with none."""
+    own = levels.mean("own")
+    gates = []
+    for variant, words in (("other", "those of another clip"), ("null", "none")):
+        other = levels.mean(variant)
+        passed = own < other
+        advice = ""
+        if not passed:
+            advice = f"; {where} is there, but does not heed its captions: train longer, or on more clips whose captions differ"
+        message = (
+            f"loss {own:.4f} with the own conditions and {other:.4f} with {words}, on {levels.clips} held-out clips{advice}"
+        )
+        gates.append(GateResult(f"conditions against {words}", passed, own, other, message))
+    return tuple(gates)

@@ -1,0 +1,280 @@
+"""auscult train on a tiny real model: goes on to the same weights after a kill, gates, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+pytest.importorskip("diffusers")
+
+import torch
+
+from auscult.errors import CorpusError, GateError, OutputFolderError
+from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
+from auscult.generation.training import LOG, learning_rate, read_log, train
+from auscult.generation.training_config import OptimizerConfig, load_train_config
+
+RATE = 16_000
+WORDS = ("low hum", "high whistle", "noise bursts", "rising sweep")
+TINY = (
+    "data.duration_s=1.28",
+    "denoiser.channels=[8, 16]",
+    "denoiser.heads=[1, 2]",
+    "denoiser.attention=[false, true]",
+    "optimizer.batch=4",
+    "optimizer.warmup=2",
+    "optimizer.ema=0.9",
+    "logging.sheet_prompts=0",
+    "logging.every=1",
+    "gates.overfit=0",
+    "gates.reconstruction=0.5",  # 8 components of a handful of synthetic clips
+    "threads=1",
+)
+
+
+def _sound(kind: int, seed: int, seconds: float = 1.28) -> np.ndarray:
+    rng = np.random.default_rng([kind, seed])
+    time_s = np.arange(round(seconds * RATE)) / RATE
+    pitch = rng.uniform(0.8, 1.25)
+    sounds = (
+        np.sin(2 * np.pi * 110 * pitch * time_s),
+        np.sin(2 * np.pi * 3000 * pitch * time_s),
+        rng.standard_normal(len(time_s)) * (np.sin(2 * np.pi * 4 * pitch * time_s) > 0),
+        np.sin(2 * np.pi * (200 + 1500 * pitch * time_s) * time_s),
+    )
+    return (0.5 * sounds[kind] + 0.01 * rng.standard_normal(len(time_s))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 12 clips of 4 kinds, each caption with the number of its take."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = ["clip_id,path,caption"]
+    for kind, words in enumerate(WORDS):
+        for take in range(3):
+            sf.write(folder / f"{kind}-{take}.wav", _sound(kind, take), RATE)
+            lines.append(f"{kind}-{take},{kind}-{take}.wav,{words} take {take}")
+    (folder / "clips.csv").write_text("\n".join(lines) + "\n")
+    return folder / "clips.csv"
+
+
+def _config(corpus: Path, *settings: str, steps: int = 6) -> Any:
+    given = (f"data.train={corpus}", f"optimizer.steps={steps}", *TINY, *settings)
+    return load_train_config(preset="tiny-cpu", settings=given)
+
+
+def _weights(out: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(out / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    config = _config(
+        corpus, "gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2"
+    )
+    return train(config, out)
+
+
+def test_what_a_run_leaves(finished: Any) -> None:
+    out = finished.path
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+    lines = read_log(out / LOG)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if "training" in line] == [3, 6]
+    card = json.loads((out / "card.json").read_text())
+    assert card["kind"] == "training" and card["counts"]["trained_on"] == 11 and card["counts"]["held_out"] == 1
+    assert (out / "training.png").stat().st_size > 5_000
+    zero = finished.validation.losses["zero"]
+    assert min(zero) > 0.3 and max(zero) < 3  # v of latents of unit variance: about 1, of one clip roughly
+    # what has learned nothing is about as bad as a predictor of zero, at every level
+    assert finished.training.mean("own") == pytest.approx(finished.training.mean("zero"), rel=0.35)
+
+
+def test_the_saved_pipeline_makes_sounds(finished: Any) -> None:
+    pipe = RetrievalAugmentedAudioPipeline.from_pretrained(finished.pipeline)
+    pipe.set_progress_bar_config(disable=True)
+    audio = pipe(["low hum take 0"], num_inference_steps=2, seeds=[1]).audios
+    assert audio.shape == (1, round(1.28 * RATE)) and np.isfinite(audio).all()
+
+
+def test_a_finished_run_is_not_run_again_but_may_go_on(finished: Any, corpus: Path) -> None:
+    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
+    with pytest.raises(OutputFolderError, match="finished"):
+        train(_config(corpus, *settings), finished.path)
+    with pytest.raises(OutputFolderError, match=r"other settings.*optimizer\.learning_rate: 0\.001 there, 0\.5 here"):
+        train(_config(corpus, *settings, "optimizer.learning_rate=0.5"), finished.path)
+
+
+def test_a_finished_run_goes_on_to_more_steps(finished: Any, corpus: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
+    result = train(_config(corpus, *settings, steps=7), out)
+    assert result.steps == 7 and result.card["steps"] == 7
+    steps = [line["step"] for line in read_log(out / LOG) if "loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6, 7]
+
+
+CALL = """
+import sys
+from auscult.generation.training import train
+from auscult.generation.training_config import load_train_config
+def progress(done, total, what):
+    if what.startswith("training"):
+        print(done, flush=True)
+train(load_train_config(preset="tiny-cpu", settings=tuple(sys.argv[2:])), sys.argv[1], progress=progress)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(finished: Any, corpus: Path, tmp_path: Path) -> None:
+    """kill -9 after step 3 of 6 (the checkpoint is of step 2); the second process ends with the same bits."""
+    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
+    given = [f"data.train={corpus}", "optimizer.steps=6", *TINY, *settings]
+    out = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", CALL, str(out), *given], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == "3":
+                os.kill(process.pid, signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "card.json").exists()
+    result = train(load_train_config(preset="tiny-cpu", settings=tuple(given)), out)
+    assert result.steps == 6
+    one, other = _weights(finished.path), _weights(out)
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+    # raw weights, moments of the optimizer and the log, too
+    for name in ("model.safetensors", "optimizer.bin"):
+        paths = [each / "checkpoints" / "step-000006" / name for each in (finished.path, out)]
+        states = [_tensors(path) for path in paths]
+        assert states[0] and all(a.equal(b) for a, b in zip(*states, strict=True))
+    assert read_log(finished.path / LOG) == read_log(out / LOG)
+
+
+@pytest.mark.slow  # two processes that import torch
+def test_two_processes_train_as_one(finished: Any, corpus: Path, tmp_path: Path) -> None:
+    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
+    given = [f"data.train={corpus}", "optimizer.steps=6", *TINY, *settings]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "auscult", "train"]
+    options = [part for setting in given for part in ("--set", setting)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = [*command, "--preset", "tiny-cpu", "-o", str(tmp_path / "run"), *options]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("gate data") == 1  # one of the two speaks
+    one, other = _weights(finished.path), _weights(tmp_path / "run")
+    # the same batches, noise and mean gradients; sums in another order, which Adam makes a step of where a gradient is 0
+    distance = max(float((one[name] - other[name]).abs().max()) for name in one)
+    moved = float(torch.cat([tensor.flatten() for tensor in one.values()]).abs().max())
+    assert 0 < distance < 6e-3 < moved
+    similar = torch.cat([(one[name] - other[name]).abs().lt(1e-5).flatten() for name in one])
+    assert float(similar.float().mean()) > 0.99
+
+
+def _tensors(path: Path) -> list[torch.Tensor]:
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors":
+        return list(load_file(path).values())
+    state = torch.load(path, weights_only=True)["state"]
+    return [value for entry in state.values() for value in entry.values()]
+
+
+def test_no_room_for_a_checkpoint_leaves_the_previous_one(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system refuses to write the second checkpoint as a full disk would; afterwards the same command goes on."""
+    import errno
+
+    from auscult.errors import StorageError
+    from auscult.generation import checkpoints
+
+    config, out = _config(corpus, "gates.conditions=false", "logging.checkpoint_every=2", steps=4), tmp_path / "run"
+    flush = checkpoints._flush
+
+    def full(path: Path) -> None:
+        if "step-000004" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        flush(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_flush", full)
+        with pytest.raises(StorageError, match=r"step 4 could not be written \(No space left.*step 2 is as it was"):
+            train(config, out)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000002"]
+    assert train(config, out).steps == 4
+
+
+def test_an_unreadable_clip_is_named_counted_and_never_replaced(corpus: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF....WAVEfmt nonsense")
+    rows = corpus.read_text().replace(",", f",{corpus.parent}/", 0).splitlines()
+    fixed = [rows[0]] + [",".join([r.split(",")[0], f"{corpus.parent}/{r.split(',')[1]}", r.split(",")[2]]) for r in rows[1:]]
+    manifest = tmp_path / "clips.csv"
+    manifest.write_text("\n".join([*fixed, f"bad,{broken},a broken sound"]) + "\n")
+    with pytest.raises(CorpusError, match=r"1 of 13 clips cannot be read \(.*broken\.wav.*max_unreadable = 1"):
+        train(_config(manifest), tmp_path / "refused")
+    config = _config(manifest, "data.max_unreadable=1", "gates.conditions=false", steps=1)
+    result = train(config, tmp_path / "allowed")
+    assert result.card["counts"]["skipped"] == 1 and "broken.wav" in result.card["skipped"][0][0]
+    assert result.card["counts"]["trained_on"] + result.card["counts"]["held_out"] == 12
+
+
+def test_clips_without_captions_are_refused(tmp_path: Path) -> None:
+    for take in range(2):
+        sf.write(tmp_path / f"{take}.wav", _sound(0, take), RATE)
+    with pytest.raises(CorpusError, match=r"2 of 2 clips have no caption \(0\.wav and 1\.wav\).*column 'caption'"):
+        train(_config(tmp_path), tmp_path.parent / "out")
+
+
+def test_a_gate_that_fails_stops_with_its_reason(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(GateError, match=r"first loss .*: the loss before the first step is"):
+        train(_config(corpus, "gates.first_loss=0.0001"), tmp_path / "run")
+    with pytest.raises(GateError, match="one batch by heart .* in 2 steps"):
+        train(_config(corpus, "gates.overfit=0.05", "gates.overfit_steps=2"), tmp_path / "other")
+
+
+def test_learning_rates_of_all_decays_end_at_their_ends() -> None:
+    for decay, middle, end in (("linear", 0.5, 0.0), ("cosine", 0.5, 0.0), ("constant", 1.0, 1.0)):
+        config = OptimizerConfig(steps=1010, warmup=10, learning_rate=1.0, decay=decay)  # type: ignore[arg-type]
+        assert learning_rate(0, config) == pytest.approx(0.1)
+        assert learning_rate(10, config) == 1.0
+        assert learning_rate(510, config) == pytest.approx(middle, abs=1e-9)
+        assert learning_rate(1010, config) == pytest.approx(end, abs=1e-9)
+
+
+def test_the_command_names_a_misspelt_key_and_what_it_wrote(corpus: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from auscult.cli import app
+
+    path = tmp_path / "run.toml"
+    path.write_text(f"preset = 'tiny-cpu'\n[data]\ntrain = '{corpus}'\n[optimizer]\nsteps = 1\nlearning_rat = 1\n")
+    refused = CliRunner().invoke(app, ["train", str(path), "-o", str(tmp_path / "run")])
+    assert "unknown key 'learning_rat'; did you mean learning_rate?" in str(refused.exception)
+    path.write_text(path.read_text().replace("learning_rat = 1\n", ""))
+    settings = [part for setting in (*TINY, "gates.conditions=false") for part in ("--set", setting)]
+    done = CliRunner().invoke(app, ["train", str(path), "-o", str(tmp_path / "run"), *settings])
+    assert done.exit_code == 0, done.output
+    assert "preview quality" in done.stdout and done.stdout.strip().endswith(str(tmp_path / "run" / "pipeline"))
+    assert "gate reconstruction" in done.stdout
+
+
+def test_a_foreign_folder_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputFolderError, match="not a training"):
+        train(_config(corpus), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

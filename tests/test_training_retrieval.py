@@ -1,0 +1,218 @@
+"""Training beside retrieved pairs: what is shown, what never is, what is dropped, and what a validation tells of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+pytest.importorskip("diffusers")
+
+import torch
+
+from auscult.corpus import open_corpus
+from auscult.generation.conditioning import Conditions
+from auscult.generation.datastore import DatastoreConfig, build_datastore
+from auscult.generation.feed import Feed
+from auscult.generation.mixing import mixed_caption
+from auscult.generation.objective import target
+from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
+from auscult.generation.preparing import prepare
+from auscult.generation.training import noise_schedule, train
+from auscult.generation.training_config import load_train_config
+from auscult.generation.validation import condition_gates, level_losses, variants_of
+
+RATE = 16_000
+KINDS = ("dog barks", "rain falls", "engine hums")
+TINY = (
+    "data.duration_s=1.28",
+    "denoiser.channels=[8, 16]",
+    "denoiser.heads=[1, 2]",
+    "denoiser.attention=[false, true]",
+    "optimizer.batch=6",
+    "optimizer.steps=2",
+    "logging.sheet_prompts=1",
+    "logging.sheet_steps=2",
+    "gates.overfit=0",
+    "gates.reconstruction=0.5",
+    "gates.conditions=false",
+    "retrieval.counts=[0, 1, 3]",
+    "threads=1",
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 clips, 4 takes of each of 3 kinds; clip 3 has the very audio of clip 0, and 4 and 5 have one caption."""
+    folder = tmp_path_factory.mktemp("pairs")
+    lines = ["clip_id,path,caption"]
+    for number in range(12):
+        rng = np.random.default_rng(0 if number == 3 else number)
+        time_s = np.arange(round(1.28 * RATE)) / RATE
+        tone = np.sin(2 * np.pi * (200 + 400 * (number // 4)) * rng.uniform(0.8, 1.2) * time_s)
+        sf.write(folder / f"{number}.wav", 0.4 * tone + 0.05 * rng.standard_normal(len(time_s)), RATE)
+        take = 4 if number == 5 else number
+        lines.append(f"c{number},{number}.wav,{KINDS[number // 4]} take {take}")
+    (folder / "clips.csv").write_text("\n".join(lines) + "\n")
+    config = DatastoreConfig(key="text", model="hashed")
+    build_datastore(open_corpus(folder / "clips.csv"), output=folder / "store", config=config)
+    return folder
+
+
+def _config(corpus: Path, *settings: str) -> Any:
+    given = (f"data.train={corpus / 'clips.csv'}", f"retrieval.datastore={corpus / 'store'}", *TINY, *settings)
+    return load_train_config(preset="tiny-cpu", settings=given)
+
+
+@pytest.fixture(scope="module")
+def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return prepare(_config(corpus, "mixing.share=0.5", "data.validation_share=0.2"), tmp_path_factory.mktemp("run"))
+
+
+def test_a_clip_is_never_shown_itself_its_duplicate_its_caption_or_what_is_held_out(prepared: Any) -> None:
+    feed: Feed = prepared.feed
+    assert feed.neighbors is not None
+    ids = feed.neighbors.store.pairs["clip_id"].to_pylist()
+    held = {feed.clips.ids[row] for row in prepared.held_out}
+    shown = {name: {ids[row] for row in rows} for name, rows in feed.neighbors.rows.items()}
+    assert held and all(not held & names for names in shown.values())
+    assert all(name not in names for name, names in shown.items())
+    assert "c3" not in shown["c0"] and "c0" not in shown["c3"]  # one audio
+    assert "c5" not in shown["c4"] and "c4" not in shown["c5"]  # one caption
+    assert all(len(names) >= 12 - len(held) - 2 for names in shown.values())  # and nothing else is withheld
+
+
+def test_a_mixture_retrieves_by_its_joint_caption_without_its_own_halves(prepared: Any) -> None:
+    neighbors = prepared.feed.neighbors
+    ids = neighbors.store.pairs["clip_id"].to_pylist()
+    captions = dict(zip(prepared.feed.clips.ids, prepared.feed.clips.captions, strict=True))
+    found = [ids[row] for row in neighbors.of_mixture(mixed_caption(captions["c1"], captions["c9"]), ("c1", "c9"))]
+    assert found and not {"c1", "c9"} & set(found) and not neighbors.hidden & set(found)
+    kinds = {int(name[1:]) // 4 for name in found[:2]}
+    assert kinds <= {0, 2}  # dogs and engines, for the caption has the words of both; no rain
+    assert not {"c0", "c3"} & {ids[row] for row in neighbors.of_mixture("x and y", ("c0", "c9"))}
+
+
+def test_a_batch_holds_what_its_plan_says(prepared: Any) -> None:
+    from auscult.generation.batches import plan_batch
+
+    feed: Feed = prepared.feed
+    counts, seen = feed.counts, {"all": 0, "references": 0, "prompt": 0, "none": 0}
+    for step in range(25):
+        batch = feed.batch(step)
+        again = feed.batch(step)
+        assert batch.noise.equal(again.noise) and batch.conditions.text_tokens.equal(again.conditions.text_tokens)  # type: ignore[union-attr]
+        plan = plan_batch(
+            len(feed.rows), 6, 0, step, dropout=feed.config.dropout, mixtures=3, counts=counts, neighbors=feed.reach
+        )
+        assert len(batch) == 9 and batch.latents.shape[1:] == feed.latents.shape[1:]
+        assert batch.latents[:6].equal(feed.latents[feed.rows[plan.rows[:6]]])
+        length = feed.neighbors.audio.values.shape[1]  # type: ignore[union-attr]
+        audio = batch.conditions.audio_mask.sum(1) - 1  # type: ignore[union-attr]  # without the null token
+        expected = np.where(plan.drop_references, 0, plan.counts) * length
+        assert (audio[:6].numpy() <= expected[:6]).all() and not audio.numpy()[plan.drop_references].any()
+        nothing = feed.nothing.prompt[0]  # type: ignore[index]
+        for row in range(6):
+            dropped = plan.drop_prompt[row]
+            wanted = nothing if dropped else feed.prompts.prompt[feed.rows[plan.rows[row]]]  # type: ignore[index]
+            assert batch.conditions.prompt[row].equal(wanted)  # type: ignore[index]
+        for prompt, references in zip(plan.drop_prompt, plan.drop_references, strict=True):
+            seen[{(1, 1): "all", (0, 1): "references", (1, 0): "prompt", (0, 0): "none"}[int(prompt), int(references)]] += 1
+    assert all(seen.values()), seen
+
+
+def test_a_model_that_knows_its_captions_passes_the_gates_and_one_that_does_not_fails(prepared: Any) -> None:
+    """Planted predictors: one finds the clip of the prompt it is given and answers exactly; the other says zero."""
+    feed: Feed = prepared.feed
+    abar = noise_schedule(feed.config.objective).alphas_cumprod
+    rows = feed.rows[:4]
+
+    def knows(noisy: torch.Tensor, at: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        similarity = conditions.prompt @ feed.prompts.prompt.T  # type: ignore[operator, union-attr]
+        latents = feed.latents[similarity.argmax(1)]
+        kept = abar[at].reshape(-1, 1, 1, 1)
+        noise = (noisy - kept.sqrt() * latents) / (1 - kept).sqrt()
+        return target(latents, noise, abar, at, "v_prediction")
+
+    levels = level_losses(knows, feed, rows, variants_of(feed), abar, "v_prediction")
+    assert max(levels.losses["own"]) < 1e-3 < min(levels.losses["other"])  # float32, divided by noise of level 50
+    assert levels.losses["own"] == levels.losses["prompt_only"] == levels.losses["swapped"]  # it does not look at references
+    assert all(gate.passed for gate in condition_gates(levels))
+    zeros = level_losses(lambda noisy, *_: torch.zeros_like(noisy), feed, rows, variants_of(feed), abar, "v_prediction")
+    assert all(zeros.losses[name] == zeros.losses["zero"] for name in variants_of(feed))
+    assert not any(gate.passed for gate in condition_gates(zeros))
+
+
+def test_training_beside_pairs_end_to_end(corpus: Path, tmp_path: Path) -> None:
+    result = train(_config(corpus, "mixing.share=0.34", "optimizer.accumulation=2"), tmp_path / "run")
+    assert set(result.validation.losses) == {"own", "prompt_only", "other", "swapped", "null", "zero"}  # type: ignore[union-attr]
+    assert result.card["counts"]["pairs"] == 12
+    reach = next(gate for gate in result.gates if gate.name == "conditions reach the output")
+    assert all(name in reach.message for name in ("prompt", "text_tokens", "audio_tokens")) and reach.value > 0
+    sheets = tmp_path / "run" / "sheets"
+    assert (sheets / "step-000002.png").is_file() and len(list((sheets / "step-000002").glob("*.flac"))) == 2
+    pipe = RetrievalAugmentedAudioPipeline.from_pretrained(result.pipeline)
+    pipe.set_progress_bar_config(disable=True)
+    pair = ("dog barks take 0", sf.read(corpus / "0.wav", dtype="float32")[0])
+    with_pair, without = (
+        pipe(["dog barks take 1"], references=given, num_inference_steps=2, seeds=[3], output_type="latent").audios
+        for given in ([[pair]], None)
+    )
+    assert not with_pair.equal(without)
+
+
+@pytest.mark.parametrize(
+    "settings", [(), ("denoiser.preset=tiny-tango", "denoiser.channels=[16, 32]")], ids=["retrieval", "tango"]
+)
+def test_computing_activations_again_changes_no_gradient(corpus: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
+    import copy
+
+    from auscult.generation.recomputing import recompute_activations
+    from auscult.generation.training import Denoiser, batch_losses
+
+    ready = prepare(_config(corpus, *settings), tmp_path / "run")
+    abar, batch = noise_schedule(ready.feed.config.objective).alphas_cumprod, ready.feed.batch(0)
+    again = copy.deepcopy(ready.unet)
+    recompute_activations(again)
+    for unet in (ready.unet.train(), again.train()):
+        batch_losses(Denoiser(unet), batch, abar, ready.feed.config.objective)[0].mean().backward()
+    for one, other in zip(ready.unet.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_tango_reads_captions_of_pairs_behind_its_prompt(corpus: Path, tmp_path: Path) -> None:
+    tango = ("denoiser.preset=tiny-tango", "denoiser.channels=[16, 32]", "mixing.share=0.5", "logging.sheet_prompts=0")
+    config = _config(corpus, *tango)
+    result = train(config, tmp_path / "run")
+    feed = prepare(config, tmp_path / "run").feed
+    batch, words = feed.batch(0), feed.prompts.text_tokens.shape[1]  # type: ignore[union-attr]
+    assert batch.conditions.prompt is None and batch.conditions.audio_tokens is None
+    assert batch.conditions.text_tokens.shape[1] == words + 3 * words  # type: ignore[union-attr]  # room for 3 pairs
+    pipe = RetrievalAugmentedAudioPipeline.from_pretrained(result.pipeline)
+    assert pipe.prompt_encoder is None and pipe.audio_encoder is None
+
+
+def test_accumulation_changes_nothing_but_the_rounding(corpus: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    weights = []
+    for accumulation in (1, 3):
+        settings = (
+            f"optimizer.accumulation={accumulation}",
+            "logging.sheet_prompts=0",
+            "optimizer.steps=1",
+            "gates.first_loss=0",
+        )
+        out = train(_config(corpus, *settings), tmp_path / str(accumulation)).pipeline
+        weights.append(load_file(out / "unet" / "diffusion_pytorch_model.safetensors"))
+    for name in weights[0]:
+        # Adam's first step is the sign of the gradient times 1e-3 / 50 of warm-up; where a gradient is rounding, signs differ
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=5e-5)
+
+
+def test_more_pairs_than_the_datastore_holds(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"asks for 20 pairs, and .*store holds 12"):
+        train(_config(corpus, "retrieval.counts=[0, 20]"), tmp_path / "run")
