@@ -136,7 +136,8 @@ def descriptors(mels: torch.Tensor, spec: MelSpec) -> torch.Tensor:
 
     ``D = max(10 log10(T exp(mel)^2 W / max), -40)``: W weighs the power of a log-mel's band by the descriptor's triangular
     filter at the band's center and the band's width; T averages frames under the descriptor's windows of 2048 samples every
-    1536, weighted by their squared Hann window. Close to :class:`~auscult.descriptors.mel.MelDescriptor` of the sound, not equal:
+    1536, weighted by their squared Hann window. Close to
+    :class:`~auscult.descriptors.mel.MelDescriptor` of the sound, not equal:
     a log-mel has forgotten where in a band the power was.
 
     Parameters

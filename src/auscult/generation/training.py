@@ -550,7 +550,7 @@ def _finish(
         "silent": list(clips.silent[:100]),
         "held_out": [clips.ids[row] for row in prepared.held_out],
         "steps": step,
-        "seconds_of_last_session": round(seconds, 1),
+        "seconds_of_last_run": round(seconds, 1),
         "preview_quality": bool(getattr(prepared.vocoder, "preview_quality", False)),
         "losses": {"training": training.to_json(), "validation": validation and validation.to_json()},
         "gates": [{**asdict(gate), "value": gate.value if math.isfinite(gate.value) else None} for gate in gates],
