@@ -2,8 +2,8 @@
 
     python benchmarks/generation.py ../shared/data/esc10 [-o benchmarks/results/generation] [--images docs/results/images]
 
-Both models are the preset ``tiny-cpu``, trained on the 80 clips of fold 1, whose captions are made of category, recording and
-take; held-out losses are of fold 3. Each makes a clip of each training caption, which is scored beside the real clips of fold 2,
+Both models are the preset ``tiny-cpu``, trained on the 80 clips of fold 1, whose captions are made of category, recording
+and take; held-out losses are of fold 3. Each makes a clip of each training caption, scored beside the real clips of fold 2,
 as real audio that neither saw. ``--only plain`` or ``--only retrieval`` trains one of them, so that two cores with
 ``--threads 1`` share the work; what is finished is not done again.
 """

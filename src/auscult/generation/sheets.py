@@ -19,6 +19,12 @@ from .training_config import LoggingConfig
 
 IntArray = npt.NDArray[np.int64]
 RANGE_NATS = 8.0  # 70 dB below the loudest point is black
+CURVES = {  # (which clips, with which conditions): what they are called and drawn in
+    ("training", "own"): ("trained clips, own conditions", "C0"),
+    ("validation", "own"): ("held out, own conditions", "C1"),
+    ("validation", "other"): ("held out, another clip's", "C3"),
+    ("validation", "null"): ("held out, no conditions", "C7"),
+}
 
 
 def make_sheet(
@@ -111,7 +117,10 @@ def _draw_pairs(
             area.set_yticks([])
             text = caption if len(caption) < 60 else caption[:57] + "..."
             area.set_title(text if column == 0 else kind, fontsize=7, loc="left", parse_math=False)
-    figure.suptitle(f"{title}: real clips (left), what their captions make (right)", fontsize=9)
+    figure.suptitle(
+        f"{title}: real clips (left), what their captions make (right); mel bands upwards, {RANGE_NATS * 8.69:.0f} dB",
+        fontsize=9,
+    )
     _save(figure, path)
 
 
@@ -132,33 +141,26 @@ def draw_training(lines: Sequence[dict[str, Any]], path: Path) -> None:
         [line["step"] for line in steps], [line["error"] for line in steps], color="0.75", lw=0.8, label="training batches"
     )
     checked = [line for line in lines if line.get("training")]
-    for side, variant, color in (
-        ("training", "own", "C0"),
-        ("validation", "own", "C1"),
-        ("validation", "other", "C3"),
-        ("validation", "null", "C7"),
-    ):
+    for (side, variant), (name, color) in CURVES.items():
         there = [line for line in checked if line.get(side)]
         means = [float(np.mean(line[side]["losses"][variant])) for line in there]
-        name = "trained clips" if side == "training" else f"held out, {variant} conditions"
         left.plot([line["step"] for line in there], means, color=color, marker=".", label=name)
     left.set_xlabel("step")
     left.set_ylabel("squared error (averaged weights)")
     left.legend(fontsize=7)
     if checked:
         _draw_levels(right, checked[-1])
+        right.set_ylabel("squared error")
     _save(figure, path)
 
 
 def _draw_levels(area: Any, line: dict[str, Any]) -> None:
     places = np.arange(LEVELS)
-    for side in ("training", "validation"):
-        for variant, losses in ((line.get(side) or {}).get("losses") or {}).items():
-            if side == "training" and variant == "zero" and line.get("validation"):
-                continue
-            style = {"color": "k", "ls": ":"} if variant == "zero" else {"marker": "."}
-            name = "predictor of zero" if variant == "zero" else f"{'trained' if side == 'training' else 'held out'}, {variant}"
-            area.plot(places, losses, label=name, **style)
+    for (side, variant), (name, color) in CURVES.items():
+        if losses := ((line.get(side) or {}).get("losses") or {}).get(variant):
+            area.plot(places, losses, label=name, color=color, marker=".")
+    zero = (line.get("validation") or line["training"])["losses"]["zero"]
+    area.plot(places, zero, label="predictor of zero", color="k", ls=":")
     timesteps = line["training"]["timesteps"]
     area.set_xticks(places, [str(step) for step in timesteps], fontsize=7)
     area.set_xlabel(f"noise level (timestep), at step {line['step']:,}")
