@@ -39,6 +39,8 @@ _OUR_NAMES = frozenset(
     {
         CARD,
         "report.html",
+        "manifest.jsonl",
+        "audio",
         "keep.txt",
         "drop.txt",
         "keep.reviewed.txt",

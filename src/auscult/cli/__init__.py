@@ -19,6 +19,7 @@ from ..errors import AuscultError
 from .commands import audit, compare, dedup, demo, index, info, report
 from .datastores import datastore
 from .evaluating import evaluate
+from .generating import generate
 from .printing import err, out
 from .progress import print_notes
 from .reviewing import review
@@ -30,7 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, index, audit, dedup, compare, review, report, evaluate, datastore, train, info):
+for command in (demo, index, audit, dedup, compare, review, report, evaluate, datastore, train, generate, info):
     app.command()(command)
 
 

@@ -1,0 +1,101 @@
+"""``auscult generate``: clips from prompts, by any text-to-audio pipeline that is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import AsJson, ConfigFile, Device, Encoding, Output, Overwrite, local_path, settings_of
+from .printing import print_summary
+from .progress import progress_bars
+
+
+def generate(
+    output: Output,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A pipeline: a folder (of auscult train or save_pretrained), or OWNER/NAME or OWNER/NAME@REVISION on the hub."
+        ),
+    ],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts: a manifest with a caption column (CSV, JSON Lines, Parquet), or a .txt file with one a line.",
+        ),
+    ],
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of denoising (default: 200)")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Of classifier-free guidance; 1 is none (default: 3)")] = None,
+    per_prompt: Annotated[int | None, typer.Option(min=1, max=1000, help="Clips of each prompt (default: 1)")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="From which each clip's own seed follows (default: 0)")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What should not be heard.")] = None,
+    duration_s: Annotated[
+        float | None, typer.Option("--duration-s", help="Length of the clips in seconds (default: the model's own)")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: float32)")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips made at once; halved where memory runs out.")] = 8,
+    workers: Annotated[
+        int, typer.Option("--workers", "-j", min=1, help="Processes; with --device cuda they take the GPUs in turn.")
+    ] = 1,
+    device: Device = "cpu",
+    datastore: Annotated[
+        Path | None,
+        typer.Option(
+            parser=local_path,
+            metavar="STORE",
+            help="Of auscult datastore: pairs for a retrieval-augmented model (default: none)",
+        ),
+    ] = None,
+    k: Annotated[int | None, typer.Option("--k", min=0, help="Retrieved pairs of each prompt (default: 3)")] = None,
+    retrieval_scale: Annotated[
+        float | None, typer.Option(help="Guidance by the retrieved pairs alone (default: one guidance by prompt and pairs)")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Take models from the cache, and ask nobody.")] = False,
+    config: ConfigFile = None,
+    encoding: Encoding = "utf-8",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Generate clips from prompts. Writes FLAC files and a manifest that audit and evaluate take as it is."""
+    from ..generation.generating import GenerateConfig
+    from ..generation.generating import generate as run
+
+    settings = settings_of(
+        GenerateConfig,
+        config,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        per_prompt=per_prompt,
+        seed=seed,
+        negative_prompt=negative_prompt,
+        duration_s=duration_s,
+        dtype=dtype,
+        k=k,
+        retrieval_scale=retrieval_scale,
+    )
+    with progress_bars() as progress:
+        result = run(
+            model,
+            prompts,
+            output,
+            config=settings,
+            device=device,
+            workers=workers,
+            batch_size=batch_size,
+            datastore=datastore,
+            offline=offline,
+            encoding=encoding,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    counts = result.card["counts"]
+    print_summary(
+        as_json,
+        result.card,
+        f"{counts['clips']:,} clips of {counts['prompts']:,} prompts by {result.card['model']['name']}",
+        output / "audio",
+        result.manifest,
+    )

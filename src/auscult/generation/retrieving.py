@@ -1,0 +1,119 @@
+"""Pairs of caption and sound for each prompt that is to be generated, looked up in a datastore."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..audio import read_audio
+from ..errors import AudioDecodeError
+from .calling import Reference
+from .datastore import Datastore, Exclusion, Retrieved
+from .prompts import PromptRow
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was found for a prompt.
+
+    Attributes
+    ----------
+    pairs
+        Caption and waveform of each, the most similar first.
+    ids, similarity
+        Their clips in the datastore, and cosines with the prompt.
+    target
+        The clip of the datastore that the prompt belongs to, which was passed over; None if it holds none.
+    """
+
+    pairs: tuple[Reference, ...]
+    ids: tuple[str, ...]
+    similarity: tuple[float, ...]
+    target: str | None
+
+
+LookUp = Callable[[Sequence[PromptRow]], list[Looked]]
+
+
+def check_datastore(path: str | Path, k: int) -> str:
+    """See that a datastore can give k pairs.
+
+    Returns
+    -------
+    str
+        Digest of its content, for the question whether a run continues another.
+
+    Raises
+    ------
+    StoreError
+        There is none.
+    ValueError
+        It holds fewer pairs than k.
+    """
+    store = Datastore.load(path)
+    if k > len(store):
+        raise ValueError(f"k={k} is more than {path} holds, {len(store):,} pairs; lower k")
+    return hashlib.sha256(json.dumps(store.card["files"], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def load_look_up(path: str | Path, k: int, *, rate_hz: int, duration_s: float, device: str = "cpu") -> LookUp:
+    """What finds each prompt's k pairs.
+
+    A prompt that belongs to a clip of the datastore (its ``reference``, an id or a path) gets neither that clip, nor its
+    duplicates, nor pairs of an equal caption; any other prompt gets no pairs of its own caption. Where keys are sounds without
+    vectors of texts, the clip's kept neighbors are taken.
+
+    Parameters
+    ----------
+    path
+        A folder of ``auscult datastore``.
+    k
+        Pairs of a prompt.
+    rate_hz, duration_s
+        Of the waveforms; longer ones are cut.
+    device
+        Of the datastore's text encoder.
+    """
+    store = Datastore.load(path, device=device)
+    ids = store.pairs["clip_id"].to_pylist()
+    names = dict(zip(store.pairs["path"].to_pylist(), ids, strict=True)) | {clip_id: clip_id for clip_id in ids}
+
+    def look_up(prompts: Sequence[PromptRow]) -> list[Looked]:
+        targets = [None if prompt.reference is None else names.get(prompt.reference) for prompt in prompts]
+        found = _found(store, prompts, targets, k)
+        return [_looked(one, target, rate_hz, duration_s) for one, target in zip(found, targets, strict=True)]
+
+    return look_up
+
+
+def _found(store: Datastore, prompts: Sequence[PromptRow], targets: Sequence[str | None], k: int) -> list[Retrieved]:
+    if store.texts_spec is not None:
+        own = [Exclusion(() if target is None else (target,)) for target in targets]
+        return store.retrieve([prompt.caption for prompt in prompts], k, exclude=own)
+    found = []
+    for prompt, target in zip(prompts, targets, strict=True):
+        if target is None:
+            raise ValueError(
+                f"{store.path}: its keys are sounds, so that it can be asked with its own clips alone, but prompt "
+                f"{prompt.number + 1} ({prompt.caption[:60]!r}) has none as its reference; build a datastore with --model "
+                "hashed --key text or with a CLAP model"
+            )
+        found.append(store.neighbors(target, k))
+        if len(found[-1]) < k:
+            raise ValueError(f"{store.path}: has only {len(found[-1])} neighbors of {target!r}; lower k")
+    return found
+
+
+def _looked(found: Retrieved, target: str | None, rate_hz: int, duration_s: float) -> Looked:
+    pairs = []
+    for caption, path, start, length in zip(found.captions, found.paths, found.starts_s, found.durations_s, strict=True):
+        try:
+            heard = min(duration_s, length) if length else duration_s
+            audio = read_audio(path, sample_rate_hz=rate_hz, start_s=start, duration_s=heard)
+        except AudioDecodeError as error:
+            raise AudioDecodeError(f"{path}: is a retrieved pair's sound, but cannot be used: {error}") from error
+        pairs.append((caption, audio.samples))
+    return Looked(tuple(pairs), found.ids, tuple(round(float(cosine), 6) for cosine in found.similarity), target)
