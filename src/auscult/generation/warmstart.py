@@ -87,13 +87,9 @@ def from_audioldm(
     vae, scheduler, vocoder = load_codec(source)
     spec = mel_of(vocoder, source, mel)
     others = load_encoders(None, caption, audio, mel=spec)
-    encoders = Encoders(
-        prompt, tokenizer, others.caption, others.caption_tokenizer, others.audio, others.audio_extractor
-    )
+    encoders = Encoders(prompt, tokenizer, others.caption, others.caption_tokenizer, others.audio, others.audio_extractor)
     grown = add_streams(unet, encoders.text_dim or TEXT_DIM, encoders.audio_dim or AUDIO_DIM, seed=seed, name=source)
     check([preserved(unet, grown)])
-    for encoder in (prompt, vae, vocoder):
-        encoder.requires_grad_(False)
     return RetrievalAugmentedAudioPipeline.of(vae, grown, scheduler, vocoder, encoders, mel=spec, duration_s=duration_s)
 
 
@@ -145,12 +141,14 @@ def add_streams(unet: Any, text_dim: int, audio_dim: int, *, seed: int = 0, name
     moved = {_ATTENTION.sub(_first_slot, key): value for key, value in unet.state_dict().items()}
     found = {key: value.shape for key, value in grown.state_dict().items()}
     if strange := [key for key, value in moved.items() if found.get(key) != value.shape]:
-        raise ModelError(f"{name}: {len(strange)} of its weights have no place in AudioLDM's denoiser, for example {strange[0]}")
+        raise ModelError(
+            f"{name}: {len(strange)} of its weights have no place in AudioLDM's denoiser, for example {strange[0]}"
+        )
     grown.load_state_dict(moved, strict=False)
     for key, value in grown.named_parameters():
         if key not in moved and ".proj_out." in key:
             torch.nn.init.zeros_(value)
-    return grown.to(unet.dtype)
+    return grown
 
 
 def _first_slot(match: re.Match[str]) -> str:
@@ -180,11 +178,13 @@ def with_heads(unet: Any, heads: int | Sequence[int] | None) -> Any:
     channels = unet.config.block_out_channels
     wanted = [heads] * len(channels) if isinstance(heads, int) else list(heads)
     if len(wanted) != len(channels) or any(count < 1 or width % count for width, count in zip(channels, wanted, strict=True)):
-        raise ModelError(f"expected one number of heads for each of the levels' channels {tuple(channels)} that divides it, got {heads}")
+        raise ModelError(
+            f"expected one number of heads for each of the levels' channels {tuple(channels)} that divides it, got {heads}"
+        )
     settings = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     other = type(unet)(**{**settings, "attention_head_dim": wanted})
     other.load_state_dict(unet.state_dict())
-    return other.to(unet.dtype).eval()
+    return other.eval()
 
 
 @torch.no_grad()
