@@ -170,8 +170,7 @@ def test_a_damaged_or_other_checkpoint_is_named(audioldm: Path, tmp_path: Path, 
     elif damage == "vocoder":
         shutil.rmtree(folder / "vocoder")
     else:
-        settings = {name: value for name, value in tiny_pipelines.BLOCKS.items()}
-        diffusers.UNet2DConditionModel(**settings, cross_attention_dim=16).save_pretrained(folder / "unet")
+        diffusers.UNet2DConditionModel(**tiny_pipelines.BLOCKS, cross_attention_dim=16).save_pretrained(folder / "unet")
     with pytest.raises(ModelError, match=message) as caught:
         start(folder)
     assert str(folder) in str(caught.value)

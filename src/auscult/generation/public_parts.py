@@ -33,8 +33,8 @@ def in_words(source: str, what: str) -> Iterator[None]:
         # each of these libraries raises whatever its own libraries do
         place = "folder" if Path(source).is_dir() else "name on the Hugging Face hub"
         raise ModelError(
-            f"{source}: no {what} can be loaded from this {place} ({first_line(error)}); download it anew, or give the folder or "
-            "name of a whole checkpoint"
+            f"{source}: no {what} can be loaded from this {place} ({first_line(error)}); download it anew, or give the "
+            "folder or name of a whole checkpoint"
         ) from error
 
 

@@ -119,10 +119,10 @@ def add_streams(unet: Any, text_dim: int, audio_dim: int, *, seed: int = 0, name
 
     Examples
     --------
-    >>> small = {"block_out_channels": (8, 16), "cross_attention_dim": (8, 16), "norm_num_groups": 8, "layers_per_block": 1}
-    >>> blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
-    >>> film = {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 6, "class_embeddings_concat": True}
-    >>> base = UNet2DConditionModel(**small, **blocks, **film, attention_head_dim=2)
+    >>> levels = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "block_out_channels": (8, 16)}
+    >>> levels |= {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": (8, 16)}
+    >>> prompt = {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 6}
+    >>> base = UNet2DConditionModel(**levels, **prompt, class_embeddings_concat=True, norm_num_groups=8, attention_head_dim=2)
     >>> preserved(base, add_streams(base, 10, 12)).passed
     True
     """
