@@ -23,7 +23,9 @@ from auscult.generation.conditioning import Conditions
 from auscult.generation.denoiser import family_of, predict
 from auscult.generation.mel import MelSpec
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
-from auscult.generation.warmstart import add_streams, brought_by, from_audioldm, preserved, with_heads
+from auscult.generation.pipelines import quiet
+from auscult.generation.warmstart import add_streams, brought_by, from_audioldm, from_audioldm2, preserved, with_heads
+from tiny_encoders import save_ast
 
 SPEC = MelSpec(n_fft=64, win_length=64, hop_length=20, n_mels=8)  # of the tiny vocoder: 8 bands, hop 20
 SAMPLES = 640
@@ -179,3 +181,82 @@ def test_a_damaged_or_other_checkpoint_is_named(audioldm: Path, tmp_path: Path, 
 def test_a_log_mel_that_does_not_fit_the_vocoder_is_refused(audioldm: Path) -> None:
     with pytest.raises(ModelError, match=r"8 bands at 16,000 Hz with a hop of 20 samples.*mel="):
         start(audioldm, mel=None)
+
+
+@pytest.fixture(scope="module")
+def audioldm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipelines.save(tmp_path_factory.mktemp("audioldm2") / "model", "AudioLDM2Pipeline", headed=True)
+
+
+@pytest.fixture(scope="module")
+def started2(audioldm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    ast = save_ast(tmp_path_factory.mktemp("ast"), frequency_stride=30)
+    pipe = from_audioldm2(str(audioldm2), audio=str(ast), mel=SPEC, duration_s=SAMPLES / 16_000)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_audioldm2_sounds_as_before(audioldm2: Path, started2: Any) -> None:
+    """Against diffusers' own pipeline, whose language model needs a head to write; it pads the shorter prompt of two."""
+    base = public(audioldm2, "AudioLDM2Pipeline")
+    for prompt, negative, scale in (("a dog barks", "", 1.0), ("rain", "hiss", 3.0)):
+        latents = noise(1, started2.latent_shape())
+        call = {"latents": latents, "num_inference_steps": 3, "guidance_scale": scale, "negative_prompt": negative}
+        expected = base(prompt, audio_length_in_s=SAMPLES / 16_000, **call).audios
+        np.testing.assert_allclose(started2(prompt, **call).audios, expected, atol=2e-6, rtol=0)
+        assert np.abs(expected - base("wind", audio_length_in_s=SAMPLES / 16_000, **call).audios).max() > 1e-3
+
+
+def test_written_tokens_do_not_depend_on_the_batch_and_count(started2: Any) -> None:
+    call = {"num_inference_steps": 2}
+    both = started2(PROMPTS, seeds=[1, 2], **call).audios
+    alone = np.concatenate(
+        [started2(prompt, seeds=[seed], **call).audios for prompt, seed in zip(PROMPTS, (1, 2), strict=True)]
+    )
+    np.testing.assert_allclose(both, alone, atol=1e-6, rtol=0)
+    encoders = started2.encoders
+    text = encoders.captions(PROMPTS)
+    written = encoders.written(PROMPTS, text)
+    assert written.values.shape == (2, 8, 16) and written.mask.all()
+    assert (written.values[0] - written.values[1]).abs().max() > 1e-3
+
+
+def test_audioldm2_reads_pairs_behind_the_prompt(started2: Any, tmp_path: Path) -> None:
+    call = {"prompt": PROMPTS, "num_inference_steps": 2, "seeds": 3}
+    plain, none = started2(**call).audios, started2(**call, references=[[], []]).audios
+    np.testing.assert_array_equal(plain, none)
+    one, other_sound, other_caption = pairs(1), [("sound 0", pairs(2)[1][1])], [("a bell", pairs(1)[0][1])]
+    given = [started2(**call, references=[each, []]).audios for each in (one, other_sound, other_caption)]
+    for each in given:
+        assert np.abs(each[0] - plain[0]).max() > 1e-3
+        np.testing.assert_allclose(each[1], plain[1], atol=1e-6, rtol=0)  # the row without pairs
+    assert np.abs(given[1] - given[0]).max() > 1e-4 and np.abs(given[2] - given[0]).max() > 1e-4
+    started2.save_pretrained(tmp_path / "started")
+    with quiet():
+        again = RetrievalAugmentedAudioPipeline.from_pretrained(tmp_path / "started")
+    again.set_progress_bar_config(disable=True)
+    assert family_of(again.unet) == "audioldm2"
+    np.testing.assert_array_equal(again(**call, references=[one, []]).audios, given[0])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("speaks", r"speaks transcriptions"),
+        ("one stream", r"does not read two streams"),
+        ("narrow", r"audio and text tokens of widths \(16, 16\), and the encoders' have \(8, 16\).*audiomae"),
+    ],
+)
+def test_other_audioldm2s_are_named(audioldm2: Path, tmp_path: Path, damage: str, message: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(audioldm2, folder)
+    if damage == "speaks":
+        diffusers.AudioLDM2ProjectionModel(16, 16, 16, use_learned_position_embedding=True, max_seq_length=4).save_pretrained(
+            folder / "projection_model"
+        )
+    elif damage == "one stream":
+        diffusers.AudioLDM2UNet2DConditionModel(**tiny_pipelines.BLOCKS, cross_attention_dim=16).save_pretrained(
+            folder / "unet"
+        )
+    with pytest.raises(ModelError, match=message):
+        from_audioldm2(str(folder), audio="mel" if damage == "narrow" else None, mel=SPEC)

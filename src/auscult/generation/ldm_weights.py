@@ -164,9 +164,7 @@ def loaded(model: Any, weights: Weights, source: str, what: str) -> Any:
             f"{f' (such as {missing[0]})' if missing else ''} and hold {len(unknown)} that are unknown"
             f"{f' (such as {unknown[0]})' if unknown else ''}; download it anew, or check its configuration files"
         )
-    fitting = {
-        name: value.reshape(wanted[name].shape) if _one_pixel(value, wanted[name]) else value for name, value in weights.items()
-    }
+    fitting = {name: _fitted(value, wanted[name]) for name, value in weights.items()}
     for name, value in fitting.items():
         if value.shape != wanted[name].shape:
             raise ModelError(
@@ -177,5 +175,6 @@ def loaded(model: Any, weights: Weights, source: str, what: str) -> Any:
     return aligned(model.float().eval())
 
 
-def _one_pixel(value: torch.Tensor, wanted: torch.Tensor) -> bool:
-    return value.dim() == 4 and wanted.dim() == 2 and tuple(value.shape) == (*wanted.shape, 1, 1)
+def _fitted(value: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    one_pixel = wanted.dim() == 2 and tuple(value.shape) == (*wanted.shape, 1, 1)
+    return value[:, :, 0, 0] if one_pixel else value

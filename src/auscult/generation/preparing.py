@@ -32,6 +32,7 @@ from .examples import (
     read_clips,
     split_clips,
     text_tokens,
+    written_tokens,
 )
 from .feed import Feed, encode_prompts
 from .gates import GateResult, check
@@ -110,8 +111,11 @@ def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Pr
     if family == "retrieval":
         prompts = Conditions(prompt_vectors(clips.captions, encoders, cache, made_from, progress=progress))
     else:
-        prompts = Conditions(None, *text_tokens(clips.captions, encoders, cache, made_from, progress=progress))
-    neighbors = _neighbors(config, clips, held_out, encoders, spec, samples, cache, family == "retrieval", progress)
+        text = text_tokens(clips.captions, encoders, cache, made_from, progress=progress)
+        written = family == "audioldm2"
+        audio = written_tokens(clips.captions, encoders, cache, made_from, progress=progress) if written else (None, None)
+        prompts = Conditions(None, *text, *audio)
+    neighbors = _neighbors(config, clips, held_out, encoders, spec, samples, cache, family != "tango", progress)
     feed = Feed(
         clips,
         rows,

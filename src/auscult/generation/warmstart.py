@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import AudioLDM2UNet2DConditionModel, UNet2DConditionModel
+from diffusers import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel, UNet2DConditionModel
 
 from ..errors import ModelError
+from .audioldm2 import WrittenTokenEncoder
+from .audiomae import AudioMAEEncoder
 from .conditioning import Conditions
-from .denoiser import predict
+from .denoiser import family_of, predict, stream_widths
 from .encoding import AST_EXAMPLE, T5_EXAMPLE, Encoders, load_encoders
 from .gates import GateResult, check
 from .mel import MelSpec
@@ -28,6 +30,7 @@ from .pipeline import RetrievalAugmentedAudioPipeline
 from .public_parts import in_words, load_codec, load_part, mel_of
 
 TEXT_DIM, AUDIO_DIM = 1024, 768  # of flan-t5-large and AudioMAE, where no encoder is loaded
+POOLED_2 = 8  # patches along time and frequency that are one token in AudioLDM 2
 SLOTS = 3  # attention to the latents, to audio tokens, to text tokens
 PRESERVED = 1e-5  # of the base model's standard deviation; 0 on most processors, products may be rounded in another order
 
@@ -91,6 +94,73 @@ def from_audioldm(
     grown = add_streams(unet, encoders.text_dim or TEXT_DIM, encoders.audio_dim or AUDIO_DIM, seed=seed, name=source)
     check([preserved(unet, grown)])
     return RetrievalAugmentedAudioPipeline.of(vae, grown, scheduler, vocoder, encoders, mel=spec, duration_s=duration_s)
+
+
+def from_audioldm2(
+    source: str, *, audio: str | None = "audiomae", mel: MelSpec | None = None, duration_s: float = 10.24
+) -> Any:
+    """AudioLDM 2 as a pipeline that reads retrieved pairs beside the prompt, without any new weight.
+
+    Its denoiser reads two streams already: tokens in AudioMAE's space, which a language model writes for the prompt, and T5's
+    tokens of the prompt. Those of retrieved sounds and captions stand behind them. Without references it is AudioLDM 2 as it
+    makes one prompt at a time; with them it should profit from training first.
+
+    Parameters
+    ----------
+    source
+        Folder or hub name of an ``AudioLDM2Pipeline`` of sounds or music, such as ``"cvssp/audioldm2"``.
+    audio
+        Encoder of retrieved sounds: ``"audiomae"``, the space that its first stream is in (pooled by 8 x 8, as in its training,
+        to 8 tokens of a sound); or another whose tokens are as wide, which it would have to be trained for; or None, captions
+        alone.
+    mel, duration_s
+        As in :func:`from_audioldm`.
+
+    Returns
+    -------
+    RetrievalAugmentedAudioPipeline
+        Of the family ``"audioldm2"``.
+
+    Raises
+    ------
+    ModelError
+        It cannot be loaded, lacks weights, is no AudioLDM 2 (or one that speaks), or the encoder's tokens have another width.
+    MissingExtraError
+        timm is not installed and AudioMAE was asked for.
+    """
+    from transformers import AutoTokenizer, ClapTextModelWithProjection, GPT2Model, T5EncoderModel
+
+    projection = load_part(AudioLDM2ProjectionModel, source, "projection_model")
+    if projection.config.use_learned_position_embedding is not None:
+        raise ModelError(f"{source}: this AudioLDM 2 speaks transcriptions; take one of sounds, such as cvssp/audioldm2")
+    unet = load_part(AudioLDM2UNet2DConditionModel, source, "unet")
+    if stream_widths(unet) is None or family_of(unet) != "audioldm2":
+        raise ModelError(
+            f"{source}: its denoiser does not read two streams (cross_attention_dim of {unet.config.cross_attention_dim})"
+        )
+    with in_words(source, "tokenizers"):
+        tokenizers = [AutoTokenizer.from_pretrained(source, subfolder=name) for name in ("tokenizer", "tokenizer_2")]
+    clap = load_part(ClapTextModelWithProjection, source, "text_encoder")
+    prompt = WrittenTokenEncoder.of(clap, projection, load_part(GPT2Model, source, "language_model"))
+    caption = load_part(T5EncoderModel, source, "text_encoder_2")
+    vae, scheduler, vocoder = load_codec(source)
+    spec = mel_of(vocoder, source, mel)
+    heard = load_encoders(None, None, audio, mel=spec)
+    if isinstance(heard.audio, AudioMAEEncoder):
+        heard.audio.register_to_config(pooled=POOLED_2)
+    encoders = Encoders(prompt, tokenizers[0], caption, tokenizers[1], heard.audio, heard.audio_extractor)
+    _check_widths(source, unet, encoders)
+    return RetrievalAugmentedAudioPipeline.of(vae, unet, scheduler, vocoder, encoders, mel=spec, duration_s=duration_s)
+
+
+def _check_widths(source: str, unet: Any, encoders: Encoders) -> None:
+    wide = stream_widths(unet)
+    found = (encoders.audio_dim or wide[0], encoders.text_dim) if wide else None
+    if found != wide:
+        raise ModelError(
+            f"{source}: its denoiser reads audio and text tokens of widths {wide}, and the encoders' have {found}; "
+            "take AudioMAE (audio = 'audiomae') for sounds, or none"
+        )
 
 
 def add_streams(unet: Any, text_dim: int, audio_dim: int, *, seed: int = 0, name: str = "this denoiser") -> Any:
