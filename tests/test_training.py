@@ -164,6 +164,26 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished: Any, corpus: Path, t
     assert read_log(finished.path / LOG) == read_log(out / LOG)
 
 
+@pytest.mark.slow  # two processes that import torch
+def test_two_processes_train_as_one(finished: Any, corpus: Path, tmp_path: Path) -> None:
+    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
+    given = [f"data.train={corpus}", "optimizer.steps=6", *TINY, *settings]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "auscult", "train"]
+    options = [part for setting in given for part in ("--set", setting)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = [*command, "--preset", "tiny-cpu", "-o", str(tmp_path / "run"), *options]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("gate data") == 1  # one of the two speaks
+    one, other = _weights(finished.path), _weights(tmp_path / "run")
+    # the same batches, noise and mean gradients; sums in another order, which Adam makes a step of where a gradient is 0
+    distance = max(float((one[name] - other[name]).abs().max()) for name in one)
+    moved = float(torch.cat([tensor.flatten() for tensor in one.values()]).abs().max())
+    assert 0 < distance < 6e-3 < moved
+    similar = torch.cat([(one[name] - other[name]).abs().lt(1e-5).flatten() for name in one])
+    assert float(similar.float().mean()) > 0.99
+
+
 def _tensors(path: Path) -> list[torch.Tensor]:
     from safetensors.torch import load_file
 

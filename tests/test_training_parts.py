@@ -337,3 +337,13 @@ def test_values_that_cannot_be_meant(setting: str, message: str) -> None:
     given = ("data.train=x", "dropout.retrieval=0.2", setting) if "dropout" in setting else ("data.train=x", setting)
     with pytest.raises(ValueError, match=message):
         load_train_config(preset="tiny-cpu", settings=given)
+
+
+def test_a_stage_whose_name_tells_its_loss_is_one_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    from auscult.cli.progress import progress_bars
+
+    with progress_bars() as progress:
+        for step in range(1, 4):
+            progress(step, 3, f"training | loss {1 / step:.2f}")
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("training | loss 0.33: 3 of 3")  # not a line for each new name

@@ -164,6 +164,37 @@ def test_training_beside_pairs_end_to_end(corpus: Path, tmp_path: Path) -> None:
     assert not with_pair.equal(without)
 
 
+@pytest.mark.parametrize(
+    "settings", [(), ("denoiser.preset=tiny-tango", "denoiser.channels=[16, 32]")], ids=["retrieval", "tango"]
+)
+def test_computing_activations_again_changes_no_gradient(corpus: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
+    import copy
+
+    from auscult.generation.recomputing import recompute_activations
+    from auscult.generation.training import Denoiser, batch_losses
+
+    ready = prepare(_config(corpus, *settings), tmp_path / "run")
+    abar, batch = noise_schedule(ready.feed.config.objective).alphas_cumprod, ready.feed.batch(0)
+    again = copy.deepcopy(ready.unet)
+    recompute_activations(again)
+    for unet in (ready.unet.train(), again.train()):
+        batch_losses(Denoiser(unet), batch, abar, ready.feed.config.objective)[0].mean().backward()
+    for one, other in zip(ready.unet.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_tango_reads_captions_of_pairs_behind_its_prompt(corpus: Path, tmp_path: Path) -> None:
+    tango = ("denoiser.preset=tiny-tango", "denoiser.channels=[16, 32]", "mixing.share=0.5", "logging.sheet_prompts=0")
+    config = _config(corpus, *tango)
+    result = train(config, tmp_path / "run")
+    feed = prepare(config, tmp_path / "run").feed
+    batch, words = feed.batch(0), feed.prompts.text_tokens.shape[1]  # type: ignore[union-attr]
+    assert batch.conditions.prompt is None and batch.conditions.audio_tokens is None
+    assert batch.conditions.text_tokens.shape[1] == words + 3 * words  # type: ignore[union-attr]  # room for 3 pairs
+    pipe = RetrievalAugmentedAudioPipeline.from_pretrained(result.pipeline)
+    assert pipe.prompt_encoder is None and pipe.audio_encoder is None
+
+
 def test_accumulation_changes_nothing_but_the_rounding(corpus: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

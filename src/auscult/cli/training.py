@@ -44,6 +44,8 @@ def train(
 
     with progress_bars() as progress:
         result = run(chosen, output, progress=progress)
+    if not result.main:
+        return  # of several processes one speaks
     if as_json:
         print_json({"path": str(result.path), "pipeline": str(result.pipeline), "card": result.card})
         return
@@ -57,13 +59,17 @@ def train(
 
 
 def _table(result: TrainResult) -> Table:
-    """Losses by noise level on a terminal."""
-    shown = Table(title="Squared error by noise level (timestep), averaged weights", title_justify="left")
-    shown.add_column("conditions")
-    for step in result.training.timesteps:
-        shown.add_column(str(step), justify="right")
-    sides = [("trained, ", result.training)] + ([] if result.validation is None else [("held out, ", result.validation)])
-    for side, levels in sides:
-        for variant, losses in levels.losses.items():
-            shown.add_row(Text(f"{side}{variant.replace('_', ' ')}"), *(f"{loss:.3f}" for loss in losses))
+    """Losses by noise level on a terminal: levels down, conditions across."""
+    columns = [("trained", result.training.losses["own"])]
+    levels = result.validation or result.training
+    columns += [
+        (name.replace("_", " "), losses) for name, losses in levels.losses.items() if result.validation or name != "own"
+    ]
+    what = "of trained clips" if result.validation is None else "of trained clips, and of held-out ones by conditions"
+    shown = Table(title=f"Squared errors {what}, averaged weights", title_justify="left")
+    shown.add_column("noise level", justify="right")
+    for name, _ in columns:
+        shown.add_column(Text(name), justify="right")
+    for place, step in enumerate(levels.timesteps):
+        shown.add_row(str(step), *(f"{losses[place]:.3f}" for _, losses in columns))
     return shown

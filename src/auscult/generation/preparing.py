@@ -91,7 +91,7 @@ def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Pr
     start: Any = None if config.start.source is None else load_start(config.start.source)
     spec = MelSpec(win_length=config.mel.n_fft, **vars(config.mel)) if start is None else start.mel
     shape = None if start is not None else _denoiser_preset(config)
-    encoders = start.encoders if start is not None else _load_encoders(config, shape, spec, str(device))
+    encoders = start.encoders if start is not None else _load_encoders(config, shape, spec, device)
     codec = start.vae if start is not None else _load_codec(config)
     levels = len(start.unet.config.block_out_channels if shape is None else shape.channels)
     by = (fold(codec) if codec is not None else _FOLDS.get(config.codec.kind, config.codec.patch)) * 2 ** (levels - 1)
@@ -159,13 +159,14 @@ def _denoiser_preset(config: TrainConfig) -> DenoiserConfig:
     return denoiser_preset(config.denoiser.preset, **named)
 
 
-def _load_encoders(config: TrainConfig, shape: DenoiserConfig | None, spec: MelSpec, device: str) -> Encoders:
+def _load_encoders(config: TrainConfig, shape: DenoiserConfig | None, spec: MelSpec, device: Any) -> Encoders:
     """Those that the family needs; encoders of references with weights only where references are retrieved."""
     names, retrieves = config.encoders, config.retrieval.datastore is not None
     tango = shape is not None and shape.family == "tango"
+    place = "cpu" if torch.device(device).type == "cpu" else str(device)  # gloo's processes have a cpu:0, cpu:1 ...
     caption = names.caption if retrieves or tango or names.caption == "hashed" else None
     audio = None if tango else names.audio if retrieves or names.audio == "mel" else None
-    return load_encoders(None if tango else names.prompt, caption, audio, device=device, mel=spec)
+    return load_encoders(None if tango else names.prompt, caption, audio, device=place, mel=spec)
 
 
 def _new_unet(shape: DenoiserConfig | None, config: TrainConfig, codec: Any, encoders: Encoders) -> Any:

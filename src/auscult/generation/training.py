@@ -40,6 +40,7 @@ from .gates import GateResult, check
 from .objective import LEVELS, level_means, loss_weights, noisy_latents, signal_to_noise, squared_errors, target
 from .pipeline import RetrievalAugmentedAudioPipeline
 from .preparing import Prepared, prepare
+from .recomputing import recompute_activations
 from .sheets import draw_training, make_sheet
 from .training_config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from .training_gates import first_gates
@@ -76,6 +77,8 @@ class TrainResult:
         All that was checked.
     card
         Content of ``card.json``.
+    main
+        Whether this is the process that wrote it, of several.
     """
 
     path: Path
@@ -84,6 +87,7 @@ class TrainResult:
     training: Levels
     gates: tuple[GateResult, ...]
     card: dict[str, Any]
+    main: bool = True
 
     @property
     def pipeline(self) -> Path:
@@ -129,7 +133,7 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
         unet = prepared.unet.to(accelerator.device).train()
         gates = _gates_before(prepared, config, alphas, accelerator, out, shown)
         if config.optimizer.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
+            recompute_activations(unet)
         average = EMAModel(unet.parameters(), decay=config.optimizer.ema)
         averaged = copy.deepcopy(unet).eval()
         model, optimizer = accelerator.prepare(Denoiser(unet), _adamw(unet, config.optimizer))
@@ -289,15 +293,13 @@ def _adamw(unet: Any, config: OptimizerConfig) -> torch.optim.Optimizer:
 
 def _accelerator(config: TrainConfig) -> Any:
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
 
     from ..devices import torch_device
 
     if config.device.startswith("cuda:"):
         raise ValueError(f"device should be 'cpu' or 'cuda' here, got {config.device!r}; choose one by CUDA_VISIBLE_DEVICES")
     torch_device(config.device, "training")
-    unused = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-    return Accelerator(cpu=config.device == "cpu", mixed_precision=config.optimizer.precision, kwargs_handlers=unused)
+    return Accelerator(cpu=config.device == "cpu", mixed_precision=config.optimizer.precision)
 
 
 @contextmanager
@@ -369,15 +371,12 @@ def _gates_before(
 ) -> tuple[GateResult, ...]:
     """The gates of the data, the codec and the untrained denoiser; those of a run that goes on were passed at its beginning."""
     path = out / GATES
-    if path.is_file():
-        found = (GateResult(**gate) for gate in json.loads(path.read_text("utf-8")))
-        return tuple(gate for gate in found if not gate.name.startswith("conditions against"))  # those come at the end
-    gates = prepared.gates
-    if accelerator.is_main_process:
-        gates += first_gates(prepared, config, alphas, device=accelerator.device, progress=progress)
+    if accelerator.is_main_process and not path.is_file():
+        gates = prepared.gates + first_gates(prepared, config, alphas, device=accelerator.device, progress=progress)
         write_text(path, json.dumps([asdict(gate) for gate in gates], indent=1))
     accelerator.wait_for_everyone()
-    return gates
+    found = (GateResult(**gate) for gate in json.loads(path.read_text("utf-8")))
+    return tuple(gate for gate in found if not gate.name.startswith("conditions against"))  # those come at the end
 
 
 def _resume(accelerator: Any, out: Path) -> int:
@@ -554,15 +553,15 @@ def _finish(
         "seconds_of_last_session": round(seconds, 1),
         "preview_quality": bool(getattr(prepared.vocoder, "preview_quality", False)),
         "losses": {"training": training.to_json(), "validation": validation and validation.to_json()},
-        "gates": [asdict(gate) for gate in gates],
+        "gates": [{**asdict(gate), "value": gate.value if math.isfinite(gate.value) else None} for gate in gates],
         "device": {"name": str(accelerator.device), "processes": accelerator.num_processes, "threads": torch.get_num_threads()},
         "models": {name: _version(name) for name in ("torch", "diffusers", "transformers", "accelerate")},
     }
     if accelerator.is_main_process:
-        write_text(out / GATES, json.dumps(card["gates"], indent=1))
+        write_text(out / GATES, json.dumps([asdict(gate) for gate in gates], indent=1))
         draw_training(read_log(out / LOG), out / FIGURE)
-        write_card(out, KIND, json.loads(json.dumps(card).replace("Infinity", "null")))
-    return TrainResult(out, step, validation, training, gates, card)
+        write_card(out, KIND, card)
+    return TrainResult(out, step, validation, training, gates, card, accelerator.is_main_process)
 
 
 def _version(name: str) -> str:
