@@ -51,16 +51,15 @@ VAE = {
     "scale_factor": 0.5,
 }
 STFT = {
-    "filter_length": 64,
-    "hop_length": 20,
-    "win_length": 64,
-    "n_mel_channels": 8,
+    "filter_length": 1024,
+    "hop_length": 160,
+    "win_length": 1024,
+    "n_mel_channels": 16,
     "sampling_rate": 16000,
     "mel_fmin": 0,
     "mel_fmax": 8000,
 }
-RATES, KERNELS = (5, 4), (9, 8)
-VOCODER = {"upsample_rates": list(RATES)}
+RATES, KERNELS = (5, 4, 2, 2, 2), (16, 16, 8, 4, 4)  # as published
 
 
 def conv(inputs: int, outputs: int, size: int = 3, **settings: Any) -> nn.Conv2d:
@@ -215,7 +214,7 @@ class OriginalAutoencoder(nn.Module):
         self.encoder = Encoder(widths, sizes["num_res_blocks"], latent)
         self.decoder = Decoder(widths, sizes["num_res_blocks"], latent)
         self.quant_conv, self.post_quant_conv = conv(2 * latent, 2 * latent, 1), conv(latent, latent, 1)
-        self.vocoder = Generator(STFT["n_mel_channels"], 16, (3, 5))
+        self.vocoder = Generator(STFT["n_mel_channels"], 32, (3, 5))
 
     def encode(self, mel: torch.Tensor) -> torch.Tensor:
         """The mean of the latents, scaled."""

@@ -138,7 +138,7 @@ def _count(weights: Weights, group: str) -> int:
 
 
 def _without_norm(weights: Weights) -> dict[str, torch.Tensor]:
-    """Weights ``g v / |v|`` out of lengths g and directions v, where they are held so; the norm is over all axes but the first."""
+    """Weights ``g v / |v|`` out of lengths g and directions v, where held so; |v| is over all axes but the first."""
     plain = {name: value for name, value in weights.items() if not name.endswith((".weight_g", ".weight_v"))}
     for name, direction in weights.items():
         if name.endswith(".weight_v"):

@@ -116,10 +116,7 @@ def _folder(source: str) -> Path:
         from huggingface_hub import snapshot_download
 
         with in_words(source, "TANGO checkpoint"):
-            repository, _, revision = source.partition("@")
-            folder = Path(
-                snapshot_download(repository, revision=revision or None, allow_patterns=[*CONFIGS, MAIN, VAE, "*.json"])
-            )
+            folder = Path(snapshot_download(source, allow_patterns=[MAIN, VAE, "*.json"]))
     absent = [name for name in (*CONFIGS, MAIN, VAE) if not (folder / name).is_file()]
     if absent:
         raise ModelError(
