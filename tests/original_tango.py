@@ -206,15 +206,14 @@ class Generator(nn.Module):
 
 
 class OriginalAutoencoder(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, sizes: dict[str, Any] = VAE["ddconfig"], bands: int = 16, channels: int = 32) -> None:  # type: ignore[assignment]
         super().__init__()
-        sizes = VAE["ddconfig"]
         widths = [sizes["ch"] * factor for factor in sizes["ch_mult"]]
         latent = sizes["z_channels"]
         self.encoder = Encoder(widths, sizes["num_res_blocks"], latent)
         self.decoder = Decoder(widths, sizes["num_res_blocks"], latent)
         self.quant_conv, self.post_quant_conv = conv(2 * latent, 2 * latent, 1), conv(latent, latent, 1)
-        self.vocoder = Generator(STFT["n_mel_channels"], 32, (3, 5))
+        self.vocoder = Generator(bands, channels, (3, 5) if channels == 32 else (3, 7, 11))
 
     def encode(self, mel: torch.Tensor) -> torch.Tensor:
         """The mean of the latents, scaled."""

@@ -1,4 +1,4 @@
-"""``[start] from``: every kind of model is known and trained on, and one that is read otherwise than it was trained is stopped."""
+"""``[start] from``: every kind of model is known and trained on; one that is read otherwise than it was trained is stopped."""
 
 from __future__ import annotations
 

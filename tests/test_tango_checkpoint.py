@@ -20,9 +20,10 @@ from transformers import AutoTokenizer
 import original_tango
 from auscult.errors import ModelError
 from auscult.generation.autoencoder import from_latents, to_latents
-from auscult.generation.ldm_weights import vocoder_of
+from auscult.generation.ldm_weights import autoencoder_of, vocoder_of
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
 from auscult.generation.tango_checkpoint import convert_tango, is_tango
+from auscult.generation.vocoder import hifigan
 
 SAMPLES = 5120
 
@@ -96,6 +97,20 @@ def test_the_whole_chain_is_tangos(original: tuple[Any, Any, Path], pipe: Any) -
     found = pipe("rain on tin", latents=start, num_inference_steps=3, guidance_scale=3.0, output_type="pt").audios
     assert expected.std() > 0.01
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+def test_published_sizes_convert() -> None:
+    """Names, shapes and numbers of parameters of the published autoencoder and vocoder, without the memory for them."""
+    sizes = {**original_tango.VAE["ddconfig"], "ch": 128, "ch_mult": [1, 2, 4], "num_res_blocks": 2, "z_channels": 8}
+    with torch.device("meta"):
+        weights = original_tango.OriginalAutoencoder(sizes, bands=64, channels=1024).state_dict()
+        vae = autoencoder_of(weights, {**original_tango.VAE, "ddconfig": sizes, "embed_dim": 8}, "here")
+        vocoder = vocoder_of(weights, "here")
+        published = hifigan("audioldm").config
+    assert sum(value.numel() for value in vae.parameters()) / 1e6 == pytest.approx(55.4, abs=0.05)
+    assert sum(value.numel() for value in vocoder.parameters()) / 1e6 == pytest.approx(55.3, abs=0.05)
+    for name in ("upsample_rates", "upsample_kernel_sizes", "resblock_kernel_sizes", "resblock_dilation_sizes"):
+        assert json.dumps(getattr(vocoder.config, name)) == json.dumps(getattr(published, name))
 
 
 def test_retrieved_captions_stand_behind_the_prompt_and_count(pipe: Any) -> None:

@@ -20,7 +20,7 @@ import tiny_pipelines
 from auscult.errors import GateError, ModelError
 from auscult.generation import warmstart
 from auscult.generation.conditioning import Conditions
-from auscult.generation.denoiser import family_of, predict
+from auscult.generation.denoiser import build, family_of, predict, preset
 from auscult.generation.mel import MelSpec
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
 from auscult.generation.pipelines import quiet
@@ -104,6 +104,30 @@ def test_a_step_of_the_new_attentions_lets_the_references_in(audioldm: Path) -> 
         other_audio = predict(unet, noisy, steps, Conditions(prompt, text, mask, audio + 1, mask))
     for other in (other_text, other_audio):
         assert (other - first).abs().max() > 1e-4
+
+
+def test_published_sizes_grow() -> None:
+    """AudioLDM's small model becomes Re-AudioLDM's, by numbers of parameters and by shape, without the memory for either."""
+    channels = (128, 256, 384, 640)
+    with torch.device("meta"):
+        base = diffusers.UNet2DConditionModel(
+            in_channels=8,
+            out_channels=8,
+            block_out_channels=channels,
+            cross_attention_dim=channels,
+            down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+            up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+            class_embed_type="simple_projection",
+            projection_class_embeddings_input_dim=512,
+            class_embeddings_concat=True,
+        )
+        grown = add_streams(base, 1024, 768)
+        wanted = build(preset("re-audioldm-s"))
+    assert {name: value.shape for name, value in grown.state_dict().items()} == {
+        name: value.shape for name, value in wanted.state_dict().items()
+    }
+    counts = [sum(value.numel() for value in unet.parameters()) / 1e6 for unet in (base, grown)]
+    assert counts == pytest.approx([185.0, 351.5], abs=0.05)
 
 
 def test_it_is_a_folder_like_any_other(audioldm: Path, tmp_path: Path) -> None:

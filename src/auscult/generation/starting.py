@@ -97,8 +97,8 @@ def start_kind(source: str) -> tuple[str, str]:
         return str(json.loads((inside / INDEX).read_text("utf-8")).get("_class_name")), str(inside)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"[start] from = {source!r}: no pipeline folder ({first_line(error)}); give OUT/pipeline of a training, or folder or "
-            "hub name of AudioLDM, AudioLDM 2 or TANGO"
+            f"[start] from = {source!r}: no pipeline folder ({first_line(error)}); give OUT/pipeline of a training, or the "
+            "folder or hub name of AudioLDM, AudioLDM 2 or TANGO"
         ) from error
 
 
