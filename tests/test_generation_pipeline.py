@@ -20,6 +20,7 @@ from auscult.generation.autoencoder import PatchPCACodec, autoencoder
 from auscult.generation.conditioning import Conditions, references
 from auscult.generation.denoiser import DenoiserConfig, build, predict
 from auscult.generation.encoding import load_encoders
+from auscult.generation.guidance import prompt_conditions
 from auscult.generation.mel import MelSpec, log_mel
 from auscult.generation.pipeline import TANGO_BETAS, RetrievalAugmentedAudioPipeline, scheduler
 from auscult.generation.vocoder import GriffinLimVocoder, hifigan
@@ -174,6 +175,16 @@ def test_tango_is_steered_by_its_text_and_by_captions_behind_it(tango: Retrieval
     assert torch.equal(latents(tango, references=PAIRS), latents(tango, references=silent))
     with pytest.warns(UserWarning, match=r"prompt 0 \('word word .* the last 1989 tokens have no influence"):
         latents(tango, "word " * 2000)
+
+
+def test_captions_follow_the_prompt_in_tango(tango: RetrievalAugmentedAudioPipeline) -> None:
+    encoders = tango.encoders
+    made = prompt_conditions(encoders, "tango", PROMPTS, [PAIRS[0], PAIRS[1][:1]], None, "", 16_000)
+    for row, texts in enumerate((["a dog barks", "dog barking", "a puppy"], ["rain on a roof", "dog barking"])):
+        tokens = encoders.captions(texts)
+        full = made.full.select([row]).text
+        assert full is not None and full.values[full.mask].equal(tokens.values[tokens.mask])
+    assert made.null.text is not None and made.null.text.mask.sum(1).tolist() == [1, 1]
 
 
 # --- guidance --------------------------------------------------------------------------------------------------------------
