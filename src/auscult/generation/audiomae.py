@@ -36,6 +36,8 @@ def pooled_patches(patches: torch.Tensor, by: int = POOLED) -> torch.Tensor:
     --------
     >>> pooled_patches(torch.zeros(1, 64, 8, 768)).shape, pooled_patches(torch.zeros(1, 101, 12, 768)).shape
     (torch.Size([1, 32, 768]), torch.Size([1, 75, 768]))
+    >>> pooled_patches(torch.zeros(1, 64, 8, 768), 8).shape
+    torch.Size([1, 8, 768])
     """
     if min(patches.shape[1:3]) < by:
         raise ValueError(f"expected at least {by} x {by} patches, this model makes {patches.shape[1]} x {patches.shape[2]}")
