@@ -22,27 +22,27 @@ DEFAULT_MODEL = "hf_hub:gaunernst/vit_base_patch16_1024_128.audiomae_as2m"
 POOLED = 4  # patches along time and frequency that become one token
 
 
-def pooled_patches(patches: torch.Tensor) -> torch.Tensor:
-    """Patches (B, time, frequency, D) pooled 4x4 by (average + maximum) / 2: (B, tokens, D), time outermost.
+def pooled_patches(patches: torch.Tensor, by: int = POOLED) -> torch.Tensor:
+    """Patches (B, time, frequency, D) pooled by 4x4 to (average + maximum) / 2: (B, tokens, D), time outermost.
 
-    Rows and columns that fill no square of 4x4 are left out.
+    Rows and columns that fill no square of 4x4 (``by`` x ``by``) are left out.
 
     Raises
     ------
     ValueError
-        There are fewer than four patches in time or in frequency.
+        There are fewer than ``by`` patches in time or in frequency.
 
     Examples
     --------
     >>> pooled_patches(torch.zeros(1, 64, 8, 768)).shape, pooled_patches(torch.zeros(1, 101, 12, 768)).shape
     (torch.Size([1, 32, 768]), torch.Size([1, 75, 768]))
+    >>> pooled_patches(torch.zeros(1, 64, 8, 768), 8).shape
+    torch.Size([1, 8, 768])
     """
-    if min(patches.shape[1:3]) < POOLED:
-        raise ValueError(
-            f"expected at least {POOLED} x {POOLED} patches, this model makes {patches.shape[1]} x {patches.shape[2]}"
-        )
+    if min(patches.shape[1:3]) < by:
+        raise ValueError(f"expected at least {by} x {by} patches, this model makes {patches.shape[1]} x {patches.shape[2]}")
     grid = patches.permute(0, 3, 1, 2)
-    return ((F.avg_pool2d(grid, POOLED) + F.max_pool2d(grid, POOLED)) / 2).flatten(2).mT
+    return ((F.avg_pool2d(grid, by) + F.max_pool2d(grid, by)) / 2).flatten(2).mT
 
 
 def ast_tokens(model: Any, inputs: torch.Tensor) -> torch.Tensor:
@@ -78,6 +78,8 @@ class AudioMAEEncoder(ModelMixin, ConfigMixin):
         Of the input; multiples of four patches.
     patch_size, width, depth, heads
         Of the transformer.
+    pooled
+        Patches along time and frequency that become one token: 4 in Re-AudioLDM's reading, 8 in AudioLDM 2.
 
     Raises
     ------
@@ -87,7 +89,14 @@ class AudioMAEEncoder(ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, frames: int = 1024, bins: int = 128, patch_size: int = 16, width: int = 768, depth: int = 12, heads: int = 12
+        self,
+        frames: int = 1024,
+        bins: int = 128,
+        patch_size: int = 16,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        pooled: int = POOLED,
     ) -> None:
         super().__init__()
         self.transformer = _timm().models.VisionTransformer(
@@ -105,13 +114,14 @@ class AudioMAEEncoder(ModelMixin, ConfigMixin):
     def token_frames(self) -> tuple[int, int]:
         """Frames from a pooled column of patches to the next, and tokens per column."""
         size = self.config.patch_size
-        return POOLED * size, self.config.bins // size // POOLED
+        return self.config.pooled * size, self.config.bins // size // self.config.pooled
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Tokens (B, n, width) of what ``ASTFeatureExtractor`` makes of sounds, (B, frames, bins): same bank, same scale."""
         size = self.config.patch_size
         hidden = self.transformer.forward_features(inputs.to(self.dtype).unsqueeze(1))[:, 1:]  # behind the class token
-        return pooled_patches(hidden.unflatten(1, (self.config.frames // size, self.config.bins // size)))
+        patches = hidden.unflatten(1, (self.config.frames // size, self.config.bins // size))
+        return pooled_patches(patches, self.config.pooled)
 
     @classmethod
     def from_timm(cls, name: str = DEFAULT_MODEL) -> AudioMAEEncoder:

@@ -36,12 +36,12 @@ class Conditions:
     Attributes
     ----------
     prompt
-        (B, D) unit vectors, or None in the family ``"tango"``.
+        (B, D) unit vectors, or None in the families ``"tango"`` and ``"audioldm2"``.
     text_tokens, text_mask
         (B, L, D) and (B, L) bool, or both None: tokens of retrieved captions (family ``"retrieval"``), or of the prompt and
-        then of retrieved captions (family ``"tango"``).
+        then of retrieved captions (the other families).
     audio_tokens, audio_mask
-        The same of retrieved sounds.
+        The same of retrieved sounds; in the family ``"audioldm2"`` tokens that were written for the prompt come first.
 
     Raises
     ------

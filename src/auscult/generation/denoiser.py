@@ -3,7 +3,8 @@
 Two families. ``"retrieval"``: the prompt's vector joins the time step in every residual block (concatenated, then projected and
 added), and two cross-attention streams follow one self-attention wherever a level has attention: stream 0 reads audio tokens,
 stream 1 text tokens of retrieved pairs. Without pairs it is a plain text-to-audio model. ``"tango"``: cross-attention on text
-tokens alone.
+tokens alone. A third, ``"audioldm2"``, is not built here but started from: both streams, each of which begins with tokens
+of the prompt, and no prompt's vector.
 
 Sources: Yuan et al., "Retrieval-Augmented Text-to-Audio Generation", ICASSP 2024, section 3; Liu et al., "AudioLDM:
 Text-to-Audio Generation with Latent Diffusion Models", ICML 2023; Ghosal et al., "Text-to-Audio Generation using
@@ -20,8 +21,8 @@ from diffusers import AudioLDM2UNet2DConditionModel, UNet2DConditionModel
 
 from .conditioning import Conditions, Tokens, null_tokens
 
-Family = Literal["retrieval", "tango"]
-FAMILIES = ("retrieval", "tango")
+Family = Literal["retrieval", "tango", "audioldm2"]
+BUILT = ("retrieval", "tango")
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class DenoiserConfig:
     linear_projection: bool = False
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise ValueError(f"family should be one of {', '.join(FAMILIES)}, got {self.family!r}")
+        if self.family not in BUILT:
+            raise ValueError(f"family should be one of {', '.join(BUILT)}, got {self.family!r}")
         if not len(self.channels) == len(self.heads) == len(self.attention) > 0:
             raise ValueError(
                 "channels, heads and attention should have one entry per level, got "
@@ -191,6 +192,8 @@ def family_of(unet: Any) -> Family:
     if "class_embeddings_concat" not in config or config.get("class_embed_type") is None:
         if isinstance(config.get("cross_attention_dim"), int):
             return "tango"
+        if stream_widths(unet) is not None and config.get("class_embed_type") is None:
+            return "audioldm2"
     elif stream_widths(unet) is not None:
         return "retrieval"
     raise ValueError(
@@ -234,18 +237,23 @@ def predict(unet: Any, noisy: torch.Tensor, timesteps: torch.Tensor | int, condi
     """
     if len(conditions) != len(noisy):
         raise ValueError(f"expected one row of conditions per row of latents, got {len(conditions)} for {len(noisy)}")
-    if family_of(unet) == "tango":
+    family = family_of(unet)
+    if family == "tango":
         return _predict_tango(unet, noisy, timesteps, conditions)
     audio_dim, text_dim = stream_widths(unet) or (0, 0)
-    if conditions.prompt is None:
-        raise ValueError("expected the prompt's vector in the conditions of a network of the family 'retrieval', got None")
-    _check_width("prompt_dim", conditions.prompt, unet.config["projection_class_embeddings_input_dim"])
+    vector = conditions.prompt
+    if family == "retrieval":
+        if vector is None:
+            raise ValueError("expected the prompt's vector in the conditions of a network of the family 'retrieval', got None")
+        _check_width("prompt_dim", vector, unet.config["projection_class_embeddings_input_dim"])
+    elif vector is not None or conditions.text is None or conditions.audio is None:
+        raise ValueError("a network of the family 'audioldm2' reads the prompt as both streams of tokens, and no vector")
     audio = _stream(conditions.audio, audio_dim, "audio_dim", noisy)
     text = _stream(conditions.text, text_dim, "text_dim", noisy)
     return unet(
         noisy,
         timesteps,
-        class_labels=conditions.prompt.to(noisy.dtype),
+        class_labels=None if vector is None else vector.to(noisy.dtype),
         encoder_hidden_states=audio.values,
         encoder_attention_mask=audio.mask,
         encoder_hidden_states_1=text.values,

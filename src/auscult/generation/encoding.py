@@ -17,6 +17,7 @@ from ..devices import float32_products
 from ..errors import AuscultError, ModelError
 from ..pretrained import choose_device, first_line
 from ..pretrained.loading import quiet
+from .audioldm2 import WrittenTokenEncoder
 from .audiomae import DEFAULT_MODEL, AudioMAEEncoder, ast_token_frames, ast_tokens
 from .conditioning import Tokens, stacked
 from .encoders import HashedCaptionEncoder, HashedPromptEncoder, MelTokenEncoder, words
@@ -86,6 +87,19 @@ class Encoders:
             vectors = encoder(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).text_embeds
         return torch.nn.functional.normalize(vectors, dim=1)
 
+    def written(self, texts: Sequence[str], captions: Tokens) -> Tokens:
+        """Tokens (B, 8, D) that AudioLDM 2's language model writes for prompts, of which ``captions`` are T5's tokens.
+
+        Raises
+        ------
+        ValueError
+            The prompt encoder is none of AudioLDM 2's.
+        """
+        if not self._writes:
+            raise ValueError("expected AudioLDM 2's prompt encoder; load the pipeline with from_audioldm2")
+        with float32_products(tf32=False):
+            return self.prompt(texts, self.prompt_tokenizer, captions)
+
     @torch.no_grad()
     def captions(self, texts: Sequence[str]) -> Tokens:
         """Tokens (B, L, text_dim), L always the same: 50 of T5's.
@@ -134,9 +148,9 @@ class Encoders:
     def prompt_tokens_cut(self, texts: Sequence[str]) -> list[int]:
         """How many tokens at the end of each text no encoder reads: 0 where all are read.
 
-        The prompt encoder's; the caption encoder's where there is no prompt encoder, as in TANGO.
+        The prompt encoder's; the caption encoder's where that reads prompts, as in TANGO and AudioLDM 2.
         """
-        if self.prompt is not None:
+        if self.prompt is not None and not self._writes:
             return (
                 [0] * len(texts) if self.prompt_tokenizer is None else _cut(self.prompt_tokenizer, texts, self._longest_prompt)
             )
@@ -145,6 +159,10 @@ class Encoders:
         if self.caption_tokenizer is None:
             return [max(0, len(words(text)) + 1 - self.caption.config.max_tokens) for text in texts]
         return _cut(self.caption_tokenizer, texts, CAPTION_TOKENS)
+
+    @property
+    def _writes(self) -> bool:
+        return isinstance(self.prompt, WrittenTokenEncoder)
 
     @property
     def _longest_prompt(self) -> int:

@@ -279,6 +279,20 @@ def text_tokens(
     return Tokens(arrays["values"], arrays["mask"])
 
 
+def written_tokens(
+    texts: Sequence[str], encoders: Any, cache: Path, made_from: Any, *, progress: Progress = no_progress
+) -> Tokens:
+    """Tokens (N, 8, D) that AudioLDM 2's language model writes for prompts, mapped from the cache."""
+
+    def batch(rows: IntArray) -> dict[str, npt.NDArray[Any]]:
+        prompts = [texts[row] for row in rows]
+        values, mask = encoders.written(prompts, encoders.captions(prompts))
+        return {"values": values.float().cpu().numpy(), "mask": mask.cpu().numpy()}
+
+    arrays = computed(cache, "written", [list(texts), made_from], len(texts), batch, progress=progress)
+    return Tokens(arrays["values"], arrays["mask"])
+
+
 def prompt_vectors(
     texts: Sequence[str], encoders: Any, cache: Path, made_from: Any, *, progress: Progress = no_progress
 ) -> torch.Tensor:

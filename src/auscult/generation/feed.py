@@ -12,9 +12,10 @@ import torch
 
 from .autoencoder import to_latents
 from .batches import Plan, noise_seed, plan_batch
-from .conditioning import Conditions, Tokens, choose, concatenate, joined, references
+from .conditioning import Conditions, Tokens, choose, concatenate, references
 from .denoiser import Family
 from .examples import Clips, mels_of
+from .guidance import behind, encoded_prompts
 from .mel import MelSpec
 from .mixing import mix, mixed_caption
 from .neighbors import Neighbors
@@ -60,7 +61,7 @@ class Feed:
     latents
         (all clips, C, F, M).
     prompts
-        (all clips, D) prompt vectors, family ``"retrieval"``; (all clips, L, D) tokens, family ``"tango"``.
+        (all clips, D) prompt vectors, family ``"retrieval"``; (all clips, L, D) tokens otherwise.
     nothing
         What the prompt encoder (or caption encoder) makes of the empty text: one row.
     neighbors
@@ -159,9 +160,7 @@ class Feed:
             return prompts
         if self.family == "retrieval":
             return replace(found, prompt=prompts.prompt)
-        assert found.text is not None and prompts.text is not None
-        beyond = Tokens(found.text.values[:, 1:], found.text.mask[:, 1:])  # no null token: the prompt's are always there
-        return Conditions(None, *joined(prompts.text, beyond))
+        return behind(prompts, found)
 
     def streams(self, picked: Sequence[IntArray], room: int) -> Conditions | None:
         """Streams of pairs, without a prompt; None if this run has none."""
@@ -221,10 +220,7 @@ def other_rows(rows: IntArray, captions: Sequence[str]) -> IntArray:
 
 def encode_prompts(encoders: Any, family: Family, texts: Sequence[str]) -> Conditions:
     """Prompts as the family reads them, on the CPU: vectors, or tokens."""
-    if family == "retrieval":
-        return Conditions(encoders.prompts(list(texts)).float().cpu())
-    values, mask = encoders.captions(list(texts))
-    return Conditions(None, values.float().cpu(), mask.cpu())
+    return encoded_prompts(encoders, family, list(texts)).to("cpu", torch.float32)
 
 
 def draw_noise(latents: torch.Tensor, total: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -99,14 +99,32 @@ def prompt_conditions(
         null = Conditions(encoders.prompts([negative_prompt]).expand(len(prompts), -1))
         full = plain if retrieved is None else replace(retrieved.to(_device(plain)), prompt=plain.prompt)
         return PromptConditions(null, plain, full)
-    texts, nothing = encoders.captions(prompts), encoders.captions([negative_prompt])
-    plain = Conditions(None, *texts)
-    null = Conditions(None, *nothing).select([0] * len(prompts))
-    if retrieved is None or retrieved.text is None:
-        return PromptConditions(null, plain, plain)
-    values, mask = retrieved.to(_device(plain)).text  # type: ignore[misc]
-    beyond = Tokens(values[:, 1:], mask[:, 1:])  # no null token: the prompt's are always there
-    return PromptConditions(null, plain, Conditions(None, *joined(texts, beyond)))
+    plain = encoded_prompts(encoders, family, prompts)
+    null = encoded_prompts(encoders, family, [negative_prompt]).select([0] * len(prompts))
+    full = plain if retrieved is None else behind(plain, retrieved.to(_device(plain)))
+    return PromptConditions(null, plain, full)
+
+
+def encoded_prompts(encoders: Encoders, family: Family, prompts: Sequence[str]) -> Conditions:
+    """Prompts as the family reads them: vectors (``"retrieval"``), T5's tokens (``"tango"``), or also written ones."""
+    if family == "retrieval":
+        return Conditions(encoders.prompts(prompts))
+    text = encoders.captions(prompts)
+    return Conditions(None, *text, *(encoders.written(prompts, text) if family == "audioldm2" else (None, None)))
+
+
+def behind(prompts: Conditions, retrieved: Conditions) -> Conditions:
+    """Streams that begin with the prompt's tokens, with those of retrieved pairs behind them, where there are both.
+
+    The null token that the retrieved streams begin with is left out: the prompt's tokens are always there.
+    """
+
+    def longer(prompt: Tokens | None, pairs: Tokens | None) -> Tokens | tuple[None, None]:
+        if prompt is None or pairs is None:
+            return prompt or (None, None)
+        return joined(prompt, Tokens(pairs.values[:, 1:], pairs.mask[:, 1:]))
+
+    return Conditions(None, *longer(prompts.text, retrieved.text), *longer(prompts.audio, retrieved.audio))
 
 
 def _device(conditions: Conditions) -> Any:
@@ -140,7 +158,7 @@ def _retrieved(
     if not pairs:
         return None
     text = encoders.captions([caption for caption, _ in pairs]) if encoders.caption is not None else None
-    hears = family == "retrieval" and encoders.audio is not None
+    hears = family != "tango" and encoders.audio is not None
     if text is None and not hears:
         raise ValueError(
             "references are given, and this pipeline has no encoder for captions or sounds; leave them out, or take k=0"

@@ -71,14 +71,15 @@ class RetrievalAugmentedAudioPipeline(DiffusionPipeline):
     vae
         The codec of log-mels.
     unet
-        The denoiser, of either family of :mod:`auscult.generation.denoiser`.
+        The denoiser, of any family of :mod:`auscult.generation.denoiser`.
     scheduler
         Of diffusers; :func:`scheduler` makes the default one.
     vocoder
         ``SpeechT5HifiGan`` or ``GriffinLimVocoder``.
     prompt_encoder, prompt_tokenizer, caption_encoder, caption_tokenizer, audio_encoder, audio_extractor
         As :class:`~auscult.generation.encoding.Encoders` takes them. The family ``"retrieval"`` needs a prompt encoder, and
-        ``"tango"`` a caption encoder; the others are needed where references are given as captions and sounds.
+        ``"tango"`` a caption encoder, ``"audioldm2"`` both; the others are needed where references are given as captions and
+        sounds.
     mel
         Settings of the log-mel, a :class:`~auscult.generation.mel.MelSpec` or its dictionary.
     duration_s

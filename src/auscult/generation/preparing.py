@@ -32,6 +32,7 @@ from .examples import (
     read_clips,
     split_clips,
     text_tokens,
+    written_tokens,
 )
 from .feed import Feed, encode_prompts
 from .gates import GateResult, check
@@ -44,6 +45,7 @@ from .vocoder import GriffinLimVocoder
 IntArray = npt.NDArray[np.int64]
 CACHE = "cache"
 MOST_FITTED = 2000  # clips that a codec is fitted on and judged by; more change nothing but the time and memory
+MOST_READ = 16  # clips that a public denoiser is held against
 _FOLDS = {"cpu4": 4, "cpu8": 8, "gpu": 4}
 
 
@@ -87,7 +89,7 @@ def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Pr
         A check failed.
     """
     cache = out / CACHE
-    start: Any = None if config.start.source is None else load_start(config.start.source)
+    start: Any = None if config.start.source is None else load_start(config, device=device)
     spec = MelSpec(win_length=config.mel.n_fft, **vars(config.mel)) if start is None else start.mel
     shape = None if start is not None else _denoiser_preset(config)
     encoders = start.encoders if start is not None else _load_encoders(config, shape, spec, device)
@@ -110,8 +112,13 @@ def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Pr
     if family == "retrieval":
         prompts = Conditions(prompt_vectors(clips.captions, encoders, cache, made_from, progress=progress))
     else:
-        prompts = Conditions(None, *text_tokens(clips.captions, encoders, cache, made_from, progress=progress))
-    neighbors = _neighbors(config, clips, held_out, encoders, spec, samples, cache, family == "retrieval", progress)
+        text = text_tokens(clips.captions, encoders, cache, made_from, progress=progress)
+        written = family == "audioldm2"
+        audio = written_tokens(clips.captions, encoders, cache, made_from, progress=progress) if written else (None, None)
+        prompts = Conditions(None, *text, *audio)
+    if start is not None and start.public and config.gates.start:
+        gates += check([_start_gate(start, latents, prompts, device)])
+    neighbors = _neighbors(config, clips, held_out, encoders, spec, samples, cache, family != "tango", progress)
     feed = Feed(
         clips,
         rows,
@@ -129,6 +136,16 @@ def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Pr
     vocoder = start.vocoder if start is not None else _load_vocoder(config, spec)
     brought = frozenset() if start is None else start.brought
     return Prepared(feed, held_out, unet, brought, vocoder, samples / spec.sample_rate_hz, tuple(gates))
+
+
+def _start_gate(start: Any, latents: torch.Tensor, prompts: Conditions, device: Any) -> GateResult:
+    from .starting_checks import prediction_gate
+
+    rows = np.unique(np.linspace(0, len(latents) - 1, MOST_READ).astype(np.int64))
+    start.unet.to(device)
+    gate = prediction_gate(start.unet, start.scheduler, latents[rows].to(device), prompts.select(rows).to(device))
+    start.unet.to("cpu")
+    return gate
 
 
 def _split(clips: Clips, config: TrainConfig) -> tuple[IntArray, IntArray]:

@@ -203,9 +203,11 @@ class StartConfig:
 
     ``from`` is a pipeline folder of ours, or folder or hub name of AudioLDM, AudioLDM 2 or TANGO; its codec, vocoder and
     encoders are taken too. While ``optimizer.freeze_steps`` last, only what the start did not bring is trained.
+    ``heads``: attention heads of AudioLDM's denoiser, per level, instead of those its configuration names.
     """
 
     source: str | None = field(default=None, metadata={"key": "from"})
+    heads: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,8 @@ class GatesConfig:
         The codec's reconstruction of a clip finds its own clip among all: least share of clips.
     first_loss
         Largest distance of the loss at step 0 from 1, where training starts from nothing; 0 switches the gate off.
+    start
+        On clips of the corpus, a public checkpoint's denoiser predicts what its files say.
     overfit
         Largest loss after ``overfit_steps`` on one small batch; 0 switches the gate off.
     conditions
@@ -248,6 +252,7 @@ class GatesConfig:
 
     reconstruction: float = 0.99
     first_loss: float = 0.5
+    start: bool = True
     overfit: float = 0.05
     overfit_steps: int = 300
     conditions: bool = True
