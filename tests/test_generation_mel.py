@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("diffusers")
 import torch
 
-from auscult.generation.mel import MelSpec, filters, log_mel, prepare_waveform
+from auscult.generation.mel import MelSpec, log_mel, prepare_waveform
 from auscult.generation.vocoder import GriffinLimVocoder, hifigan, vocode
 from conftest import sound
 
@@ -60,14 +60,11 @@ def test_equals_librosa(spec: MelSpec) -> None:
         np.testing.assert_allclose(mel, expected, atol=1e-4)
 
 
-def test_float32_would_not_do() -> None:
-    """A loud low tone must not lift silent high bands off the floor, as the rounding of a float32 transform does."""
+def test_a_low_tone_leaves_high_bands_on_the_floor() -> None:
+    """A loud low tone must not lift silent high bands off the floor, as the rounding of a float32 transform may."""
     tone = 0.5 * torch.sin(2 * torch.pi * 250 * torch.arange(16_384, dtype=torch.float64) / 16_000)
     high = log_mel(tone[None], MelSpec())[0, 0, 20:80, 50:]
     assert high.max() == pytest.approx(np.log(1e-5), abs=1e-5)
-    wave, window = torch.nn.functional.pad(tone[None], (432, 432), mode="reflect").float(), torch.hann_window(1024)
-    rounded = torch.stft(wave, 1024, 160, 1024, window=window, center=False, return_complex=True).abs()
-    assert (filters(MelSpec()) @ rounded)[0, 50:, 20:80].log().max() > np.log(1e-5) + 0.01  # what float64 is for
 
 
 def test_paddings_differ_by_half_a_hop() -> None:
