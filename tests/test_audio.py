@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_what_is_no_audio_says_so(tmp_path: Path, content: bytes, reason: str) -
 
 
 def test_missing_empty_and_nan(tmp_path: Path) -> None:
-    with pytest.raises(AudioDecodeError, match="No such file"):
+    with pytest.raises(AudioDecodeError, match="does not exist"):
         read_audio(str(tmp_path / "none.wav"), sample_rate_hz=16_000)
     sf.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
     with pytest.raises(AudioDecodeError, match="no samples"):
@@ -260,3 +261,12 @@ def test_ctrl_c_within_a_read_is_heeded_and_no_clip_is_cut_short(tmp_path: Path,
     finally:
         signal.signal(signal.SIGINT, before)
     assert source.reads >= 3
+
+
+def test_only_files_that_may_be_of_other_formats_are_told_how_those_are_read(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    for name, told in (("noise.wav", False), ("noise.m4a", True)):
+        (tmp_path / name).write_bytes(b"no audio at all " * 10)
+        with pytest.raises(AudioDecodeError) as caught:
+            read_audio(str(tmp_path / name), sample_rate_hz=16_000)
+        assert ("auscult[formats]" in str(caught.value)) == told

@@ -454,7 +454,7 @@ def test_command(manifest: Path, tmp_path: Path) -> None:
     output = tmp_path / "store"
     command = ["datastore", manifest, "-o", output, "--model", "mel", "--duration", "1", "--neighbors", "4", "-j", "1"]
     run = auscult(*command)
-    assert run.returncode == 1 and "2 inputs could not be read" in run.stderr  # one silent, one without caption
+    assert run.returncode == 1 and "2 inputs make no pair (1 without a caption, 1 silent)" in run.stderr
     assert "26 pairs, keys (audio)" in run.stdout and run.stdout.rstrip().endswith("/store")
     with pytest.raises(OutputFolderError, match="already holds a finished datastore"):
         build_datastore(open_corpus(manifest), output=output, config=MEL)

@@ -358,6 +358,7 @@ def test_padding_of_several_inputs_is_one_warning(write_sounds, tmp_path: Path) 
     (warning,) = input_warnings(stores)
     assert warning.startswith("60% of generated and 50% of references is padding")
     assert warning.endswith("--duration 0.9")
+    assert input_warnings(stores, padding=False) == []
 
 
 def test_a_run_says_what_has_changed(write_sounds, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from diffusers.training_utils import compute_snr
 from auscult.configuration import config_values, make_config
 from auscult.generation.batches import Dropout, batch_rows, noise_seed, plan_batch
 from auscult.generation.examples import Clips, cached, split_clips
+from auscult.generation.gates import GateResult, gates_text, read_gates
 from auscult.generation.mixing import a_weighting_db, loudness_db, mix, mixed_caption, mixing_share
 from auscult.generation.objective import (
     level_means,
@@ -347,3 +350,14 @@ def test_a_stage_whose_name_tells_its_loss_is_one_stage(capsys: pytest.CaptureFi
             progress(step, 3, f"training | loss {1 / step:.2f}")
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("training | loss 0.33: 3 of 3")  # not a line for each new name
+
+
+def test_gates_on_disk_are_json_and_come_back() -> None:
+    gates = (GateResult("divergence", True, math.inf, 0.5, "nothing can collapse"), GateResult("data", True, 0.0, 0.0, "none"))
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    rows = json.loads(gates_text(gates), parse_constant=refuse)
+    assert [row["value"] for row in rows] == [None, 0.0]
+    assert read_gates(gates_text(gates)) == gates

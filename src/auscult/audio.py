@@ -49,6 +49,8 @@ PLAIN_CONTAINERS = (
 )
 AV_OPTIONS = {"format_whitelist": PLAIN_CONTAINERS, "protocol_whitelist": "file"}
 
+SOUNDFILE_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"})
+
 _CUT_SHORT = re.compile(r"^data\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)  # libsndfile's log of a truncated WAV
 
 
@@ -140,7 +142,9 @@ class AudioStream:
     def __iter__(self) -> Iterator[FloatArray]:
         try:
             source = open_audio_bytes(self.path)
-            if isinstance(source, str) and os.path.exists(source) and not os.path.isfile(source):
+            if isinstance(source, str) and not os.path.exists(source):
+                raise AudioDecodeError("does not exist")
+            if isinstance(source, str) and not os.path.isfile(source):
                 raise AudioDecodeError("is not a file (a folder, a pipe or a device)")
             if isinstance(source, str) and os.path.isfile(source) and os.path.getsize(source) == 0:
                 raise AudioDecodeError("the file is empty")
@@ -201,7 +205,9 @@ class AudioStream:
         try:
             import av
         except ImportError:
-            raise AudioDecodeError(f"{reason} (AAC, M4A and video need: pip install 'auscult[formats]')") from None
+            known = os.path.splitext(self.path)[1].lower() in SOUNDFILE_SUFFIXES  # a broken file of these is no other format
+            hint = "" if known else " (AAC, M4A and video need: pip install 'auscult[formats]')"
+            raise AudioDecodeError(f"{reason}{hint}") from None
         try:
             with av.open(source, metadata_errors="ignore", container_options=AV_OPTIONS) as container:
                 if not container.streams.audio:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,11 @@ def input_facts(store: DescriptorStore) -> dict[str, Any]:
     return {key: store.card[key] for key in keys}
 
 
-def input_warnings(stores: dict[str, DescriptorStore]) -> list[str]:
-    """The stores' own warnings, each with its role; that of padding, which most inputs share, as one sentence for all."""
+def input_warnings(stores: dict[str, DescriptorStore], *, padding: bool = True) -> list[str]:
+    """The stores' own warnings, each with its role; that of padding, which most inputs share, as one sentence for all.
+
+    ``padding=False`` leaves the latter out, for what compares no sounds.
+    """
     warnings, shares, durations = [], [], []
     for role, store in stores.items():
         share, window_s = store.card["padding_share"], store.card["window_s"]
@@ -130,7 +133,7 @@ def input_warnings(stores: dict[str, DescriptorStore]) -> list[str]:
                 continue
             shares.append(f"{share:.0%} of {role}")
             durations += store.clips()["duration_s"].to_pylist()
-    if shares:
+    if shares and padding:
         warnings.insert(0, padding_warning(listed(shares), window_s, durations))
     return warnings
 
@@ -138,6 +141,18 @@ def input_warnings(stores: dict[str, DescriptorStore]) -> list[str]:
 def listed(items: list[str]) -> str:
     """``a, b and c``."""
     return " and ".join(filter(None, (", ".join(items[:-1]), items[-1])))
+
+
+def shortened(items: Sequence[str], most: int = 3) -> str:
+    """The first of many names, and how many there are, for messages.
+
+    Examples
+    --------
+    >>> shortened(["a", "b"]), shortened(["a", "b", "c", "d", "e"])
+    ('a, b', 'a, b, c and 2 more')
+    """
+    rest = len(items) - most
+    return ", ".join(items[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -94,7 +94,20 @@ def datastore(
         )
     card = result.card
     print_summary(as_json, card, _sentence(result), output, report=card["report"])
-    finish(card["counts"]["skipped"], max_skipped, output / "skipped.parquet")
+    finish(card["counts"]["skipped"], max_skipped, output / "skipped.parquet", _left_out(card["counts"]))
+
+
+def _left_out(counts: dict[str, Any]) -> str:
+    """Why inputs make no pairs.
+
+    Examples
+    --------
+    >>> _left_out({"without_caption": 2, "silent": 0, "skipped": 3})
+    'make no pair (2 without a caption, 1 that could not be read)'
+    """
+    unread = counts["skipped"] - counts["without_caption"] - counts["silent"]
+    kinds = {"without a caption": counts["without_caption"], "silent": counts["silent"], "that could not be read": unread}
+    return f"make no pair ({', '.join(f'{number:,} {kind}' for kind, number in kinds.items() if number)})"
 
 
 def _sentence(result: Datastore) -> str:

@@ -77,8 +77,8 @@ def print_json(content: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def finish(skipped: int, allowed: int, listing: Path | str) -> None:
+def finish(skipped: int, allowed: int, listing: Path | str, why: str = "could not be read") -> None:
     if skipped:
-        err.print(Text(f"{skipped:,} {'input' if skipped == 1 else 'inputs'} could not be read; see {listing}"))
+        err.print(Text(f"{skipped:,} {'input' if skipped == 1 else 'inputs'} {why}; see {listing}"))
     if skipped > allowed:
         raise typer.Exit(1)

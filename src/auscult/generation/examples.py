@@ -26,7 +26,7 @@ from ..audio import read_audio
 from ..corpus import Clip, Skipped, open_corpus
 from ..errors import AudioDecodeError, CorpusError
 from ..folders import Progress, no_progress, write_text
-from ..inputs import listed
+from ..inputs import shortened
 from .autoencoder import to_latents
 from .conditioning import Tokens, padded
 from .mel import MelSpec, log_mel, prepare_waveform
@@ -103,8 +103,8 @@ def read_clips(
     clips, where = [clip for _, clip in numbered], ", ".join(sources)
     if nameless := [clip.clip_id for clip in clips if not (clip.caption or "").strip()]:
         raise CorpusError(
-            f"{where}: {len(nameless):,} of {len(clips):,} clips have no caption ({listed(nameless)}); training needs one for "
-            "each: give a manifest with a column 'caption'"
+            f"{where}: {len(nameless):,} of {len(clips):,} clips have no caption ({shortened(nameless)}); training needs one "
+            "for each: give a manifest with a column 'caption'"
         )
     key = [(number, c.clip_id, c.path, c.start_s, c.duration_s, c.caption, _stamp(c.path)) for number, c in numbered]
     passed_over = [(item.path, item.reason) for _, item in items if isinstance(item, Skipped)]
@@ -223,7 +223,7 @@ def _groups(clips: Clips, group: str | None) -> list[str]:
             raise ValueError(f"[data] group needs parentheses around the name of the recording, got {group!r}")
         found = [pattern.search(name) for name in clips.ids]
         if missed := [name for name, match in zip(clips.ids, found, strict=True) if match is None]:
-            raise ValueError(f"[data] group = {group!r} does not match {len(missed):,} clip ids ({listed(missed)})")
+            raise ValueError(f"[data] group = {group!r} does not match {len(missed):,} clip ids ({shortened(missed)})")
         names = [match[1] for match in found if match is not None]
     parent: dict[str, str] = {name: name for name in names}
 

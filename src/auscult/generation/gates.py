@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..errors import GateError
 
@@ -29,6 +32,28 @@ class GateResult:
     value: float
     limit: float
     message: str
+
+
+def gate_rows(gates: Iterable[GateResult]) -> list[dict[str, Any]]:
+    """What files say of gates: JSON knows no infinity, so a value that is not finite is None.
+
+    Examples
+    --------
+    >>> gate_rows([GateResult("divergence", True, float("inf"), 0.5, "nothing can collapse")])[0]["value"] is None
+    True
+    """
+    return [{**asdict(gate), "value": gate.value if math.isfinite(gate.value) else None} for gate in gates]
+
+
+def gates_text(gates: Iterable[GateResult]) -> str:
+    """The gates as JSON, which :func:`read_gates` reads."""
+    return json.dumps(gate_rows(gates), indent=1, allow_nan=False)
+
+
+def read_gates(text: str) -> tuple[GateResult, ...]:
+    """The gates of :func:`gates_text`; a value that was not finite is infinite."""
+    rows = json.loads(text)
+    return tuple(GateResult(**{**row, "value": math.inf if row["value"] is None else row["value"]}) for row in rows)
 
 
 def check(gates: Iterable[GateResult]) -> tuple[GateResult, ...]:

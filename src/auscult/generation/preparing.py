@@ -13,7 +13,7 @@ import torch
 
 from ..errors import CorpusError, ModelError
 from ..folders import Progress, no_progress
-from ..inputs import listed
+from ..inputs import shortened
 from .autoencoder import MelAutoencoder, PatchPCACodec, fold
 from .conditioning import Conditions, Tokens
 from .denoiser import DenoiserConfig, build, family_of
@@ -161,8 +161,8 @@ def _split(clips: Clips, config: TrainConfig) -> tuple[IntArray, IntArray]:
 
 def _data_gate(clips: Clips, rows: IntArray, held_out: IntArray) -> GateResult:
     shared = leaks(clips, rows, held_out)
-    silent = f"; {len(clips.silent)} silent clips ({listed(list(clips.silent))})" if clips.silent else ""
-    advice = f"; the audio of {listed(shared)} is in training as well: take it out of one" if shared else ""
+    silent = f"; {len(clips.silent)} silent clips ({shortened(list(clips.silent))})" if clips.silent else ""
+    advice = f"; the audio of {shortened(shared)} is in training as well: take it out of one" if shared else ""
     message = f"{len(rows):,} clips to train on, {len(held_out):,} held out, {len(shared)} of these in both{silent}{advice}"
     return GateResult("data", not shared, float(len(shared)), 0.0, message)
 

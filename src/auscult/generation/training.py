@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from .checkpoints import latest_checkpoint, partial_path, save_checkpoint
 from .conditioning import Conditions
 from .denoiser import predict
 from .feed import Batch
-from .gates import GateResult, check
+from .gates import GateResult, check, gate_rows, gates_text, read_gates
 from .objective import LEVELS, level_means, loss_weights, noisy_latents, signal_to_noise, squared_errors, target
 from .pipeline import RetrievalAugmentedAudioPipeline
 from .preparing import Prepared, prepare
@@ -373,9 +373,9 @@ def _gates_before(
     path = out / GATES
     if accelerator.is_main_process and not path.is_file():
         gates = prepared.gates + first_gates(prepared, config, alphas, device=accelerator.device, progress=progress)
-        write_text(path, json.dumps([asdict(gate) for gate in gates], indent=1))
+        write_text(path, gates_text(gates))
     accelerator.wait_for_everyone()
-    found = (GateResult(**gate) for gate in json.loads(path.read_text("utf-8")))
+    found = read_gates(path.read_text("utf-8"))
     return tuple(gate for gate in found if not gate.name.startswith("conditions against"))  # those come at the end
 
 
@@ -553,12 +553,12 @@ def _finish(
         "seconds_of_last_run": round(seconds, 1),
         "preview_quality": bool(getattr(prepared.vocoder, "preview_quality", False)),
         "losses": {"training": training.to_json(), "validation": validation and validation.to_json()},
-        "gates": [{**asdict(gate), "value": gate.value if math.isfinite(gate.value) else None} for gate in gates],
+        "gates": gate_rows(gates),
         "device": {"name": str(accelerator.device), "processes": accelerator.num_processes, "threads": torch.get_num_threads()},
         "models": {name: _version(name) for name in ("torch", "diffusers", "transformers", "accelerate")},
     }
     if accelerator.is_main_process:
-        write_text(out / GATES, json.dumps([asdict(gate) for gate in gates], indent=1))
+        write_text(out / GATES, gates_text(gates))
         draw_training(read_log(out / LOG), out / FIGURE)
         write_card(out, KIND, card)
     return TrainResult(out, step, validation, training, gates, card, accelerator.is_main_process)

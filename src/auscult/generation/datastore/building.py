@@ -253,6 +253,7 @@ def _card(
     check([retrieval_gate(report, equal_captions=config.equal_captions)])
     reasons = [row["reason"] for row in made.left_out.to_pylist()]
     names = [PAIRS, KEYS, NEIGHBORS, SKIPPED] + ([] if made.center is None else [CENTER])
+    noted = input_warnings({"pairs": store}, padding=config.key != "text")
     return {
         "config": dataclasses.asdict(config),
         "encoders": _specs(encoders),
@@ -274,7 +275,7 @@ def _card(
         },
         "report": dataclasses.asdict(report),
         "files": file_digests(folder, names),
-        "warnings": [*input_warnings({"pairs": store}), *_warnings(report, known, made, config.neighbors)],
+        "warnings": [*noted, *_warnings(report, known, made, config.neighbors)],
     }
 
 
