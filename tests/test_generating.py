@@ -28,11 +28,12 @@ from auscult.errors import ManifestError, ModelError, OutputFolderError
 from auscult.folders import read_card
 from auscult.generation.calling import Sampling, generate_batch
 from auscult.generation.clips import MADE, clip_path, read_rows, write_clip
-from auscult.generation.datastore import DatastoreConfig, build_datastore
+from auscult.generation.datastore import Datastore, DatastoreConfig, build_datastore
 from auscult.generation.generating import GenerateConfig, Generation, generate
 from auscult.generation.making import within_memory
 from auscult.generation.pipelines import load_pipeline, locate_pipeline, quiet, sample_rate_hz, truncated
 from auscult.generation.prompts import PlannedClip, PromptRow, clip_seed, plan_clips, read_prompt_rows
+from auscult.generation.trained_pairs import WITHOUT, beside, check_pairs, trained_beside
 from auscult.metrics.evaluation import EvaluateConfig, System, evaluate
 from auscult.metrics.pairing import read_prompts
 
@@ -498,6 +499,43 @@ def test_datastores_that_cannot_be_used(
     with pytest.raises(ValueError, match="k=9 is more than .* holds, 8 pairs"):
         generate(str(models[OURS]), prompts, tmp_path / "out", config=GenerateConfig(k=9), datastore=datastore)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_pairs_are_for_models_that_were_trained_beside_pairs(
+    models: dict[str, Path], datastore: Path, prompts: Path, tmp_path: Path
+) -> None:
+    store = Datastore.load(datastore)
+    clap = {"counts": [0, 1], "key": "audio", "encoders": {"audio": "clap(...)", "text": "clap(some/model)"}}
+    known = {"without": WITHOUT, "beside": beside((0, 1, 3), store), "other": clap}
+    folders = {name: tiny_pipelines.save(tmp_path / name, OURS, retrieval=what) for name, what in known.items()}
+    assert {name: trained_beside(locate_pipeline(str(folder))) for name, folder in folders.items()} == known
+
+    def notes(model: Path, k: int, store: Path | None = datastore) -> list[str]:
+        return check_pairs(locate_pipeline(str(model)), store, k)
+
+    with pytest.raises(ValueError, match=r"without retrieved pairs.*leave out --datastore"):
+        generate(str(folders["without"]), prompts, tmp_path / "out", datastore=datastore)
+    assert notes(folders["without"], 3, None) == notes(folders["beside"], 3) == notes(models[OURS], 3, None) == []
+    assert "give --datastore" in notes(folders["beside"], 3, None)[0] and "k = 0" in notes(folders["beside"], 0)[0]
+    assert "3 at most" in notes(folders["beside"], 4)[0]
+    (other,) = notes(folders["other"], 1)
+    assert "text by hashed" in other and "audio by clap(some/model)" in other
+    assert "does not say" in notes(models[OURS], 3)[0]
+    made = generate(str(folders["beside"]), prompts, tmp_path / "made", config=GenerateConfig(steps=1))
+    assert "k = 0" in made.card["warnings"][0]
+
+
+def test_a_model_of_a_training_that_is_not_finished(prompts: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "task.json").write_text("{}")
+    with pytest.raises(ModelError, match="not finished, and there is no model yet"):
+        locate_pipeline(str(run))
+    tiny_pipelines.save(run / "pipeline", OURS)
+    made = generate(str(run), prompts, tmp_path / "made", config=GenerateConfig(steps=1))
+    assert made.card["warnings"][0] == "the model's training is not finished: the model is that of its last checkpoint"
+    (run / "card.json").write_text("{}")
+    assert not locate_pipeline(str(run / "pipeline")).unfinished
 
 
 def test_memory_that_runs_out_halves_the_batch() -> None:

@@ -156,6 +156,8 @@ def test_training_beside_pairs_end_to_end(corpus: Path, tmp_path: Path) -> None:
     assert (sheets / "step-000002.png").is_file() and len(list((sheets / "step-000002").glob("*.flac"))) == 2
     pipe = RetrievalAugmentedAudioPipeline.from_pretrained(result.pipeline)
     pipe.set_progress_bar_config(disable=True)
+    known = pipe.config.retrieval  # which `auscult generate` asks whether pairs may be given
+    assert known["key"] == "text" and "hashed" in known["encoders"]["text"] and max(known["counts"]) == 3
     pair = ("dog barks take 0", sf.read(corpus / "0.wav", dtype="float32")[0])
     with_pair, without = (
         pipe(["dog barks take 1"], references=given, num_inference_steps=2, seeds=[3], output_type="latent").audios

@@ -181,14 +181,21 @@ def stable_audio(scheduler: Any = None) -> Any:
     )
 
 
-def retrieval_augmented() -> Any:
+def retrieval_augmented(retrieval: Any = None) -> Any:
     """With hashed encoders and a codec of random components; sounds of 0.32 s."""
     mel = MelSpec()
     log_mels = -6.9 + 2.3 * torch.randn(8, 1, 32, mel.n_mels)
     unet = build(DenoiserConfig(channels=(8, 16), heads=(2, 2), attention=(False, True), norm_groups=4))
     encoders = Encoders(HashedPromptEncoder(), None, HashedCaptionEncoder(), None, MelTokenEncoder(), None)
     return RetrievalAugmentedAudioPipeline.of(
-        PatchPCACodec.fit(log_mels), unet, scheduler(), GriffinLimVocoder(iterations=2), encoders, mel=mel, duration_s=0.32
+        PatchPCACodec.fit(log_mels),
+        unet,
+        scheduler(),
+        GriffinLimVocoder(iterations=2),
+        encoders,
+        mel=mel,
+        duration_s=0.32,
+        retrieval=retrieval,
     )
 
 

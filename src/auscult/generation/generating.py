@@ -32,10 +32,11 @@ from ..folders import (
 from .calling import Sampling, generate_batch
 from .clips import AUDIO, MADE, MANIFEST, Row, read_rows, write_manifest
 from .making import Maker, devices_of, make_all
-from .pipelines import OURS, LocatedPipeline, locate_pipeline
+from .pipelines import locate_pipeline
 from .prompts import PromptRow, plan_clips, prompts_digest, read_prompt_rows
 from .requirements import require_models
 from .retrieving import check_datastore
+from .trained_pairs import check_pairs
 
 __all__ = ["GenerateConfig", "Generation", "generate", "generate_batch"]
 
@@ -169,11 +170,14 @@ def generate(
     output = Path(os.path.realpath(output))
     rows = read_prompt_rows(prompts, encoding=encoding)
     located = locate_pipeline(model, offline=offline)
+    notes = check_pairs(located, datastore, config.k)
+    if located.unfinished:
+        notes.insert(0, "the model's training is not finished: the model is that of its last checkpoint")
     task = {
         **dataclasses.asdict(config),
         "model": located.facts(),
         "prompts": prompts_digest(rows),
-        "datastore": _checked_datastore(datastore, located, config.k),
+        "datastore": None if datastore is None else check_datastore(datastore, config.k),
     }
     if not overwrite:
         if is_folder_of(output, KIND) and read_card(output, KIND)["task"] == task:
@@ -198,7 +202,7 @@ def generate(
                 "datastore": None if datastore is None else str(datastore),
                 "device": device,
                 "batch_size": batch_size,
-                **_findings(rows, list(made.values())),
+                **_findings(rows, list(made.values()), notes),
                 "config": dataclasses.asdict(config),
                 "versions": {**package_versions(), **_model_versions()},
                 "task": task,
@@ -237,21 +241,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _checked_datastore(datastore: str | Path | None, located: LocatedPipeline, k: int) -> str | None:
-    """The digest of a datastore that this model can use."""
-    if datastore is None:
-        return None
-    if located.kind != OURS:
-        raise ValueError(f"{located.name}: is a {located.kind}, which takes no retrieved pairs; leave out --datastore")
-    return check_datastore(datastore, k)
-
-
-def _findings(prompts: Sequence[PromptRow], rows: Sequence[Row]) -> dict[str, Any]:
-    """Counts, and what a reader of the clips should know."""
+def _findings(prompts: Sequence[PromptRow], rows: Sequence[Row], notes: Sequence[str]) -> dict[str, Any]:
+    """Counts, and what a reader of the clips should know, beginning with ``notes``."""
     silent = [row for row in rows if row["silent"]]
     loud = [row for row in rows if row["gain_db"] < 0]
     cut = [row for row in rows if row["truncated"]]
-    warnings = []
+    warnings = [*notes]
     if any(row.get("preview_quality") for row in rows):
         warnings.append("the sound is of preview quality: the model has no trained vocoder")
     seen = [row for row in rows if row.get("target_passed_over") is False]

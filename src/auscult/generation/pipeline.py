@@ -84,6 +84,8 @@ class RetrievalAugmentedAudioPipeline(DiffusionPipeline):
         Settings of the log-mel, a :class:`~auscult.generation.mel.MelSpec` or its dictionary.
     duration_s
         How long a sound is unless a call says otherwise.
+    retrieval
+        What it was trained beside, see :mod:`~auscult.generation.trained_pairs`; None: not known.
     """
 
     model_cpu_offload_seq = "prompt_encoder->caption_encoder->audio_encoder->unet->vae->vocoder"
@@ -111,6 +113,7 @@ class RetrievalAugmentedAudioPipeline(DiffusionPipeline):
         audio_extractor: Any = None,
         mel: Any = None,
         duration_s: float = 10.24,
+        retrieval: Any = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -126,12 +129,12 @@ class RetrievalAugmentedAudioPipeline(DiffusionPipeline):
             audio_extractor=audio_extractor,
         )
         spec = mel if isinstance(mel, MelSpec) else MelSpec.from_dict(mel or {})
-        self.register_to_config(mel=spec.to_dict(), duration_s=float(duration_s))
+        self.register_to_config(mel=spec.to_dict(), duration_s=float(duration_s), retrieval=retrieval)
         self._interrupt = False
 
     @classmethod
     def of(cls, vae: Any, unet: Any, scheduler: Any, vocoder: Any, encoders: Encoders, **settings: Any) -> Any:
-        """A pipeline of parts and encoders; ``settings`` are ``mel`` and ``duration_s``."""
+        """A pipeline of parts and encoders; ``settings`` are ``mel``, ``duration_s`` and ``retrieval``."""
         return cls(
             vae,
             unet,

@@ -18,11 +18,12 @@ from typing import Any
 
 from ..devices import torch_device
 from ..errors import AuscultError, MissingExtraError, ModelError
-from ..folders import file_digest
+from ..folders import CARD, TASK, file_digest
 from ..pretrained.loading import first_line
 from ..pretrained.loading import quiet as quiet_transformers
 
 INDEX = "model_index.json"
+PIPELINE = "pipeline"  # where auscult train puts it
 OURS = "RetrievalAugmentedAudioPipeline"
 CLASSES = (OURS, "StableAudioPipeline", "AudioLDMPipeline", "AudioLDM2Pipeline", "MusicLDMPipeline")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -56,6 +57,12 @@ class LocatedPipeline:
     revision: str = ""
     digest: str = ""
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether it is the model of a training that was stopped or still runs."""
+        run = self.folder.parent
+        return self.folder.name == PIPELINE and (run / TASK).is_file() and not (run / CARD).is_file()
+
     def facts(self) -> dict[str, str]:
         """What identifies the model, for cards and for the question whether a run continues another."""
         return {"name": self.name, "class": self.kind, "revision": self.revision, "digest": self.digest}
@@ -80,8 +87,13 @@ def locate_pipeline(name: str, *, offline: bool = False) -> LocatedPipeline:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        folder = folder if (folder / INDEX).is_file() else folder / "pipeline"  # where auscult train puts it
+        folder = folder if (folder / INDEX).is_file() else folder / PIPELINE
         if not (folder / INDEX).is_file():
+            if (folder.parent / TASK).is_file() and not (folder.parent / CARD).is_file():
+                raise ModelError(
+                    f"{name}: the work that was begun here is not finished, and there is no model yet; if it is a training, "
+                    "give its command again"
+                )
             raise ModelError(f"{name}: expected a folder of a diffusers pipeline, but there is no {INDEX} in it")
         kind = _class_of(name, folder / INDEX)
         return LocatedPipeline(name, kind, folder.resolve(), digest=_digest(folder))

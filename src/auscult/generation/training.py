@@ -35,13 +35,14 @@ from ..folders import CARD, TASK, Progress, is_folder_of, locked, no_progress, w
 from .checkpoints import latest_checkpoint, partial_path, save_checkpoint
 from .conditioning import Conditions
 from .denoiser import predict
-from .feed import Batch
+from .feed import Batch, Feed
 from .gates import GateResult, check, gate_rows, gates_text, read_gates
 from .objective import LEVELS, level_means, loss_weights, noisy_latents, signal_to_noise, squared_errors, target
 from .pipeline import RetrievalAugmentedAudioPipeline
 from .preparing import Prepared, prepare
 from .recomputing import recompute_activations
 from .sheets import draw_training, make_sheet
+from .trained_pairs import WITHOUT, beside
 from .training_config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from .training_gates import first_gates
 from .validation import Levels, condition_gates, level_losses, variants_of
@@ -407,11 +408,16 @@ def _pipeline(unet: Any, prepared: Prepared, config: TrainConfig) -> Any:
     """The pipeline around averaged weights."""
     feed, ddpm = prepared.feed, noise_schedule(config.objective)
     sampler = DDIMScheduler.from_config(ddpm.config, set_alpha_to_one=False, clip_sample=False, steps_offset=1)
-    pipe = RetrievalAugmentedAudioPipeline.of(
-        feed.codec, unet, sampler, prepared.vocoder, feed.encoders, mel=feed.spec, duration_s=prepared.duration_s
-    )
+    settings = {"mel": feed.spec, "duration_s": prepared.duration_s, "retrieval": _trained_beside(feed, config)}
+    pipe = RetrievalAugmentedAudioPipeline.of(feed.codec, unet, sampler, prepared.vocoder, feed.encoders, **settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _trained_beside(feed: Feed, config: TrainConfig) -> dict[str, Any] | None:
+    if feed.neighbors is not None:
+        return beside(config.retrieval.counts, feed.neighbors.store)
+    return WITHOUT if config.start.source is None else None  # what it started from may have been trained beside pairs
 
 
 def _save_pipeline(accelerator: Any, out: Path, unet: Any, prepared: Prepared, config: TrainConfig) -> None:
