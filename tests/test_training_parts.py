@@ -31,6 +31,7 @@ from auscult.generation.objective import (
     squared_errors,
     target,
 )
+from auscult.generation.sheets import training_figure
 from auscult.generation.training_config import PRESETS, OptimizerConfig, TrainConfig, load_train_config, preset_values
 
 RATE = 16_000
@@ -361,3 +362,23 @@ def test_gates_on_disk_are_json_and_come_back() -> None:
     rows = json.loads(gates_text(gates), parse_constant=refuse)
     assert [row["value"] for row in rows] == [None, 0.0]
     assert read_gates(gates_text(gates)) == gates
+
+
+def test_the_figure_of_a_training_shows_differences_and_hides_no_curve() -> None:
+    rng = np.random.default_rng(0)
+    at = list(range(50, 1000, 100))
+    own, other, null, zero = rng.random((4, len(at))).tolist()
+    held_out = {"timesteps": at, "clips": 3, "losses": {"own": own, "other": other, "null": null, "zero": zero}}
+    trained = {"timesteps": at, "clips": 3, "losses": {"own": own, "zero": zero}}
+    lines = [{"step": 10, "error": 1.0}, {"step": 20, "training": trained, "validation": held_out}, {"step": 20, "error": 0.9}]
+    figure = training_figure(lines)
+    figure.canvas.draw()
+    drawn = {line.get_label().split(" (")[0]: line.get_ydata() for line in figure.axes[2].lines}
+    np.testing.assert_allclose(drawn["another clip's"], np.subtract(other, own))
+    np.testing.assert_allclose(drawn["none"], np.subtract(null, own))
+    for area in figure.axes:
+        below, box = area.get_legend().get_window_extent(), area.get_window_extent()
+        assert not below.overlaps(box) and figure.bbox.contains(*below.min) and figure.bbox.contains(*below.max)
+    without = training_figure([lines[0], {**lines[1], "validation": None}])  # nothing is held out
+    assert not without.axes[2].axison and without.axes[1].lines
+    assert not training_figure(lines[:1]).axes[1].axison  # nothing validated yet

@@ -25,6 +25,12 @@ CURVES = {  # (which clips, with which conditions): what they are called and dra
     ("validation", "other"): ("held out, another clip's", "C3"),
     ("validation", "null"): ("held out, no conditions", "C7"),
 }
+DIFFERENCES = {  # what is held against a clip's own conditions
+    "other": ("another clip's", "C3"),
+    "null": ("none", "C7"),
+    "swapped": ("its prompt, another's pairs", "C4"),
+    "prompt_only": ("its prompt, no pairs", "C2"),
+}
 
 
 def make_sheet(
@@ -125,46 +131,93 @@ def _draw_pairs(
 
 
 def draw_training(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Losses over steps, and over noise levels at the last validation beside the zero predictor's.
+    """Write :func:`training_figure` of the lines of ``log.jsonl`` as a PNG."""
+    _save(training_figure(lines), path)
+
+
+def training_figure(lines: Sequence[dict[str, Any]]) -> Any:
+    """Losses over steps; over noise levels at the last validation beside the zero predictor's; and what conditions change.
+
+    The differences, which are much smaller than the losses, are a panel of their own: above 0 the clip's own conditions helped.
 
     Parameters
     ----------
     lines
         Of ``log.jsonl``.
-    path
-        Of the PNG.
+
+    Returns
+    -------
+    Figure
+        Of matplotlib.
     """
-    figure = _figure(9.0, 3.6)
-    left, right = figure.subplots(1, 2)
+    figure = _figure(12.0, 4.4)
+    left, middle, right = figure.subplots(1, 3)
+    _draw_steps(left, lines)
+    checked = [line for line in lines if line.get("training")]
+    if checked:
+        _draw_levels(middle, checked[-1])
+        _draw_differences(right, checked[-1])
+    else:
+        right.set_axis_off()
+        middle.set_axis_off()
+    for area in (left, middle, right):
+        if area.get_legend_handles_labels()[0]:
+            area.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+    return figure
+
+
+def _draw_steps(area: Any, lines: Sequence[dict[str, Any]]) -> None:
     steps = [line for line in lines if "error" in line]
-    left.plot(
+    area.plot(
         [line["step"] for line in steps], [line["error"] for line in steps], color="0.75", lw=0.8, label="training batches"
     )
-    checked = [line for line in lines if line.get("training")]
     for (side, variant), (name, color) in CURVES.items():
-        there = [line for line in checked if line.get(side)]
-        means = [float(np.mean(line[side]["losses"][variant])) for line in there]
-        left.plot([line["step"] for line in there], means, color=color, marker=".", label=name)
-    left.set_xlabel("step")
-    left.set_ylabel("squared error (averaged weights)")
-    left.legend(fontsize=7)
-    if checked:
-        _draw_levels(right, checked[-1])
-        right.set_ylabel("squared error")
-    _save(figure, path)
+        there = [line for line in lines if _losses(line, side, variant)]
+        means = [float(np.mean(_losses(line, side, variant))) for line in there]
+        if there:
+            area.plot([line["step"] for line in there], means, color=color, marker=".", label=name)
+    area.set_title("over the run (batches: as trained; dots: averaged weights)", fontsize=8)
+    area.set_xlabel("step")
+    area.set_ylabel("squared error")
 
 
 def _draw_levels(area: Any, line: dict[str, Any]) -> None:
     places = np.arange(LEVELS)
     for (side, variant), (name, color) in CURVES.items():
-        if losses := ((line.get(side) or {}).get("losses") or {}).get(variant):
+        if losses := _losses(line, side, variant):
             area.plot(places, losses, label=name, color=color, marker=".")
-    zero = (line.get("validation") or line["training"])["losses"]["zero"]
+    zero = _losses(line, "validation", "zero") or _losses(line, "training", "zero")
     area.plot(places, zero, label="predictor of zero", color="k", ls=":")
+    area.set_title(f"over noise levels, at step {line['step']:,}", fontsize=8)
+    area.set_ylabel("squared error")
+    _name_levels(area, line)
+
+
+def _draw_differences(area: Any, line: dict[str, Any]) -> None:
+    """Losses of held-out clips with other conditions, less those with their own."""
+    own = _losses(line, "validation", "own")
+    if not own:
+        area.set_axis_off()
+        return
+    places = np.arange(LEVELS)
+    area.axhline(0.0, color="k", lw=0.8)
+    for variant, (name, color) in DIFFERENCES.items():
+        if losses := _losses(line, "validation", variant):
+            mean = float(np.mean(losses) - np.mean(own))
+            area.plot(places, np.subtract(losses, own), label=f"{name} ({mean:+.4f})", color=color, marker=".")
+    area.set_title("held out: errors with others less own (above 0: own help)", fontsize=8)
+    area.set_ylabel("difference of squared errors")
+    _name_levels(area, line)
+
+
+def _losses(line: dict[str, Any], side: str, variant: str) -> list[float]:
+    return ((line.get(side) or {}).get("losses") or {}).get(variant) or []
+
+
+def _name_levels(area: Any, line: dict[str, Any]) -> None:
     timesteps = line["training"]["timesteps"]
-    area.set_xticks(places, [str(step) for step in timesteps], fontsize=7)
-    area.set_xlabel(f"noise level (timestep), at step {line['step']:,}")
-    area.legend(fontsize=7)
+    area.set_xticks(np.arange(LEVELS), [str(step) for step in timesteps], fontsize=7)
+    area.set_xlabel("noise level (timestep)")
 
 
 def _figure(width: float, height: float) -> Any:
