@@ -16,6 +16,7 @@ from rich.text import Text
 
 from .. import __version__
 from ..errors import AuscultError
+from ..interrupts import end_at_second_interrupt, leave
 from .commands import audit, compare, dedup, demo, index, info, report
 from .evaluating import evaluate
 from .printing import err, out
@@ -58,6 +59,21 @@ def main() -> None:
         err.print(Text(f"auscult: {explain(error)}"))
         print_notes(error)
         sys.exit(2)
+
+
+def run() -> None:
+    """The program: :func:`main`, where a second Ctrl-C ends at once, and what was stopped or refused ends without delay.
+
+    Threads of native libraries that are still at work when Python tears itself down now and then abort the process, and with
+    it the exit code that a script was promised.
+    """
+    end_at_second_interrupt()
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            leave(end.code if isinstance(end.code, int) else 2)
+        raise
 
 
 def explain(error: Exception) -> str:
