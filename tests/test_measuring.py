@@ -120,8 +120,15 @@ def test_dithered_silence_has_no_precision() -> None:
     """Its features differ a little. Without the refusal it would have a precision of 1."""
     real = planted(real_with_a_quiet_clip()[0])
     assert precision(dithered(0.01), real_with_a_quiet_clip()[0]) == 1
-    with pytest.raises(ValueError, match="40 generated clips are only 1 different sounds to planted"):
+    with pytest.raises(ValueError, match="to planted the 40 generated clips are one and the same sound"):
         scores("precision", Task(backend(), planted(dithered(0.01)), real))
+
+
+def test_a_reference_of_one_sound_has_no_neighborhoods() -> None:
+    various, silence = planted(sounds(12, 40)), planted([np.zeros((3, DIMENSION), np.float32)] * 12)
+    for generated in (various, silence):
+        with pytest.raises(ValueError, match="to planted the 12 clips of the reference are one and the same sound"):
+            scores("precision", Task(backend(), generated, silence))
 
 
 def test_near_silence_that_features_tell_apart_is_known_by_its_flags() -> None:

@@ -159,8 +159,9 @@ def _end_pool(pool: ProcessPoolExecutor) -> None:
         process.kill()
     for process in processes:
         process.join(ENDED_S)
+    results: Any = pool._result_queue
     with suppress(OSError, AttributeError):
-        pool._result_queue._writer.close()
+        results._writer.close()
 
 
 @contextmanager

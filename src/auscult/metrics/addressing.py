@@ -56,6 +56,12 @@ def labels_named(prompts: Prompts | None) -> dict[str, tuple[str, ...]]:
     return {name: row.labels for row in rows for name in (row.path, row.clip_id) if name and row.labels}
 
 
+def captions_named(prompts: Prompts | None) -> dict[str, str]:
+    """The captions that a table of prompts gives to clips, by their paths and ids."""
+    rows = () if prompts is None else prompts.rows
+    return {name: row.caption for row in rows for name in (row.path, row.clip_id) if name and row.caption}
+
+
 def _own_prompts(corpus: Corpus) -> Prompts | None:
     """What a corpus that is a single manifest says of its own clips; None if it is none."""
     if len(corpus.sources) != 1 or Path(corpus.sources[0]).suffix.lower() not in MANIFEST_SUFFIXES:

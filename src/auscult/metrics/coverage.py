@@ -59,7 +59,7 @@ def validate(
     if k < 1:
         raise ValueError(f"k counts neighbors and should be at least 1, got {k}")
     for rows, clips, name in ((first, generated_clips, GENERATED), (second, reference_clips, REFERENCE)):
-        check_two_clips(checked_clips(clips, len(rows), name), name, "coverage")
+        check_two_clips(checked_clips(clips, len(rows), name), name, "each of precision, recall, density and coverage")
         if len(rows) <= k:
             raise ValueError(
                 f"neighbor number {k} needs at least {k + 1} {name} items, got {len(rows)}: add clips, or take a smaller k"

@@ -91,7 +91,8 @@ def check_two_clips(clip: IntArray, name: str, needed_for: str) -> None:
     if n < 2:
         frames = f" (with {len(clip)} rows)" if len(clip) > n else ""
         raise ValueError(
-            f"{needed_for} needs at least 2 {name} clips, got {n}{frames}: a single clip can be compared pair by pair instead"
+            f"{needed_for} needs at least 2 {name} clips, got {n}{frames}: add clips, nothing can be said of how a "
+            "single one varies"
         )
 
 

@@ -64,7 +64,7 @@ def bandwidth(reference: npt.ArrayLike, *, seed: int = 0) -> float:
     if median <= 1e-7 * length or median == 0:  # what rounding leaves of equal rows
         raise ValueError(
             "the median distance between two rows of the reference is 0: most of its features are equal (silence, or one file "
-            "many times?), so that there is no scale to compare others by; check the reference, or give h"
+            "many times?), so that there is no scale to compare others by; take a reference of various sounds"
         )
     return median
 
@@ -92,8 +92,8 @@ def validate(
     --------
     >>> validate([[0.0], [1.0]], [[0.0], [1.0]], reference_clips=[5, 5])
     Traceback (most recent call last):
-    ValueError: the kernel distance needs at least 2 reference clips, got 1 (with 2 rows): a single clip can be compared pair by
-    pair instead
+    ValueError: the kernel distance needs at least 2 reference clips, got 1 (with 2 rows): add clips, nothing can be said
+    of how a single one varies
     """
     first, second = checked_features(generated, GENERATED), checked_features(reference, REFERENCE)
     check_same_dimension(first, second)

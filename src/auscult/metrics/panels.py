@@ -54,12 +54,19 @@ def long_tail_panel(results: Mapping[str, LongTail], *, label: str) -> Panel:
     if unlabeled := max(one.unlabeled for one in results.values()):
         text += f" {unlabeled:,} clips carry no label and count nowhere."
     wide, narrow = (long_tail_svg(results, label=label, narrow=narrow) for narrow in (False, True))
+    head, rows = long_tail_table(results)
+    return Panel(f"{label} from rare to frequent sounds", text, wide, narrow, head, rows)
+
+
+def long_tail_table(results: Mapping[str, LongTail]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """The numbers of several systems with the same bins: names of the columns, and one row of texts for each bin."""
+    _checked(results)
     head = ("training clips", "classes", "clips", *results)
     rows = tuple(
         (bins[0].name, _range(bins, "classes"), _range(bins, "clips"), *map(_value, bins))
         for bins in zip(*(one.bins for one in results.values()), strict=True)
     )
-    return Panel(f"{label} from rare to frequent sounds", text, wide, narrow, head, rows)
+    return head, rows
 
 
 def panel_markdown(panel: Panel) -> str:
