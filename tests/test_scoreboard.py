@@ -251,7 +251,7 @@ def test_legend_promises_an_interval_only_where_there_is_one() -> None:
     """About a biased value lies the spread of the draws, which need not hold the truth."""
     ends = (1.0, 0.9, 1.1)
     scores = [Score(metric, "x", *ends) for metric in ("fad", "fad_infinity", "is", "kad", "precision")]
-    spread = "the 95 % spread from sample to sample, which need not hold the value of endless clips."
+    spread = "the range in which 95 % of other samples of this size would score; endlessly many clips may score outside it."
     assert f"in square brackets the 95 % interval, or by FAD and IS {spread}" in legend(board([system("a", *scores)]))
     assert f"in square brackets the 95 % interval, or by FAD {spread}" in legend(board([system("a", scores[1], scores[3])]))
     assert f"in square brackets {spread}" in legend(board([system("a", *scores[:3])]))

@@ -46,8 +46,9 @@ def long_tail_panel(results: Mapping[str, LongTail], *, label: str) -> Panel:
     first = _checked(results)
     few = [one.name for one in first.bins if 0 < one.clips < FEW_CLIPS]
     text = (
-        f"{label} of each class, averaged over the classes of a bin; bins hold classes by the number of training clips that "
-        "carry them. Bars are 95 % intervals over clips; a bin with one clip has none."
+        f"Are sounds that were rare in training made worse? Classes of sound are sorted by how many training clips carry them, "
+        f"rare ones to the left. A point is the mean {label} of the classes of such a group, every class counting alike. The "
+        "bars are 95 % intervals, for other clips drawn from the same source; of one clip there is none."
     )
     if few:
         text += f" Fewer than {FEW_CLIPS} clips lie in {listed(few)}: intervals there are too narrow."

@@ -18,8 +18,8 @@ FEW_SYSTEMS = 4  # up to here metrics are the rows, since there are more of thos
 ARROWS = {True: "↑", False: "↓", None: ""}
 NONE = "-"
 NO_BRACKET = (
-    "Where a bracket is missing (-), the score has none: half of the reference is too few clips for it, noise or silence is "
-    "one and the same sound to it, its clips are not paired, or it comes from an audit"
+    "Where a bracket is missing (-), the score has none: half of the reference is too few clips for it, noise and silence are "
+    "too much alike throughout, its clips are not paired, or it comes from an audit"
 )
 CSV_COLUMNS = (
     *("system", "metric", "backend", "value", "low", "high", "higher_is_better", *BRACKETS),
@@ -167,7 +167,7 @@ def _ends(table: Board) -> str:
     """What the numbers in square brackets are, of the metrics that are in the table."""
     drawn = [row for row in table.rows if any(cell.interval for cell in row.cells)]
     names = list(dict.fromkeys(row.metric.name.partition(",")[0] for row in drawn if row.metric.spread))
-    spread = "the 95 % spread from sample to sample, which need not hold the value of endless clips"
+    spread = "the range in which 95 % of other samples of this size would score; endlessly many clips may score outside it"
     if not names or all(row.metric.spread for row in drawn):
         return spread if names else "the 95 % interval"
     return f"the 95 % interval, or by {listed(names)} {spread}"
