@@ -63,7 +63,7 @@ def sentence(table: Board, results: Sequence[SystemResult]) -> str:
         return f"{listed(list(table.systems))}: no score could be given; the footnotes say why."
     if len(table.systems) == 1:
         share = f"{len(given)} of {len(table.rows)}" if len(given) < len(table.rows) else str(len(given))
-        return f"{table.systems[0]}: {share} scores."
+        return f"{table.systems[0]}: {share} score{'' if share == '1' else 's'}."
     best = {name: [row.metric.name for row in table.rows if row.cells[place].best] for place, name in enumerate(table.systems)}
     told = [f"{name} is best by {len(metrics)}" for name, metrics in best.items() if metrics]
     apart = sum(map(len, best.values()))
