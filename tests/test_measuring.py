@@ -244,3 +244,10 @@ def test_precision_holds_the_means_of_few_clips(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(coverage, "MOST_FRAMES", 25)
     means = [np.array([clip.mean(axis=0, dtype=np.float64) for clip in frames]) for frames in (one, other)]
     assert scores("precision", task)["density"].value == pytest.approx(coverage.density(*means, k=5))
+
+
+@pytest.mark.parametrize(("n_clips", "frames", "reason"), [(1, 60, "at least 2 reference clips"), (6, 1, "7 reference frames")])
+def test_an_extrapolation_needs_the_reference_that_the_distance_needs(n_clips: int, frames: int, reason: str) -> None:
+    task = Task(backend(), planted(sounds(0, 600, n_frames=1)), planted(sounds(1, n_clips, n_frames=frames)))
+    for metric in ("fd", "fd_infinity"):
+        assert reason in str(measure(task, family(metric), None, None, "planted")[metric].reason)

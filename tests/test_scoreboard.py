@@ -202,6 +202,14 @@ def test_frames_are_what_a_metric_of_frames_changes_with(metric: str, frames: tu
     assert any(f"(short: {shown[0]}, long: {shown[1]})" in note for note in table.footnotes) != comparable
 
 
+@pytest.mark.parametrize("metric", ["fad_infinity", "fd_infinity"])
+def test_an_extrapolation_of_few_clips_is_not_compared_with_one_of_many(metric: str) -> None:
+    ends = {"few": (5.0, 4.0, 6.0, 64), "many": (1.0, 0.9, 1.1, 400)}
+    table = board([system(name, Score(metric, "x", *three, False, n_generated=n)) for name, (*three, n) in ends.items()])
+    assert not any(cell.best for cell in table.rows[0].cells)
+    assert any("number of generated clips (few: 64, many: 400)" in note for note in table.footnotes)
+
+
 def test_as_many_clips_of_another_length_are_not_compared_by_a_metric_of_frames(tmp_path: Path) -> None:
     """Two samples of one kind of noise, in clips of 2 s and of 8 s: the longer ones would be "better" by their length alone."""
     backend, rng = load_backend("logmel"), np.random.default_rng(0)

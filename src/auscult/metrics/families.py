@@ -11,7 +11,7 @@ import numpy.typing as npt
 from . import clap_score, coverage, divergence, frechet, kernel
 from .embeddings import Backend
 from .features import FeatureSet
-from .frames import some_clips
+from .frames import REFERENCE, some_clips
 from .intervals import Interval, mean_interval
 from .variety import check_loud, check_variety
 
@@ -116,6 +116,7 @@ def _frechet(task: Task) -> dict[str, Interval]:
 def _infinity(task: Task) -> dict[str, Interval]:
     if task.extreme:
         raise ValueError("the frames of noise and silence are nearly alike: their distance does not depend on their number")
+    frechet.check_counts(task.reference.clip_of_frame, task.backend.dimension, REFERENCE)
     reference = frechet.moments(task.reference.blocks())
     generated = _drawn(task.generated, HELD_BYTES // (4 * task.backend.dimension), task.seed)
     found = frechet.evaluate_infinity(

@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features: FAD and FD, extrapolated to infinitely many frames, and clip by clip.
+"""Frechet distance between two sets of features: FAD and FD, extrapolated to infinitely many clips, and clip by clip.
 
 Only means and covariances are compared. For the distance of two sets each is read once, in blocks, and needs no room however
 many frames it holds; the extrapolation and the distances of clips take the generated frames as one array.
@@ -19,22 +19,15 @@ from .frames import (
     REFERENCE,
     Features,
     IntArray,
+    check_covariance,
     check_same_dimension,
     check_two_clips,
     checked_clips,
     checked_features,
     different_dimensions,
 )
-from .frechet_variants import (
-    ADVICE,
-    Extrapolation,
-    extrapolated,
-    few_threads,
-    frechet_infinity,
-    frechet_per_clip,
-    rows_by_clip,
-    shrinkage_coefficient,
-)
+from .frechet_clips import frechet_per_clip, shrinkage_coefficient
+from .frechet_variants import Extrapolation, extrapolated, few_threads, frechet_infinity, rows_by_clip
 from .gaussians import Moments, Sums, distance_to, frechet_distance, merged, moments, panels
 from .intervals import RESAMPLES, Interval, resampled_counts, spread_interval
 
@@ -43,6 +36,7 @@ __all__ = [
     "FrechetInterval",
     "Moments",
     "affordable_resamples",
+    "check_counts",
     "evaluate",
     "evaluate_infinity",
     "frechet_distance",
@@ -87,16 +81,13 @@ def validate(
     first, second = checked_features(generated, GENERATED), checked_features(reference, REFERENCE)
     check_same_dimension(first, second)
     for rows, clips, name in ((first, generated_clips, GENERATED), (second, reference_clips, REFERENCE)):
-        _check_counts(checked_clips(clips, len(rows), name), rows.shape[1], name)
+        check_counts(checked_clips(clips, len(rows), name), rows.shape[1], name)
 
 
-def _check_counts(clip: IntArray, dimension: int, name: str) -> None:
+def check_counts(clip: IntArray, dimension: int, name: str) -> None:
+    """Refuse a set, given the clip of each frame, of a single clip or of no more frames than dimensions."""
     check_two_clips(clip, name, "the Frechet distance")
-    if len(clip) <= dimension:
-        raise ValueError(
-            f"the covariance of {dimension} dimensions needs at least {dimension + 1} {name} frames, got {len(clip)}: "
-            f"add clips, take a backend of fewer dimensions, or {ADVICE}"
-        )
+    check_covariance(len(clip), dimension, name)
 
 
 @dataclass(frozen=True)
@@ -233,7 +224,7 @@ def _grouped(source: Source, clips: npt.ArrayLike | None, name: str, resamples: 
     head = next(incoming, None)
     if head is None:
         raise ValueError(f"there are no {name} features")
-    _check_counts(clip, head.shape[1], name)
+    check_counts(clip, head.shape[1], name)
     n_clips, limit = int(clip.max()) + 1, max(2, GROUP_BYTES // 2 // (8 * head.shape[1] ** 2))
     n_groups = min(n_clips, GROUPS, limit) if resamples else 1
     group = (np.random.default_rng(seed).permutation(n_clips) % n_groups)[clip]
