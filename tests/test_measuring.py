@@ -251,3 +251,33 @@ def test_an_extrapolation_needs_the_reference_that_the_distance_needs(n_clips: i
     task = Task(backend(), planted(sounds(0, 600, n_frames=1)), planted(sounds(1, n_clips, n_frames=frames)))
     for metric in ("fd", "fd_infinity"):
         assert reason in str(measure(task, family(metric), None, None, "planted")[metric].reason)
+
+
+def test_an_end_that_is_no_number_costs_one_metric_alone() -> None:
+    wrong = Family(
+        ("precision", "density"), lambda task: {"precision": Interval(1.0, 0.5, 1.0), "density": Interval(1.0, 0.0, np.inf)}
+    )
+    task = Task(backend(), planted(sounds(0, 9)), planted(sounds(1, 9)))
+    found = measure(task, wrong, None, None, "planted")
+    assert (found["precision"].value, found["precision"].high) == (1.0, 1.0)
+    assert found["density"].value is None and "high should be finite, got inf" in str(found["density"].reason)
+
+
+@pytest.mark.parametrize("metric", ["fad", "kad"])
+@pytest.mark.parametrize("few", ["generated", "reference"])
+def test_distances_of_fewer_than_six_clips_have_no_interval(metric: str, few: str) -> None:
+    """Of two equal systems of 2 clips the intervals would lie apart in most samples."""
+    for n_clips, there in ((2, False), (5, False), (6, True)):
+        sets = {"generated": sounds(0, 30), "reference": sounds(1, 30), few: sounds(2, n_clips, n_frames=10)}
+        task = Task(backend(frechet="fad"), **{name: planted(one) for name, one in sets.items()}, resamples=20)
+        score = measure(task, family(metric), None, None, "planted")[metric]
+        assert score.value is not None and (score.low is not None, score.high is not None) == (there, there)
+
+
+def test_the_note_on_the_floor_stands_where_there_is_one() -> None:
+    stand = Stand(planted(sounds(2, 20)), np.arange(20))
+    for frames, there in ((1, False), (3, True)):  # of six clips of a frame there is no covariance
+        real = planted(sounds(1, 12, n_frames=frames))
+        task = Task(backend(), planted(sounds(0, 12)), real)
+        found = measure(task, family("fd"), Brackets(stand, stand, halve(12, 0)), None, "planted")["fd"]
+        assert (found.floor is not None, "floor is of halves of 6 clips" in found.note) == (there, there)

@@ -29,7 +29,7 @@ from .frames import (
 from .frechet_clips import frechet_per_clip, shrinkage_coefficient
 from .frechet_variants import Extrapolation, extrapolated, few_threads, frechet_infinity, rows_by_clip
 from .gaussians import Moments, Sums, distance_to, frechet_distance, merged, moments, panels
-from .intervals import RESAMPLES, Interval, resampled_counts, spread_interval
+from .intervals import FEWEST, RESAMPLES, Interval, resampled_counts, spread_interval
 
 __all__ = [
     "Extrapolation",
@@ -145,7 +145,8 @@ def evaluate(
     generated_clips, reference_clips
         (n,) which clip each frame belongs to; None: each frame is a clip of its own.
     resamples
-        At most so many draws, see :func:`affordable_resamples`; 0: no interval.
+        At most so many draws, see :func:`affordable_resamples`; 0: no interval. Neither is there one where a set has fewer
+        than six clips, which vary by much more than their draws do.
     seed
         Of the groups and the draws.
 
@@ -168,7 +169,7 @@ def evaluate(
     if len(first[0].mean) != len(second[0].mean):
         raise ValueError(different_dimensions(len(first[0].mean), len(second[0].mean)))
     value = frechet_distance(merged(first), merged(second))
-    drawn = affordable_resamples(resamples, len(first[0].mean))
+    drawn = affordable_resamples(resamples, len(first[0].mean)) if min(len(first), len(second)) >= FEWEST else 0
     times_first = resampled_counts(len(first), resamples=drawn, seed=seed)
     times_second = resampled_counts(len(second), resamples=drawn, seed=seed + 1)
     draws = [frechet_distance(merged(first, a), merged(second, b)) for a, b in zip(times_first, times_second, strict=True)]
