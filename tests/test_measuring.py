@@ -22,6 +22,7 @@ from auscult.metrics.glossary import METRICS
 from auscult.metrics.intervals import Interval
 from auscult.metrics.measuring import FAMILIES, Family, Task, measure, names, per_clip
 from auscult.metrics.request import EvaluateConfig, asked
+from auscult.metrics.variety import different_sounds
 from auscult.store import SKIPPED_SCHEMA
 
 DIMENSION = 6
@@ -97,6 +98,16 @@ def test_a_copy_in_another_container_is_the_same_clip_to_the_kernel_distance() -
     assert scores("kad", one) == scores("kad", other)
 
 
+def test_a_set_with_copies_against_itself_has_no_distance() -> None:
+    """Each copy has its partner in the other set, and is not compared with that."""
+    frames = [*sounds(0, 20), *sounds(0, 5), *sounds(0, 1)]
+    found = scores("kad", Task(backend(), planted(frames), planted(frames), resamples=9))["kad"]
+    assert (found.value, found.low, found.high) == pytest.approx((0, 0, 0), abs=1e-9)
+    other = planted([*sounds(1, 20), *sounds(0, 1)])  # of two copies in the one set and one in the other, one is left
+    numbers = families._numbered(planted(frames), other)[1][::3].tolist()
+    assert numbers == [*range(26, 46), 0]
+
+
 # --- sounds that are one ----------------------------------------------------------------------------------------------
 
 
@@ -135,6 +146,12 @@ def test_near_silence_that_features_tell_apart_is_known_by_its_flags() -> None:
     assert scores("precision", Task(backend(), half, real))["precision"].value == 1
     quiet = planted(real_with_a_quiet_clip()[0], flags=[["near_silent"]] * 40 + [[]] * 21)
     assert scores("precision", Task(backend(), planted(various, flags=[["silent"]] * 40), quiet))["precision"].value == 1
+
+
+@pytest.mark.parametrize(("off", "sounds_there"), [(0.1, 1), (0.2, 2), (0.5, 2)])
+def test_nearly_equal_is_a_twentieth_of_the_distance_to_a_neighbor(off: float, sounds_there: int) -> None:
+    real = np.arange(400.0)[:, None]  # the fifth neighbor of most is 3 away
+    assert different_sounds(np.array([[0.0], [off]] * 20), real, 5) == sounds_there
 
 
 @pytest.mark.parametrize("spread", [1.0, 0.3])
