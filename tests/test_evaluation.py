@@ -999,9 +999,51 @@ def test_outputs_that_would_be_lost_or_lead_nowhere_are_refused(few: Path, tmp_p
     with pytest.raises(OutputFolderError, match="finished evaluation; .*--overwrite"):
         check_output(path, overwrite=False)
     check_output(path, overwrite=True)
+    content = json.loads(path.read_text())
+    for files in (None, [".csv", ["a"]]):
+        path.write_text(json.dumps({**content, "files": files}))
+        with pytest.raises(OutputFolderError, match=r"m\.json: is of an evaluation that does not say .* move it .* away"):
+            check_output(path, overwrite=True)
     path.write_text("{}")
     with pytest.raises(OutputFolderError, match=r"m\.json: is there already, and not of an evaluation"):
         check_output(path, overwrite=True)
+
+
+def test_a_table_that_somebody_changed_is_not_overwritten(few: Path, tmp_path: Path) -> None:
+    path, found = tmp_path / "m.json", run(few, reference=few / "real", a=few / "made")
+    write_evaluation(found, path)
+    table, whole = tmp_path / "m.csv", (tmp_path / "m.csv").read_bytes()
+    table.write_bytes(whole + b"my corrections")
+    for write in (lambda: check_output(path, overwrite=True), lambda: write_evaluation(found, path)):
+        with pytest.raises(OutputFolderError, match=r"m\.csv: was changed since its evaluation was written; move it away"):
+            write()
+    assert table.read_bytes() == whole + b"my corrections"
+    table.unlink()  # moved away
+    check_output(path, overwrite=True)
+    table.mkdir()
+    with pytest.raises(OutputFolderError, match=r"m\.csv: was changed"):
+        check_output(path, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["x" * 235, "x" * 300])
+def test_a_name_too_long_for_the_files_beside_it_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputFolderError, match=r"cannot be written \(File name too long\)"):
+        check_output(tmp_path / f"{name}.json", overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to, root neither")
+def test_a_folder_that_cannot_be_written_is_refused_at_once() -> None:
+    with pytest.raises(OutputFolderError, match=r"/proc/m\.json: cannot be written"):
+        check_output(Path("/proc/m.json"), overwrite=False)
+
+
+def test_what_a_killed_writer_with_classes_left_goes_with_the_next_result(few: Path, tmp_path: Path) -> None:
+    for left in (".m.evaluation.longtail.csv.new", ".m.evaluation.clips.parquet.new"):
+        (tmp_path / left).write_text("half of a ta")
+    check_output(tmp_path / "m.json", overwrite=False)
+    write_evaluation(run(few, reference=few / "real", a=few / "made"), tmp_path / "m.json")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["m.clips.parquet", "m.csv", "m.html", "m.json", "m.md"]
 
 
 # --- command line -----------------------------------------------------------------------------------------------------

@@ -51,6 +51,8 @@ class Prompt:
         Its reference clip: as the row has it, which may be an id, and the same taken for a path (resolved).
     labels
         Classes of the sound.
+    path_text
+        The path as the row has it.
     """
 
     where: str
@@ -61,6 +63,7 @@ class Prompt:
     reference: str | None = None
     reference_path: str | None = None
     labels: tuple[str, ...] = ()
+    path_text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ def _prompt(where: str, row: Mapping[str, Any], root: Place) -> Prompt:
         reference,
         None if reference is None else _resolved(reference, root),
         labels_of(row.get("labels")),
+        path,
     )
 
 
