@@ -190,13 +190,16 @@ def test_variance_is_that_of_the_halves_drawn_for_odd_numbers_too() -> None:
     assert found == pytest.approx(np.var(draws, axis=0, ddof=1) * 7 / 8, rel=1e-9)  # of 15: the number nearer to a half
 
 
-def test_halves_know_equal_items_through_rounding() -> None:
-    """Ten copies of each item have balls of radius 0, in which products alone would not find them."""
-    kinds = 1e3 + np.random.default_rng(9).normal(size=(8, 5))
-    x = y = kinds.repeat(20, axis=0)
-    clip = np.arange(160)
-    variance = halves_variance(x, clip, y, clip, 3, resamples=20, seed=0)
-    assert variance is not None and variance[[0, 1, 3]] == pytest.approx(0, abs=1e-12)  # all of them lie in a ball
+def test_halves_know_what_lies_on_a_ball_through_rounding() -> None:
+    """On a grid most radii are reached exactly; in tenths, far from 0, products miss that by a little to either side."""
+    rng = np.random.default_rng(9)
+    x, y = rng.integers(0, 6, (60, 3)), rng.integers(0, 6, (60, 3))
+    clip = np.arange(60)
+    exact, rounded = (
+        halves_variance(scale(x), clip, scale(y), clip, 5, resamples=30, seed=0)
+        for scale in (lambda rows: rows.astype(np.float64), lambda rows: 50 + 0.1 * rows)
+    )
+    assert rounded == pytest.approx(exact, rel=1e-9)
 
 
 def test_large_sets_are_sampled_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
