@@ -184,6 +184,32 @@ def test_two_processes_train_as_one(finished: Any, corpus: Path, tmp_path: Path)
     assert float(similar.float().mean()) > 0.99
 
 
+def test_a_run_killed_behind_its_last_checkpoint_still_gives_that_model(
+    finished: Any, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between the checkpoint of the last step and the model: once with an older model there, once with none."""
+    from auscult.generation import training
+
+    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3")
+    save = training._save_pipeline
+    for every in (2, 100):
+        config, out = _config(corpus, *settings, f"logging.checkpoint_every={every}"), tmp_path / str(every)
+
+        def stop(*given: Any, out: Path = out) -> None:
+            if (out / "checkpoints" / "step-000006").exists():
+                raise KeyboardInterrupt
+            save(*given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "_save_pipeline", stop)
+            with pytest.raises(KeyboardInterrupt):
+                train(config, out)
+        assert (out / "pipeline").exists() == (every == 2)
+        assert train(config, out).steps == 6
+        one, other = _weights(finished.path), _weights(out)
+        assert all(one[name].equal(other[name]) for name in one)
+
+
 def _tensors(path: Path) -> list[torch.Tensor]:
     from safetensors.torch import load_file
 

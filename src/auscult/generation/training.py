@@ -156,14 +156,16 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
                 _validate(log, averaged, prepared, config, alphas, step)
             if step % config.logging.checkpoint_every == 0 or last:
                 _save(accelerator, out, step, config)
+            if step % config.logging.checkpoint_every == 0 and not last:
                 average.copy_to(averaged.parameters())
                 _save_pipeline(accelerator, out, averaged, prepared, config)
-            if last or (config.logging.sheet_every and step % config.logging.sheet_every == 0):
+            if config.logging.sheet_every and step % config.logging.sheet_every == 0 and not last:
                 average.copy_to(averaged.parameters())
-                if accelerator.is_main_process and config.logging.sheet_prompts:
-                    pipe = _pipeline(averaged, prepared, config).to(accelerator.device)
-                    make_sheet(pipe, feed, prepared.held_out, out / SHEETS, step, config.logging, progress=shown)
+                _sheet(accelerator, out, averaged, prepared, config, step, shown)
         average.copy_to(averaged.parameters())
+        # also where the last checkpoint was there already: the run may have been killed between it and what follows
+        _save_pipeline(accelerator, out, averaged, prepared, config)
+        _sheet(accelerator, out, averaged, prepared, config, step, shown)
         validation, training = _levels(averaged, prepared, config, alphas)
         accelerator.wait_for_everyone()
         result = _finish(out, config, prepared, gates, validation, training, step, unet, time.monotonic() - begun, accelerator)
@@ -431,6 +433,14 @@ def _save_pipeline(accelerator: Any, out: Path, unet: Any, prepared: Prepared, c
             path.replace(folder / "unet" / path.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sheet(
+    accelerator: Any, out: Path, unet: Any, prepared: Prepared, config: TrainConfig, step: int, progress: Progress
+) -> None:
+    if accelerator.is_main_process and config.logging.sheet_prompts:
+        pipe = _pipeline(unet, prepared, config).to(accelerator.device)
+        make_sheet(pipe, prepared.feed, prepared.held_out, out / SHEETS, step, config.logging, progress=progress)
 
 
 def _levels(unet: Any, prepared: Prepared, config: TrainConfig, alphas: torch.Tensor) -> tuple[Levels | None, Levels]:
