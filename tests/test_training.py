@@ -164,6 +164,14 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished: Any, corpus: Path, t
     assert read_log(finished.path / LOG) == read_log(out / LOG)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_run_on_a_gpu_goes_on_there(corpus: Path, tmp_path: Path) -> None:
+    """Averaged weights come back to the device that they are averaged on."""
+    for steps in (2, 3):
+        result = train(_config(corpus, "gates.conditions=false", "device=cuda", steps=steps), tmp_path / "run")
+        assert result.steps == steps
+
+
 @pytest.mark.slow  # two processes that import torch
 def test_two_processes_train_as_one(finished: Any, corpus: Path, tmp_path: Path) -> None:
     settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")

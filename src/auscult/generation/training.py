@@ -138,7 +138,7 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
         averaged = copy.deepcopy(unet).eval()
         model, optimizer = accelerator.prepare(Denoiser(unet), _adamw(unet, config.optimizer))
         accelerator.register_for_checkpointing(average)
-        step = _resume(accelerator, out)
+        step = _resume(accelerator, out, average)
         log = _Log(out / LOG, step, accelerator.is_main_process, config.logging.tensorboard)
         while step < config.optimizer.steps:
             for group in optimizer.param_groups:
@@ -381,12 +381,13 @@ def _gates_before(
     return tuple(gate for gate in found if not gate.name.startswith("conditions against"))  # those come at the end
 
 
-def _resume(accelerator: Any, out: Path) -> int:
+def _resume(accelerator: Any, out: Path, average: EMAModel) -> int:
     """Load the last whole checkpoint; the number of steps that are done."""
     found = latest_checkpoint(out / CHECKPOINTS)
     if found is None:
         return 0
     accelerator.load_state(str(found.path))
+    average.to(accelerator.device)  # accelerate reads what was registered onto the CPU
     return found.step
 
 
