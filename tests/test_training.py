@@ -173,8 +173,10 @@ def test_a_run_on_a_gpu_goes_on_there(corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # two processes that import torch
-def test_two_processes_train_as_one(finished: Any, corpus: Path, tmp_path: Path) -> None:
-    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
+def test_two_processes_train_as_one(corpus: Path, tmp_path: Path) -> None:
+    """Five samples to a step, so that one process has two and the other three."""
+    settings = ("gates.conditions=false", "mixing.share=0.25", "logging.validate_every=3", "logging.checkpoint_every=2")
+    alone = train(_config(corpus, *settings), tmp_path / "alone")
     given = [f"data.train={corpus}", "optimizer.steps=6", *TINY, *settings]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "auscult", "train"]
     options = [part for setting in given for part in ("--set", setting)]
@@ -183,7 +185,13 @@ def test_two_processes_train_as_one(finished: Any, corpus: Path, tmp_path: Path)
     done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("gate data") == 1  # one of the two speaks
-    one, other = _weights(finished.path), _weights(tmp_path / "run")
+    for ours, theirs in zip(read_log(alone.path / LOG), read_log(tmp_path / "run" / LOG), strict=True):
+        if "loss" in ours:  # every sample of both counts, once
+            assert [theirs[name] for name in ("step", "loss", "error")] == pytest.approx(
+                [ours[name] for name in ("step", "loss", "error")], rel=1e-3
+            )
+            assert [level is None for level in ours["levels"]] == [level is None for level in theirs["levels"]]
+    one, other = _weights(alone.path), _weights(tmp_path / "run")
     # the same batches, noise and mean gradients; sums in another order, which Adam makes a step of where a gradient is 0
     distance = max(float((one[name] - other[name]).abs().max()) for name in one)
     moved = float(torch.cat([tensor.flatten() for tensor in one.values()]).abs().max())

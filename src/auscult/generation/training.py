@@ -262,8 +262,7 @@ def _train_step(
     norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    gathered = accelerator.gather_for_metrics((torch.cat(losses), torch.cat(errors), torch.cat(timesteps)))
-    weighted, plain, at = (each.cpu() for each in gathered)
+    weighted, plain, at = _of_all_processes(accelerator, torch.cat(losses), torch.cat(errors), torch.cat(timesteps))
     loss = float(weighted.mean())
     if not math.isfinite(loss):
         raise ModelError(
@@ -276,6 +275,20 @@ def _train_step(
         "norm": float(norm),
         "levels": level_means(plain, at, config.objective.timesteps),
     }
+
+
+def _of_all_processes(
+    accelerator: Any, weighted: torch.Tensor, plain: torch.Tensor, timesteps: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses, errors and timesteps, (B,) each, of the whole batch, on the CPU.
+
+    Shares of processes may differ by a sample, and only tensors of one shape can be gathered: short ones are filled up with
+    rows that are told by a timestep of -1 and taken out again.
+    """
+    own = torch.stack([weighted.double(), plain.double(), timesteps.double()], dim=1)
+    rows = accelerator.gather(accelerator.pad_across_processes(own, dim=0, pad_index=-1)).cpu()
+    rows = rows[rows[:, 2] >= 0]
+    return rows[:, 0], rows[:, 1], rows[:, 2].long()
 
 
 @contextmanager
@@ -301,7 +314,36 @@ def _accelerator(config: TrainConfig) -> Any:
     if config.device.startswith("cuda:"):
         raise ValueError(f"device should be 'cpu' or 'cuda' here, got {config.device!r}; choose one by CUDA_VISIBLE_DEVICES")
     torch_device(config.device, "training")
-    return Accelerator(cpu=config.device == "cpu", mixed_precision=config.optimizer.precision)
+    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.optimizer.precision)
+    check_shares(config, accelerator.num_processes)
+    return accelerator
+
+
+def check_shares(config: TrainConfig, processes: int) -> None:
+    """See that every micro-batch of every process has a sample.
+
+    Raises
+    ------
+    ValueError
+        A batch has fewer samples (clips and mixtures) than there are processes times micro-batches.
+
+    Examples
+    --------
+    >>> from auscult.generation.training_config import load_train_config
+    >>> config = load_train_config(preset="tiny-cpu", settings=("data.train=clips", "optimizer.batch=2", "mixing.share=0"))
+    >>> check_shares(config, 2)
+    >>> check_shares(config, 3)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: a batch of 2 samples cannot be shared by 3 processes in 1 micro-batch each; raise optimizer.batch to 3 or ...
+    """
+    accumulation, batch = config.optimizer.accumulation, config.optimizer.batch
+    samples = batch + round(config.mixing.share * batch)
+    if samples < processes * accumulation:
+        each = f"{accumulation} micro-batch{'es' if accumulation > 1 else ''}"
+        raise ValueError(
+            f"a batch of {samples} samples cannot be shared by {processes} processes in {each} each; raise optimizer.batch to "
+            f"{processes * accumulation} or more, or start fewer processes"
+        )
 
 
 @contextmanager
