@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import soundfile as sf
 pytest.importorskip("diffusers")
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from auscult.errors import CorpusError, GateError, OutputFolderError
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
@@ -73,8 +75,6 @@ def _config(corpus: Path, *settings: str, steps: int = 6) -> Any:
 
 
 def _weights(out: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
     return load_file(out / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
@@ -118,8 +118,6 @@ def test_a_finished_run_is_not_run_again_but_may_go_on(finished: Any, corpus: Pa
 
 
 def test_a_finished_run_goes_on_to_more_steps(finished: Any, corpus: Path, tmp_path: Path) -> None:
-    import shutil
-
     out = Path(shutil.copytree(finished.path, tmp_path / "run"))
     settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
     result = train(_config(corpus, *settings, steps=7), out)
@@ -200,35 +198,26 @@ def test_two_processes_train_as_one(corpus: Path, tmp_path: Path) -> None:
     assert float(similar.float().mean()) > 0.99
 
 
+@pytest.mark.parametrize("older", [True, False], ids=["an older model there", "no model there"])
 def test_a_run_killed_behind_its_last_checkpoint_still_gives_that_model(
-    finished: Any, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Any, corpus: Path, tmp_path: Path, older: bool
 ) -> None:
-    """Stopped between the checkpoint of the last step and the model: once with an older model there, once with none."""
-    from auscult.generation import training
-
-    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3")
-    save = training._save_pipeline
-    for every in (2, 100):
-        config, out = _config(corpus, *settings, f"logging.checkpoint_every={every}"), tmp_path / str(every)
-
-        def stop(*given: Any, out: Path = out) -> None:
-            if (out / "checkpoints" / "step-000006").exists():
-                raise KeyboardInterrupt
-            save(*given)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(training, "_save_pipeline", stop)
-            with pytest.raises(KeyboardInterrupt):
-                train(config, out)
-        assert (out / "pipeline").exists() == (every == 2)
-        assert train(config, out).steps == 6
-        one, other = _weights(finished.path), _weights(out)
-        assert all(one[name].equal(other[name]) for name in one)
+    """What a kill between the checkpoint of the last step and the model leaves: no card, and the model of before or none."""
+    out = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    (out / "card.json").unlink()
+    if older:
+        weights = {name: torch.zeros_like(tensor) for name, tensor in _weights(out).items()}
+        save_file(weights, out / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    else:
+        shutil.rmtree(out / "pipeline")
+    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
+    result = train(_config(corpus, *settings), out)
+    assert result.steps == 6 and (out / "card.json").is_file()
+    one, other = _weights(finished.path), _weights(out)
+    assert all(one[name].equal(other[name]) for name in one)
 
 
 def _tensors(path: Path) -> list[torch.Tensor]:
-    from safetensors.torch import load_file
-
     if path.suffix == ".safetensors":
         return list(load_file(path).values())
     state = torch.load(path, weights_only=True)["state"]
@@ -320,3 +309,8 @@ def test_a_foreign_folder_is_left_alone(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputFolderError, match="not a training"):
         train(_config(corpus), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    for text in ('{"model": {}, "steps": 200}', "[]", '{"optimizer": 1}'):  # of another command, which was stopped
+        (tmp_path / "task.json").write_text(text)
+        with pytest.raises(OutputFolderError, match=r"task\.json is that of something else than a training"):
+            train(_config(corpus), tmp_path)
+        assert (tmp_path / "task.json").read_text() == text

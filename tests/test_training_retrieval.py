@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
 from auscult.generation.preparing import prepare
 from auscult.generation.training import noise_schedule, train
 from auscult.generation.training_config import load_train_config
+from auscult.generation.training_gates import reach_gate
 from auscult.generation.validation import condition_gates, level_losses, variants_of
 
 RATE = 16_000
@@ -146,12 +148,36 @@ def test_a_model_that_knows_its_captions_passes_the_gates_and_one_that_does_not_
     assert not any(gate.passed for gate in condition_gates(zeros))
 
 
+@pytest.mark.parametrize("family", ["retrieval", "tango"])
+def test_pairs_that_do_not_reach_the_output_fail_their_gate(corpus: Path, tmp_path: Path, family: str) -> None:
+    """Planted: the masks of all pairs are taken away, then the pairs themselves."""
+    settings = () if family == "retrieval" else ("denoiser.preset=tiny-tango", "denoiser.channels=[16, 32]")
+    config = _config(corpus, *settings)
+    ready = prepare(config, tmp_path / "run")
+    feed, abar = ready.feed, noise_schedule(config.objective).alphas_cumprod
+    found = feed.neighbors
+    assert found is not None and reach_gate(ready.unet, feed, config, abar, "cpu").passed
+
+    def masked(tokens: Any) -> Any:
+        return None if tokens is None else tokens._replace(mask=torch.zeros_like(tokens.mask))
+
+    none = replace(found, rows={name: rows[:0] for name, rows in found.rows.items()})
+    away = replace(found, text=masked(found.text), audio=masked(found.audio))
+    for broken, reason in ((away, "of pairs has no influence"), (none, "no clip has a pair in the datastore")):
+        gate = reach_gate(ready.unet, replace(feed, neighbors=broken), config, abar, "cpu")
+        assert not gate.passed and gate.value == 0 and reason in gate.message
+    name = feed.clips.ids[feed.rows[0]]  # one clip without a pair is no fault of the others
+    some = replace(found, rows={**found.rows, name: found.rows[name][:0]})
+    assert reach_gate(ready.unet, replace(feed, neighbors=some), config, abar, "cpu").passed
+
+
 def test_training_beside_pairs_end_to_end(corpus: Path, tmp_path: Path) -> None:
     result = train(_config(corpus, "mixing.share=0.34", "optimizer.accumulation=2"), tmp_path / "run")
     assert set(result.validation.losses) == {"own", "prompt_only", "other", "swapped", "null", "zero"}  # type: ignore[union-attr]
     assert result.card["counts"]["pairs"] == 12
     reach = next(gate for gate in result.gates if gate.name == "conditions reach the output")
-    assert all(name in reach.message for name in ("prompt", "text_tokens", "audio_tokens")) and reach.value > 0
+    assert all(name in reach.message for name in ("prompt", "text_tokens of pairs", "audio_tokens of pairs"))
+    assert reach.value > 0
     sheets = tmp_path / "run" / "sheets"
     assert (sheets / "step-000002.png").is_file() and len(list((sheets / "step-000002").glob("*.flac"))) == 2
     pipe = RetrievalAugmentedAudioPipeline.from_pretrained(result.pipeline)

@@ -117,7 +117,7 @@ def train_autoencoder(
                 )
             if log is not None:
                 log(step, {name: float(value) for name, value in losses.items()})
-            progress(step, config.steps, f"autoencoder, L1 {float(losses['l1']):.3f}")
+            progress(step, config.steps, f"autoencoder | L1 {float(losses['l1']):.3f}")
     model.eval()
     model.register_to_config(scaling_factor=1.0 / _latent_std(model, mels, config))
     return model

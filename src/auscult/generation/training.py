@@ -386,6 +386,8 @@ def _claim(out: Path, config: TrainConfig) -> None:
         there = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise OutputFolderError(f"{path}: cannot be read ({error}); choose another -o") from error
+    if not isinstance(there, dict) or not isinstance(there.get("optimizer"), dict) or "steps" not in there["optimizer"]:
+        raise OutputFolderError(f"{out}: its {TASK} is that of something else than a training; choose another -o")
     changed = [
         key for key in sorted(_flat(wanted).keys() | _flat(there).keys()) if _flat(wanted).get(key) != _flat(there).get(key)
     ]
