@@ -143,7 +143,7 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
         while step < config.optimizer.steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config.optimizer)
-            log.add(_train_step(accelerator, model, optimizer, feed.batch(step), alphas, config, prepared.brought, step))
+            log.add(train_step(accelerator, model, optimizer, feed.batch(step), alphas, config, prepared.brought, step))
             average.step(unet.parameters())
             step += 1
             last = step == config.optimizer.steps
@@ -231,7 +231,7 @@ def batch_losses(
     return errors * weights, errors
 
 
-def _train_step(
+def train_step(
     accelerator: Any,
     model: Any,
     optimizer: Any,
