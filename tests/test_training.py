@@ -22,8 +22,11 @@ from safetensors.torch import load_file, save_file
 
 from auscult.errors import CorpusError, GateError, OutputFolderError
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
-from auscult.generation.training import LOG, learning_rate, read_log, train
+from auscult.generation.training import train
 from auscult.generation.training_config import OptimizerConfig, load_train_config
+from auscult.generation.training_folder import LOG
+from auscult.generation.training_log import read_log
+from auscult.generation.training_step import learning_rate
 
 RATE = 16_000
 WORDS = ("low hum", "high whistle", "noise bursts", "rising sweep")

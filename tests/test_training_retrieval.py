@@ -23,9 +23,10 @@ from auscult.generation.mixing import mixed_caption
 from auscult.generation.objective import target
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
 from auscult.generation.preparing import prepare
-from auscult.generation.training import Denoiser, batch_losses, noise_schedule, train, train_step
+from auscult.generation.training import train
 from auscult.generation.training_config import load_train_config
 from auscult.generation.training_gates import reach_gate
+from auscult.generation.training_step import Denoiser, batch_losses, noise_schedule, train_step
 from auscult.generation.validation import condition_gates, level_losses, variants_of
 
 RATE = 16_000
