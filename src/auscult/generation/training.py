@@ -102,14 +102,14 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
                 _validate(log, averaged, prepared, config, alphas, step)
             if step % config.logging.checkpoint_every == 0 or last:
                 save_state(accelerator, out, step, config)
-            if step % config.logging.checkpoint_every == 0 and not last:
-                average.copy_to(averaged.parameters())
-                save_pipeline(accelerator, out, averaged, prepared, config)
+                if not last:
+                    average.copy_to(averaged.parameters())
+                    save_pipeline(accelerator, out, averaged, prepared, config)
             if config.logging.sheet_every and step % config.logging.sheet_every == 0 and not last:
                 average.copy_to(averaged.parameters())
                 save_sheet(accelerator, out, averaged, prepared, config, step, shown)
         average.copy_to(averaged.parameters())
-        # also where the last checkpoint was there already: the run may have been killed between it and what follows
+        # not in the loop: a run may have been killed between its last checkpoint and this
         save_pipeline(accelerator, out, averaged, prepared, config)
         save_sheet(accelerator, out, averaged, prepared, config, step, shown)
         validation, training = _levels(averaged, prepared, config, alphas)

@@ -28,7 +28,15 @@ _MAY_CHANGE = ("logging", "gates", "device", "threads")
 
 @contextmanager
 def workplace(out: Path, config: TrainConfig, accelerator: Any) -> Iterator[Path]:
-    """The folder of the run: new, or that of the same run."""
+    """Hold the folder of the run: new, or that of the same run.
+
+    Raises
+    ------
+    OutputFolderError
+        It holds something else, a training with other settings, or a finished one.
+    StoreError
+        Another process trains here.
+    """
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         yield out

@@ -27,10 +27,12 @@ class TrainLog:
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, entry: dict[str, Any]) -> None:
+        """Take in what a step says of itself."""
         self.entries.append(entry)
         self.recent = entry["loss"] if math.isnan(self.recent) else 0.95 * self.recent + 0.05 * entry["loss"]
 
     def write(self, step: int, rate: float) -> None:
+        """Write the means of all steps since the last time."""
         means = {name: float(np.mean([entry[name] for entry in self.entries])) for name in ("loss", "error", "norm")}
         levels = [[entry["levels"][level] for entry in self.entries] for level in range(LEVELS)]
         found = [[value for value in values if value is not None] for values in levels]
@@ -38,6 +40,7 @@ class TrainLog:
         self.line({"step": step, **means, "rate": rate, "levels": [float(np.mean(some)) if some else None for some in found]})
 
     def line(self, content: dict[str, Any]) -> None:
+        """Write one line of any content, which names its ``step``."""
         if not self.active:
             return
         with open(self.path, "a", encoding="utf-8") as handle:

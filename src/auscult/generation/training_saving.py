@@ -75,6 +75,7 @@ def resume(accelerator: Any, out: Path, average: EMAModel) -> int:
 
 
 def save_state(accelerator: Any, out: Path, step: int, config: TrainConfig) -> None:
+    """Write the checkpoint of a step; every process takes part."""
     folder = out / CHECKPOINTS
 
     def write(partial: Path) -> None:
@@ -122,6 +123,7 @@ def save_pipeline(accelerator: Any, out: Path, unet: Any, prepared: Prepared, co
 def save_sheet(
     accelerator: Any, out: Path, unet: Any, prepared: Prepared, config: TrainConfig, step: int, progress: Progress
 ) -> None:
+    """Samples of the model as it is at a step, if any are wanted."""
     if accelerator.is_main_process and config.logging.sheet_prompts:
         pipe = pipeline_of(unet, prepared, config).to(accelerator.device)
         make_sheet(pipe, prepared.feed, prepared.held_out, out / SHEETS, step, config.logging, progress=progress)
@@ -139,6 +141,7 @@ def finish(
     seconds: float,
     accelerator: Any,
 ) -> TrainResult:
+    """Hold the losses against the last gates, draw them, and write the card."""
     clips, feed = prepared.feed.clips, prepared.feed
     if config.gates.conditions and validation is not None:
         gates += condition_gates(validation, where=str(out / PIPELINE))
