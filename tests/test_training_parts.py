@@ -164,7 +164,7 @@ def test_a_plan_follows_from_seed_and_step_alone() -> None:
 
     later = plan(5, 100)
     assert plan(5, 0) != later and plan(5, 100) == later and plan(6, 100) != later
-    assert len({noise_seed(seed, step, part) for seed in range(3) for step in range(50) for part in range(2)}) == 300
+    assert len({noise_seed(seed, step) for seed in range(3) for step in range(100)}) == 300
 
 
 def test_shares_of_dropout_and_counts_over_many_steps() -> None:
