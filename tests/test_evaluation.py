@@ -213,7 +213,7 @@ def test_silence_looks_good_by_nothing(place: Path) -> None:
         assert good[key].silence == pytest.approx(mute[key].value, rel=1e-9)
     for name in ("precision", "recall", "density", "coverage"):
         score = mute[f"{name}_logmel"]
-        assert score.value is None and "only 1 different sounds" in score.reason
+        assert score.value is None and "one and the same sound" in score.reason
         assert good[f"{name}_logmel"].value > 0.5
     assert any("48 of 48 clips are silent" in text for text in found.results[1].warnings)
     assert found.results[1].facts["flags"]["silent"] == CLIPS
@@ -999,9 +999,51 @@ def test_outputs_that_would_be_lost_or_lead_nowhere_are_refused(few: Path, tmp_p
     with pytest.raises(OutputFolderError, match="finished evaluation; .*--overwrite"):
         check_output(path, overwrite=False)
     check_output(path, overwrite=True)
+    content = json.loads(path.read_text())
+    for files in (None, [".csv", ["a"]]):
+        path.write_text(json.dumps({**content, "files": files}))
+        with pytest.raises(OutputFolderError, match=r"m\.json: is of an evaluation that does not say .* move it .* away"):
+            check_output(path, overwrite=True)
     path.write_text("{}")
     with pytest.raises(OutputFolderError, match=r"m\.json: is there already, and not of an evaluation"):
         check_output(path, overwrite=True)
+
+
+def test_a_table_that_somebody_changed_is_not_overwritten(few: Path, tmp_path: Path) -> None:
+    path, found = tmp_path / "m.json", run(few, reference=few / "real", a=few / "made")
+    write_evaluation(found, path)
+    table, whole = tmp_path / "m.csv", (tmp_path / "m.csv").read_bytes()
+    table.write_bytes(whole + b"my corrections")
+    for write in (lambda: check_output(path, overwrite=True), lambda: write_evaluation(found, path)):
+        with pytest.raises(OutputFolderError, match=r"m\.csv: was changed since its evaluation was written; move it away"):
+            write()
+    assert table.read_bytes() == whole + b"my corrections"
+    table.unlink()  # moved away
+    check_output(path, overwrite=True)
+    table.mkdir()
+    with pytest.raises(OutputFolderError, match=r"m\.csv: was changed"):
+        check_output(path, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["x" * 235, "x" * 300])
+def test_a_name_too_long_for_the_files_beside_it_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputFolderError, match=r"cannot be written \(File name too long\)"):
+        check_output(tmp_path / f"{name}.json", overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to, root neither")
+def test_a_folder_that_cannot_be_written_is_refused_at_once() -> None:
+    with pytest.raises(OutputFolderError, match=r"/proc/m\.json: cannot be written"):
+        check_output(Path("/proc/m.json"), overwrite=False)
+
+
+def test_what_a_killed_writer_with_classes_left_goes_with_the_next_result(few: Path, tmp_path: Path) -> None:
+    for left in (".m.evaluation.longtail.csv.new", ".m.evaluation.clips.parquet.new"):
+        (tmp_path / left).write_text("half of a ta")
+    check_output(tmp_path / "m.json", overwrite=False)
+    write_evaluation(run(few, reference=few / "real", a=few / "made"), tmp_path / "m.json")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["m.clips.parquet", "m.csv", "m.html", "m.json", "m.md"]
 
 
 # --- command line -----------------------------------------------------------------------------------------------------
@@ -1024,6 +1066,53 @@ def test_the_command_reads_lists_from_toml_and_writes_its_files(few: Path, tmp_p
     (tmp_path / "c.toml").write_text('backends = "logmel"\n')
     result = auscult(few / "made", "--reference", few / "real", "-o", tmp_path / "n.json", "--config", tmp_path / "c.toml")
     assert "backends should be a list" in str(result.exception)
+
+
+def test_the_terminal_shows_what_the_files_do(place: Path, tmp_path: Path) -> None:
+    """Footnotes and their numbers, what was taken from the table, and the scores by class."""
+    rows = [(f"{n:03d}.wav", "a dog" if n % 2 else "an owl", "dog" if n % 2 else "owl", "x") for n in range(CLIPS)]
+    prompts = table(place / "good" / "prompts.csv", "path,caption,labels,refrence", rows)
+    try:
+        result = auscult(
+            place / "good", "--reference", place / "real", "-o", tmp_path / "m.json", "--cache", place / "cache",
+            "--metrics", "FD, kad", "--resamples", 0,
+            "--prompts", prompts, "--training", prompts,
+        )  # fmt: skip
+    finally:
+        prompts.unlink()
+    assert result.exit_code == 0, result.exception
+    shown = " ".join(result.stdout.split())
+    assert "Scores [interval, or spread of fad and fd]" in shown
+    assert "prompts.csv: rows 48 with captions, 0 with references, 48 with labels" in shown
+    assert "the column 'refrence' is not read; is 'reference' meant?" in shown
+    assert "from rare to frequent classes" in shown and "10-29" in shown
+    assert "good: 2 scores." in shown
+    card = json.loads((tmp_path / "m.json").read_text())["card"]
+    assert {**card["prompts"], "source": ""} == {"source": "", "captions": 48, "references": 0, "labels": 48}
+    clips = pq.read_table(tmp_path / "m.clips.parquet").sort_by("path")
+    assert clips["caption"].to_pylist() == ["an owl", "a dog"] * 24
+    assert clips["labels"].to_pylist() == [["owl"], ["dog"]] * 24
+
+
+def test_a_table_that_says_nothing_is_refused(few: Path, tmp_path: Path) -> None:
+    prompts = table(tmp_path / "prompts.csv", "path,Caption,lables", [(few / "made" / "000.wav", "an owl", "owl")])
+    with pytest.raises(ManifestError, match=r"says nothing of its clips.*'caption' meant by 'Caption'.*'labels' meant by"):
+        run(few, reference=few / "real", prompts=prompts, a=few / "made")
+    empty = table(tmp_path / "empty.csv", "path,caption", [(few / "made" / "000.wav", "")])
+    with pytest.raises(ManifestError, match="says nothing of its clips"):
+        run(few, reference=few / "real", prompts=empty, a=few / "made")
+
+
+def test_a_run_without_any_score_ends_with_1_and_says_why(few: Path, tmp_path: Path) -> None:
+    result = auscult(
+        few / "made", "--reference", few / "real", "-o", tmp_path / "m.json", "--cache", few / "cache", "--metrics", "fd",
+        "--resamples", 0,
+    )  # fmt: skip
+    assert result.exit_code == 1
+    shown = " ".join(result.stdout.split())
+    assert "made: no score could be given" in shown and "(1) The covariance of 64 dimensions needs" in shown
+    assert "- (1)" in shown
+    assert "no score could be given" in (tmp_path / "m.html").read_text("utf-8")
 
 
 def test_two_systems_of_one_name_are_told_apart_by_the_user(few: Path, tmp_path: Path) -> None:

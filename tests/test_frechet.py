@@ -256,7 +256,7 @@ def _clips(seed: int, n_clips: int, frames: int, d: int) -> tuple[np.ndarray, np
     return (kinds[rng.integers(10, size=n_clips)] + own)[clips] + rng.normal(size=(len(clips), d)), clips
 
 
-@pytest.mark.parametrize(("n_clips", "frames", "d"), [(64, 8, 16), (120, 9, 64), (512, 1, 32)])
+@pytest.mark.parametrize(("n_clips", "frames", "d"), [(320, 4, 16), (256, 6, 8), (512, 1, 32)])
 def test_extrapolation_hardly_depends_on_its_draws(n_clips: int, frames: int, d: int) -> None:
     """Nor on the order of the clips, which is but another draw: the spread is small beside value and interval."""
     x, clips = _clips(40, n_clips, frames, d)
@@ -276,6 +276,32 @@ def test_interval_of_an_extrapolation_holds_the_truth_as_often_as_it_says() -> N
     found = [evaluate_infinity(rng.normal(0.2, 1, (512, 8)), reference, seed=seed) for seed in range(30)]
     assert sum(one.low < true < one.high for one in found) >= 26  # of 30; 28 or 29 are expected
     assert np.mean([one.high - one.low for one in found]) == pytest.approx(4 * np.std([one.value for one in found]), rel=0.35)
+
+
+def _alike_frames(seed: int, n_clips: int) -> tuple[np.ndarray, np.ndarray]:
+    """16 frames a clip in 64 dimensions, each with a variance of 1 between clips and 0.25 within them."""
+    rng, clips = np.random.default_rng(seed), np.repeat(np.arange(n_clips), 16)
+    return rng.normal(size=(n_clips, 64))[clips] + 0.5 * rng.normal(size=(len(clips), 64)), clips
+
+
+def test_points_that_bend_are_no_line() -> None:
+    """Frames of one clip resemble each other: until there are enough clips the line of few ends far above that of many."""
+    reference = Moments(10**9, np.zeros(64), 1.25 * np.eye(64))
+    for n_clips, shuffles in ((32, 8), (64, 64), (128, 8)):
+        x, clips = _alike_frames(1, n_clips)
+        with pytest.raises(ValueError, match=rf"lie on no line .* {n_clips} clips are too few .* take kad"):
+            frechet_infinity(x, reference, clips=clips, shuffles=shuffles)
+    with pytest.raises(ValueError, match="lie on no line"):
+        evaluate_infinity(x, reference, clips=clips)
+    x, clips = _alike_frames(1, 400)
+    found = frechet_infinity(x, reference, clips=clips, shuffles=8)
+    assert abs(found.value) < 0.3 < 2 < found.scores[-1]
+    assert found.foretold == pytest.approx(found.scores[-1], rel=0.05)
+
+
+def test_an_extrapolation_needs_a_reference_that_has_a_distance() -> None:
+    with pytest.raises(ValueError, match="8 dimensions needs at least 9 reference frames, got 8"):
+        frechet_infinity(_set(46, 600, 8), _set(47, 8, 8))
 
 
 def test_too_few_draws_give_an_extrapolation_no_interval() -> None:

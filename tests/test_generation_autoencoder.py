@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from auscult.audio import read_audio
+from auscult.cli.progress import DETAIL
 from auscult.descriptors.mel import MelDescriptor
 from auscult.errors import GateError
 from auscult.generation.autoencoder import MelAutoencoder, PatchPCACodec, autoencoder, fold, from_latents, to_latents
@@ -207,6 +208,7 @@ def test_training_learns_scales_and_repeats(mels: torch.Tensor) -> None:
     assert latent_gate(model, mels).passed
     assert divergence_gate(model, mels).passed
     assert told[-1][:2] == (40, 40) and len(told) == 40
+    assert {what.partition(DETAIL)[0] for _, _, what in told} == {"autoencoder"}  # one stage, however the loss changes
     torch.rand(7)
     short = AutoencoderTraining(steps=3, batch_size=4, seed=3)
     one, two = (train_autoencoder(mels, short, **TINY).state_dict() for _ in range(2))

@@ -107,12 +107,6 @@ def test_conditions_move_and_keep_their_masks() -> None:
     assert moved.text_mask is not None and moved.text_mask.dtype == torch.bool
 
 
-def test_null_conditions() -> None:
-    null = Conditions.null(torch.tensor([1.0, 0.0]), 3, text_dim=4)
-    assert null.prompt is not None and null.prompt.tolist() == [[1, 0]] * 3
-    assert null.audio is None and null.text_mask is not None and null.text_mask.tolist() == [[True]] * 3
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

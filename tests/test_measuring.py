@@ -22,6 +22,7 @@ from auscult.metrics.glossary import METRICS
 from auscult.metrics.intervals import Interval
 from auscult.metrics.measuring import FAMILIES, Family, Task, measure, names, per_clip
 from auscult.metrics.request import EvaluateConfig, asked
+from auscult.metrics.variety import different_sounds
 from auscult.store import SKIPPED_SCHEMA
 
 DIMENSION = 6
@@ -97,6 +98,16 @@ def test_a_copy_in_another_container_is_the_same_clip_to_the_kernel_distance() -
     assert scores("kad", one) == scores("kad", other)
 
 
+def test_a_set_with_copies_against_itself_has_no_distance() -> None:
+    """Each copy has its partner in the other set, and is not compared with that."""
+    frames = [*sounds(0, 20), *sounds(0, 5), *sounds(0, 1)]
+    found = scores("kad", Task(backend(), planted(frames), planted(frames), resamples=9))["kad"]
+    assert (found.value, found.low, found.high) == pytest.approx((0, 0, 0), abs=1e-9)
+    other = planted([*sounds(1, 20), *sounds(0, 1)])  # of two copies in the one set and one in the other, one is left
+    numbers = families._numbered(planted(frames), other)[1][::3].tolist()
+    assert numbers == [*range(26, 46), 0]
+
+
 # --- sounds that are one ----------------------------------------------------------------------------------------------
 
 
@@ -120,8 +131,15 @@ def test_dithered_silence_has_no_precision() -> None:
     """Its features differ a little. Without the refusal it would have a precision of 1."""
     real = planted(real_with_a_quiet_clip()[0])
     assert precision(dithered(0.01), real_with_a_quiet_clip()[0]) == 1
-    with pytest.raises(ValueError, match="40 generated clips are only 1 different sounds to planted"):
+    with pytest.raises(ValueError, match="to planted the 40 generated clips are one and the same sound"):
         scores("precision", Task(backend(), planted(dithered(0.01)), real))
+
+
+def test_a_reference_of_one_sound_has_no_neighborhoods() -> None:
+    various, silence = planted(sounds(12, 40)), planted([np.zeros((3, DIMENSION), np.float32)] * 12)
+    for generated in (various, silence):
+        with pytest.raises(ValueError, match="to planted the 12 clips of the reference are one and the same sound"):
+            scores("precision", Task(backend(), generated, silence))
 
 
 def test_near_silence_that_features_tell_apart_is_known_by_its_flags() -> None:
@@ -135,6 +153,12 @@ def test_near_silence_that_features_tell_apart_is_known_by_its_flags() -> None:
     assert scores("precision", Task(backend(), half, real))["precision"].value == 1
     quiet = planted(real_with_a_quiet_clip()[0], flags=[["near_silent"]] * 40 + [[]] * 21)
     assert scores("precision", Task(backend(), planted(various, flags=[["silent"]] * 40), quiet))["precision"].value == 1
+
+
+@pytest.mark.parametrize(("off", "sounds_there"), [(0.1, 1), (0.2, 2), (0.5, 2)])
+def test_nearly_equal_is_a_twentieth_of_the_distance_to_a_neighbor(off: float, sounds_there: int) -> None:
+    real = np.arange(400.0)[:, None]  # the fifth neighbor of most is 3 away
+    assert different_sounds(np.array([[0.0], [off]] * 20), real, 5) == sounds_there
 
 
 @pytest.mark.parametrize("spread", [1.0, 0.3])
@@ -244,3 +268,40 @@ def test_precision_holds_the_means_of_few_clips(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(coverage, "MOST_FRAMES", 25)
     means = [np.array([clip.mean(axis=0, dtype=np.float64) for clip in frames]) for frames in (one, other)]
     assert scores("precision", task)["density"].value == pytest.approx(coverage.density(*means, k=5))
+
+
+@pytest.mark.parametrize(("n_clips", "frames", "reason"), [(1, 60, "at least 2 reference clips"), (6, 1, "7 reference frames")])
+def test_an_extrapolation_needs_the_reference_that_the_distance_needs(n_clips: int, frames: int, reason: str) -> None:
+    task = Task(backend(), planted(sounds(0, 600, n_frames=1)), planted(sounds(1, n_clips, n_frames=frames)))
+    for metric in ("fd", "fd_infinity"):
+        assert reason in str(measure(task, family(metric), None, None, "planted")[metric].reason)
+
+
+def test_an_end_that_is_no_number_costs_one_metric_alone() -> None:
+    wrong = Family(
+        ("precision", "density"), lambda task: {"precision": Interval(1.0, 0.5, 1.0), "density": Interval(1.0, 0.0, np.inf)}
+    )
+    task = Task(backend(), planted(sounds(0, 9)), planted(sounds(1, 9)))
+    found = measure(task, wrong, None, None, "planted")
+    assert (found["precision"].value, found["precision"].high) == (1.0, 1.0)
+    assert found["density"].value is None and "high should be finite, got inf" in str(found["density"].reason)
+
+
+@pytest.mark.parametrize("metric", ["fad", "kad"])
+@pytest.mark.parametrize("few", ["generated", "reference"])
+def test_distances_of_fewer_than_six_clips_have_no_interval(metric: str, few: str) -> None:
+    """Of two equal systems of 2 clips the intervals would lie apart in most samples."""
+    for n_clips, there in ((2, False), (5, False), (6, True)):
+        sets = {"generated": sounds(0, 30), "reference": sounds(1, 30), few: sounds(2, n_clips, n_frames=10)}
+        task = Task(backend(frechet="fad"), **{name: planted(one) for name, one in sets.items()}, resamples=20)
+        score = measure(task, family(metric), None, None, "planted")[metric]
+        assert score.value is not None and (score.low is not None, score.high is not None) == (there, there)
+
+
+def test_the_note_on_the_floor_stands_where_there_is_one() -> None:
+    stand = Stand(planted(sounds(2, 20)), np.arange(20))
+    for frames, there in ((1, False), (3, True)):  # of six clips of a frame there is no covariance
+        real = planted(sounds(1, 12, n_frames=frames))
+        task = Task(backend(), planted(sounds(0, 12)), real)
+        found = measure(task, family("fd"), Brackets(stand, stand, halve(12, 0)), None, "planted")["fd"]
+        assert (found.floor is not None, "floor is of halves of 6 clips" in found.note) == (there, there)

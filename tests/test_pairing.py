@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from auscult.corpus import open_corpus
 from auscult.errors import ManifestError
+from auscult.metrics.addressing import prompts_by_system
 from auscult.metrics.intervals import derangement, unlike_partners
 from auscult.metrics.pairing import pair_captions, pair_references, read_prompts
 
@@ -235,3 +237,28 @@ def test_the_partner_of_a_caption_is_not_its_neighbor_in_the_alphabet() -> None:
     counts = Counter(int(unlike_partners(captions, seed=seed)[4]) for seed in range(900))
     assert set(counts) == set(range(10)) - {4}
     assert all(abs(count - 100) < 5 * math.sqrt(100 * 8 / 9) for count in counts.values())
+
+
+@pytest.mark.parametrize("systems", [("a",), ("a", "b")])
+def test_a_foreign_id_beside_a_path_does_not_keep_the_path_from_leading_to_a_clip(
+    tmp_path: Path, prompts_of, systems: tuple[str, ...]
+) -> None:
+    for system in "ab":
+        (tmp_path / system).mkdir()
+        for n in range(2):
+            (tmp_path / system / f"{n}.wav").touch()
+    corpora = {name: open_corpus(tmp_path / name) for name in systems}
+    found = prompts_by_system(prompts_of("path,clip_id\n0.wav,x0\n1.wav,x1\n"), corpora)
+    for name in systems:
+        assert [row.path for row in found[name].rows] == [str(tmp_path / name / f"{n}.wav") for n in range(2)]
+
+
+def test_a_path_beside_the_id_of_one_system_leads_to_no_other(tmp_path: Path, prompts_of) -> None:
+    for system in "ab":
+        (tmp_path / system).mkdir()
+        (tmp_path / system / f"{system}.wav").touch()
+        (tmp_path / system / "0.wav").touch()
+    corpora = {name: open_corpus(tmp_path / name) for name in "ab"}
+    found = prompts_by_system(prompts_of("path,clip_id\n0.wav,\n0.wav,a.wav\n"), corpora)
+    assert [(row.path, row.clip_id) for row in found["b"].rows] == [(str(tmp_path / "b" / "0.wav"), None)]
+    assert [row.clip_id for row in found["a"].rows] == [None, "a.wav"]

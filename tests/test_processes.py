@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +55,81 @@ def test_errors_of_loading_and_of_working_are_raised_as_themselves(
     results = map_in_processes(partial(load, fails), iter([item]), Engine(workers=2), crashed=str, unread=unread)
     with pytest.raises(error, match=message):
         list(results)
+
+
+BUSY = """
+import sys, time
+from functools import partial
+from pathlib import Path
+
+from auscult.engine import Engine
+from auscult.interrupts import STOPPED, end_at_second_interrupt, leave
+from auscult.processes import map_in_processes
+
+
+def load(folder, device):
+    return partial(work, folder)
+
+
+def work(folder, item):
+    Path(folder, str(item)).touch()
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    end_at_second_interrupt()
+    try:
+        list(map_in_processes(partial(load, sys.argv[1]), iter(range(99)), Engine(workers=2), crashed=str, unread=str))
+    except KeyboardInterrupt:
+        print("tidying up", flush=True)
+        if sys.argv[2] == "slowly":
+            time.sleep(600)
+        leave(STOPPED)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
+@pytest.mark.parametrize("tidying", ["quickly", "slowly"])
+def test_ctrl_c_ends_the_workers_and_a_second_one_ends_at_once(tmp_path: Path, tidying: str) -> None:
+    script, began = tmp_path / "busy.py", tmp_path / "began"
+    script.write_text(BUSY)
+    began.mkdir()
+
+    def heed_ctrl_c() -> None:  # a shell's background job inherits that it is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        [sys.executable, str(script), str(began), tidying],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
+    ) as process:
+        try:
+            while process.poll() is None and len(list(began.iterdir())) < 2:  # both workers are at work
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGINT)
+            if tidying == "slowly":
+                assert process.stdout is not None
+                assert process.stdout.readline() == "tidying up\n"
+            else:
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGINT)
+            _, errors = process.communicate(timeout=20)
+            assert process.returncode == 130, errors
+            until = time.monotonic() + 5
+            while _is_there(process.pid) and time.monotonic() < until:
+                time.sleep(0.02)
+            assert not _is_there(process.pid)  # none of the group
+        finally:
+            if _is_there(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

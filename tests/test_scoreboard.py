@@ -176,6 +176,25 @@ def test_what_was_not_measured_alike_has_no_best(change, message: str) -> None:
     assert message in unlike.footnotes[unlike.rows[0].notes[0] - 1]
 
 
+def test_unequal_references_are_named_once() -> None:
+    """Of unequal clips the frames are unequal, too, which says no more."""
+    small, large = ({"n_reference": n, "n_reference_frames": 9 * n} for n in (240, 120))
+    table = board([system("a", fad(1.0, 0.9, 1.1, **small)), system("b", fad(5.0, 4.0, 6.0, **large))])
+    assert [note for note in table.footnotes if "reference" in note] == [
+        "Not comparable: unequal numbers of reference clips (a: 240, b: 120)."
+    ]
+
+
+@pytest.mark.parametrize(("metric", "comparable"), [("fad_per_clip", True), ("fad", False)])
+def test_frames_that_one_system_does_not_know(metric: str, comparable: bool) -> None:
+    """Frames a clip are then not known either, and frames are taken to go with the clips."""
+    few = Score(metric, "x", 1.0, 0.9, 1.1, False, n_generated=100, n_generated_frames=900)
+    many = Score(metric, "x", 5.0, 4.0, 6.0, False, n_generated=200)
+    table = board([system("few", few), system("many", many)])
+    assert table.rows[0].cells[0].best == comparable
+    assert any("number of generated clips (few: 100, many: 200)" in note for note in table.footnotes) != comparable
+
+
 def test_a_few_clips_more_or_less_do_not_matter() -> None:
     table = board([system("a", fad(1.0, 0.9, 1.1)), system("b", fad(5.0, 4.0, 6.0, n_generated=95))])
     assert table.rows[0].cells[0].best
@@ -200,6 +219,14 @@ def test_frames_are_what_a_metric_of_frames_changes_with(metric: str, frames: tu
     assert table.rows[0].cells[1].best == comparable
     shown = ("2", "20") if metric == "fad_per_clip" else ("200", "2,000")
     assert any(f"(short: {shown[0]}, long: {shown[1]})" in note for note in table.footnotes) != comparable
+
+
+@pytest.mark.parametrize("metric", ["fad_infinity", "fd_infinity"])
+def test_an_extrapolation_of_few_clips_is_not_compared_with_one_of_many(metric: str) -> None:
+    ends = {"few": (5.0, 4.0, 6.0, 64), "many": (1.0, 0.9, 1.1, 400)}
+    table = board([system(name, Score(metric, "x", *three, False, n_generated=n)) for name, (*three, n) in ends.items()])
+    assert not any(cell.best for cell in table.rows[0].cells)
+    assert any("number of generated clips (few: 64, many: 400)" in note for note in table.footnotes)
 
 
 def test_as_many_clips_of_another_length_are_not_compared_by_a_metric_of_frames(tmp_path: Path) -> None:
@@ -251,7 +278,7 @@ def test_legend_promises_an_interval_only_where_there_is_one() -> None:
     """About a biased value lies the spread of the draws, which need not hold the truth."""
     ends = (1.0, 0.9, 1.1)
     scores = [Score(metric, "x", *ends) for metric in ("fad", "fad_infinity", "is", "kad", "precision")]
-    spread = "the 95 % spread from sample to sample, which need not hold the value of endless clips."
+    spread = "the range in which 95 % of other samples of this size would score; endlessly many clips may score outside it."
     assert f"in square brackets the 95 % interval, or by FAD and IS {spread}" in legend(board([system("a", *scores)]))
     assert f"in square brackets the 95 % interval, or by FAD {spread}" in legend(board([system("a", scores[1], scores[3])]))
     assert f"in square brackets {spread}" in legend(board([system("a", *scores[:3])]))

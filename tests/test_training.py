@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,15 @@ import soundfile as sf
 pytest.importorskip("diffusers")
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from auscult.errors import CorpusError, GateError, OutputFolderError
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
-from auscult.generation.training import LOG, learning_rate, read_log, train
+from auscult.generation.training import train
 from auscult.generation.training_config import OptimizerConfig, load_train_config
+from auscult.generation.training_folder import LOG
+from auscult.generation.training_log import read_log
+from auscult.generation.training_step import learning_rate
 
 RATE = 16_000
 WORDS = ("low hum", "high whistle", "noise bursts", "rising sweep")
@@ -73,8 +78,6 @@ def _config(corpus: Path, *settings: str, steps: int = 6) -> Any:
 
 
 def _weights(out: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
     return load_file(out / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
@@ -119,8 +122,6 @@ def test_a_finished_run_is_not_run_again_but_may_go_on(finished: Any, corpus: Pa
 
 
 def test_a_finished_run_goes_on_to_more_steps(finished: Any, corpus: Path, tmp_path: Path) -> None:
-    import shutil
-
     out = Path(shutil.copytree(finished.path, tmp_path / "run"))
     settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
     result = train(_config(corpus, *settings, steps=7), out)
@@ -165,9 +166,19 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished: Any, corpus: Path, t
     assert read_log(finished.path / LOG) == read_log(out / LOG)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_run_on_a_gpu_goes_on_there(corpus: Path, tmp_path: Path) -> None:
+    """Averaged weights come back to the device that they are averaged on."""
+    for steps in (2, 3):
+        result = train(_config(corpus, "gates.conditions=false", "device=cuda", steps=steps), tmp_path / "run")
+        assert result.steps == steps
+
+
 @pytest.mark.slow  # two processes that import torch
-def test_two_processes_train_as_one(finished: Any, corpus: Path, tmp_path: Path) -> None:
-    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
+def test_two_processes_train_as_one(corpus: Path, tmp_path: Path) -> None:
+    """Five samples to a step, so that one process has two and the other three."""
+    settings = ("gates.conditions=false", "mixing.share=0.25", "logging.validate_every=3", "logging.checkpoint_every=2")
+    alone = train(_config(corpus, *settings), tmp_path / "alone")
     given = [f"data.train={corpus}", "optimizer.steps=6", *TINY, *settings]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "auscult", "train"]
     options = [part for setting in given for part in ("--set", setting)]
@@ -176,7 +187,13 @@ def test_two_processes_train_as_one(finished: Any, corpus: Path, tmp_path: Path)
     done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("gate data") == 1  # one of the two speaks
-    one, other = _weights(finished.path), _weights(tmp_path / "run")
+    for ours, theirs in zip(read_log(alone.path / LOG), read_log(tmp_path / "run" / LOG), strict=True):
+        if "loss" in ours:  # every sample of both counts, once
+            assert [theirs[name] for name in ("step", "loss", "error")] == pytest.approx(
+                [ours[name] for name in ("step", "loss", "error")], rel=1e-3
+            )
+            assert [level is None for level in ours["levels"]] == [level is None for level in theirs["levels"]]
+    one, other = _weights(alone.path), _weights(tmp_path / "run")
     # the same batches, noise and mean gradients; sums in another order, which Adam makes a step of where a gradient is 0
     distance = max(float((one[name] - other[name]).abs().max()) for name in one)
     moved = float(torch.cat([tensor.flatten() for tensor in one.values()]).abs().max())
@@ -185,9 +202,26 @@ def test_two_processes_train_as_one(finished: Any, corpus: Path, tmp_path: Path)
     assert float(similar.float().mean()) > 0.99
 
 
-def _tensors(path: Path) -> list[torch.Tensor]:
-    from safetensors.torch import load_file
+@pytest.mark.parametrize("older", [True, False], ids=["an older model there", "no model there"])
+def test_a_run_killed_behind_its_last_checkpoint_still_gives_that_model(
+    finished: Any, corpus: Path, tmp_path: Path, older: bool
+) -> None:
+    """What a kill between the checkpoint of the last step and the model leaves: no card, and the model of before or none."""
+    out = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    (out / "card.json").unlink()
+    if older:
+        weights = {name: torch.zeros_like(tensor) for name, tensor in _weights(out).items()}
+        save_file(weights, out / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    else:
+        shutil.rmtree(out / "pipeline")
+    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
+    result = train(_config(corpus, *settings), out)
+    assert result.steps == 6 and (out / "card.json").is_file()
+    one, other = _weights(finished.path), _weights(out)
+    assert all(one[name].equal(other[name]) for name in one)
 
+
+def _tensors(path: Path) -> list[torch.Tensor]:
     if path.suffix == ".safetensors":
         return list(load_file(path).values())
     state = torch.load(path, weights_only=True)["state"]
@@ -279,3 +313,8 @@ def test_a_foreign_folder_is_left_alone(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputFolderError, match="not a training"):
         train(_config(corpus), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    for text in ('{"model": {}, "steps": 200}', "[]", '{"optimizer": 1}'):  # of another command, which was stopped
+        (tmp_path / "task.json").write_text(text)
+        with pytest.raises(OutputFolderError, match=r"task\.json is that of something else than a training"):
+            train(_config(corpus), tmp_path)
+        assert (tmp_path / "task.json").read_text() == text

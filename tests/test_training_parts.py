@@ -168,7 +168,7 @@ def test_a_plan_follows_from_seed_and_step_alone() -> None:
 
     later = plan(5, 100)
     assert plan(5, 0) != later and plan(5, 100) == later and plan(6, 100) != later
-    assert len({noise_seed(seed, step, part) for seed in range(3) for step in range(50) for part in range(2)}) == 300
+    assert len({noise_seed(seed, step) for seed in range(3) for step in range(100)}) == 300
 
 
 def test_shares_of_dropout_and_counts_over_many_steps() -> None:
@@ -382,3 +382,21 @@ def test_the_figure_of_a_training_shows_differences_and_hides_no_curve() -> None
     without = training_figure([lines[0], {**lines[1], "validation": None}])  # nothing is held out
     assert not without.axes[2].axison and without.axes[1].lines
     assert not training_figure(lines[:1]).axes[1].axison  # nothing validated yet
+
+
+def test_the_documentation_names_every_key() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text("utf-8")
+    config = TrainConfig()
+    for table in dataclasses.fields(TrainConfig):
+        section = getattr(config, table.name)
+        start = f"| `[{table.name}]` |" if dataclasses.is_dataclass(section) else "| (none) |"
+        (row,) = [line for line in page.splitlines() if line.startswith(start)]
+        fields = dataclasses.fields(section) if dataclasses.is_dataclass(section) else [table]
+        for each in fields:
+            assert f"`{each.metadata.get('key', each.name)}`" in row, (table.name, each.name)
+            default = getattr(section, each.name) if dataclasses.is_dataclass(section) else section
+            if isinstance(default, str) and default:
+                assert f"`{each.name}` {default}" in row, (table.name, each.name)
+            elif isinstance(default, (int, float)) and not isinstance(default, bool):
+                number = row.partition(f"`{each.name}` ")[2].split()[0].rstrip(",")
+                assert float(number) == default, (table.name, each.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from auscult.generation.mixing import mixed_caption
 from auscult.generation.objective import target
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
 from auscult.generation.preparing import prepare
-from auscult.generation.training import noise_schedule, train
+from auscult.generation.training import train
 from auscult.generation.training_config import load_train_config
+from auscult.generation.training_gates import reach_gate
+from auscult.generation.training_step import Denoiser, batch_losses, noise_schedule, train_step
 from auscult.generation.validation import condition_gates, level_losses, variants_of
 
 RATE = 16_000
@@ -124,11 +128,8 @@ def test_a_batch_holds_what_its_plan_says(prepared: Any) -> None:
     assert all(seen.values()), seen
 
 
-def test_a_model_that_knows_its_captions_passes_the_gates_and_one_that_does_not_fails(prepared: Any) -> None:
-    """Planted predictors: one finds the clip of the prompt it is given and answers exactly; the other says zero."""
-    feed: Feed = prepared.feed
-    abar = noise_schedule(feed.config.objective).alphas_cumprod
-    rows = feed.rows[:4]
+def _knows(feed: Feed, abar: torch.Tensor) -> Any:
+    """A predictor that finds the clip of the prompt it is given and answers exactly."""
 
     def knows(noisy: torch.Tensor, at: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         similarity = conditions.prompt @ feed.prompts.prompt.T  # type: ignore[operator, union-attr]
@@ -137,6 +138,14 @@ def test_a_model_that_knows_its_captions_passes_the_gates_and_one_that_does_not_
         noise = (noisy - kept.sqrt() * latents) / (1 - kept).sqrt()
         return target(latents, noise, abar, at, "v_prediction")
 
+    return knows
+
+
+def test_a_model_that_knows_its_captions_passes_the_gates_and_one_that_does_not_fails(prepared: Any) -> None:
+    """Planted predictors: one finds the clip of the prompt it is given and answers exactly; the other says zero."""
+    feed: Feed = prepared.feed
+    abar = noise_schedule(feed.config.objective).alphas_cumprod
+    rows, knows = feed.rows[:4], _knows(feed, abar)
     levels = level_losses(knows, feed, rows, variants_of(feed), abar, "v_prediction")
     assert max(levels.losses["own"]) < 1e-3 < min(levels.losses["other"])  # float32, divided by noise of level 50
     assert levels.losses["own"] == levels.losses["prompt_only"] == levels.losses["swapped"]  # it does not look at references
@@ -146,12 +155,50 @@ def test_a_model_that_knows_its_captions_passes_the_gates_and_one_that_does_not_
     assert not any(gate.passed for gate in condition_gates(zeros))
 
 
+def test_one_held_out_clip_and_held_out_clips_of_one_caption_are_held_against_clips_of_another(prepared: Any) -> None:
+    feed: Feed = prepared.feed
+    abar = noise_schedule(feed.config.objective).alphas_cumprod
+    same = np.array([feed.clips.ids.index(name) for name in ("c4", "c5")])
+    for rows in (feed.rows[-1:], same):  # not the first: the predictor takes no prompt for that
+        levels = level_losses(_knows(feed, abar), feed, rows, variants_of(feed), abar, "v_prediction")
+        assert all(gate.passed for gate in condition_gates(levels))
+    one = replace(feed, clips=replace(feed.clips, captions=("rain",) * len(feed.clips)))
+    levels = level_losses(_knows(feed, abar), one, feed.rows[:2], variants_of(one), abar, "v_prediction")
+    others, none = condition_gates(levels)
+    assert others.passed and others.message == "not checked: all clips have one caption"
+    assert none.passed and none.limit > none.value
+
+
+@pytest.mark.parametrize("family", ["retrieval", "tango"])
+def test_pairs_that_do_not_reach_the_output_fail_their_gate(corpus: Path, tmp_path: Path, family: str) -> None:
+    """Planted: the masks of all pairs are taken away, then the pairs themselves."""
+    settings = () if family == "retrieval" else ("denoiser.preset=tiny-tango", "denoiser.channels=[16, 32]")
+    config = _config(corpus, *settings)
+    ready = prepare(config, tmp_path / "run")
+    feed, abar = ready.feed, noise_schedule(config.objective).alphas_cumprod
+    found = feed.neighbors
+    assert found is not None and reach_gate(ready.unet, feed, config, abar, "cpu").passed
+
+    def masked(tokens: Any) -> Any:
+        return None if tokens is None else tokens._replace(mask=torch.zeros_like(tokens.mask))
+
+    none = replace(found, rows={name: rows[:0] for name, rows in found.rows.items()})
+    away = replace(found, text=masked(found.text), audio=masked(found.audio))
+    for broken, reason in ((away, "of pairs has no influence"), (none, "no clip has a pair in the datastore")):
+        gate = reach_gate(ready.unet, replace(feed, neighbors=broken), config, abar, "cpu")
+        assert not gate.passed and gate.value == 0 and reason in gate.message
+    name = feed.clips.ids[feed.rows[0]]  # one clip without a pair is no fault of the others
+    some = replace(found, rows={**found.rows, name: found.rows[name][:0]})
+    assert reach_gate(ready.unet, replace(feed, neighbors=some), config, abar, "cpu").passed
+
+
 def test_training_beside_pairs_end_to_end(corpus: Path, tmp_path: Path) -> None:
     result = train(_config(corpus, "mixing.share=0.34", "optimizer.accumulation=2"), tmp_path / "run")
     assert set(result.validation.losses) == {"own", "prompt_only", "other", "swapped", "null", "zero"}  # type: ignore[union-attr]
     assert result.card["counts"]["pairs"] == 12
     reach = next(gate for gate in result.gates if gate.name == "conditions reach the output")
-    assert all(name in reach.message for name in ("prompt", "text_tokens", "audio_tokens")) and reach.value > 0
+    assert all(name in reach.message for name in ("prompt", "text_tokens of pairs", "audio_tokens of pairs"))
+    assert reach.value > 0
     sheets = tmp_path / "run" / "sheets"
     assert (sheets / "step-000002.png").is_file() and len(list((sheets / "step-000002").glob("*.flac"))) == 2
     pipe = RetrievalAugmentedAudioPipeline.from_pretrained(result.pipeline)
@@ -170,10 +217,7 @@ def test_training_beside_pairs_end_to_end(corpus: Path, tmp_path: Path) -> None:
     "settings", [(), ("denoiser.preset=tiny-tango", "denoiser.channels=[16, 32]")], ids=["retrieval", "tango"]
 )
 def test_computing_activations_again_changes_no_gradient(corpus: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
-    import copy
-
     from auscult.generation.recomputing import recompute_activations
-    from auscult.generation.training import Denoiser, batch_losses
 
     ready = prepare(_config(corpus, *settings), tmp_path / "run")
     abar, batch = noise_schedule(ready.feed.config.objective).alphas_cumprod, ready.feed.batch(0)
@@ -197,22 +241,25 @@ def test_tango_reads_captions_of_pairs_behind_its_prompt(corpus: Path, tmp_path:
     assert pipe.prompt_encoder is None and pipe.audio_encoder is None
 
 
-def test_accumulation_changes_nothing_but_the_rounding(corpus: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
+def test_accumulation_changes_no_gradient(corpus: Path, tmp_path: Path) -> None:
+    """Plain descent of rate 1 moves weights by the gradient itself; nine samples are cut into 9, and into 3, 3 and 3."""
+    from accelerate import Accelerator
 
-    weights = []
+    ready = prepare(_config(corpus, "mixing.share=0.5"), tmp_path / "run")
+    abar, batch = noise_schedule(ready.feed.config.objective).alphas_cumprod, ready.feed.batch(0)
+    moved, told = [], []
     for accumulation in (1, 3):
-        settings = (
-            f"optimizer.accumulation={accumulation}",
-            "logging.sheet_prompts=0",
-            "optimizer.steps=1",
-            "gates.first_loss=0",
-        )
-        out = train(_config(corpus, *settings), tmp_path / str(accumulation)).pipeline
-        weights.append(load_file(out / "unet" / "diffusion_pytorch_model.safetensors"))
-    for name in weights[0]:
-        # Adam's first step is the sign of the gradient times 1e-3 / 50 of warm-up; where a gradient is rounding, signs differ
-        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=5e-5)
+        config = _config(corpus, "mixing.share=0.5", f"optimizer.accumulation={accumulation}", "optimizer.clip=1e9")
+        unet = copy.deepcopy(ready.unet).train()
+        optimizer = torch.optim.SGD(unet.parameters(), lr=1.0)
+        told.append(train_step(Accelerator(cpu=True), Denoiser(unet), optimizer, batch, abar, config, frozenset(), 0))
+        pairs = zip(unet.parameters(), ready.unet.parameters(), strict=True)
+        moved.append(torch.cat([(after - before).detach().flatten() for after, before in pairs]))
+    largest = float(moved[0].abs().max())
+    assert largest > 1e-3 and float((moved[0] - moved[1]).abs().max()) < 1e-3 * largest
+    assert float(moved[0].norm()) == pytest.approx(told[0]["norm"], rel=1e-3)  # what clipping is told is this gradient
+    for name in ("loss", "error", "norm"):
+        assert told[0][name] == pytest.approx(told[1][name], rel=1e-4)
 
 
 def test_more_pairs_than_the_datastore_holds(corpus: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """``python -m auscult`` is the same as ``auscult``."""
 
-from .cli import main
+from .cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

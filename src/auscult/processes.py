@@ -24,6 +24,7 @@ from .engine import Engine
 from .errors import CorpusError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+ENDED_S = 5.0  # for a killed process to be gone
 BATCH = 8  # items sent to a worker at once
 
 Item = TypeVar("Item")
@@ -98,6 +99,9 @@ def map_in_processes(
                 pool.shutdown(wait=False, cancel_futures=True)
                 pool = _start_pool(load, workers, engine.device)
                 queue = deque((other, _submit(pool, other)) for other, _ in queue)
+    except BaseException:  # also where nobody wants the other results: what is under way is for nobody
+        _end_pool(pool)
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -124,6 +128,9 @@ def _map_isolated(
                 yield crashed(item)
                 pool.shutdown()
                 pool = _start_pool(load, 1, device)
+    except BaseException:
+        _end_pool(pool)
+        raise
     finally:
         pool.shutdown()
 
@@ -139,6 +146,22 @@ def _start_pool(load: Load[Any, Any], workers: int, device: str) -> ProcessPoolE
         for _ in range(workers):
             pool.submit(os.getpid)
     return pool
+
+
+def _end_pool(pool: ProcessPoolExecutor) -> None:
+    """Kill the processes of a pool: after Ctrl-C, a batch of theirs may take minutes that nobody will wait for.
+
+    The pool is told by the end of its processes that it is broken. One that is killed while it writes a result leaves a part
+    of it in the pipe; closed on this side, the pipe ends there, and the pool's thread does not wait for the rest.
+    """
+    processes = list((pool._processes or {}).values())
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join(ENDED_S)
+    results: Any = pool._result_queue
+    with suppress(OSError, AttributeError):
+        results._writer.close()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The command line: each subcommand parses, calls one function, and prints what was written and where.
 
-Exit codes: 0 done; 1 done, but more inputs were skipped than ``--max-skipped``; 2 cannot run; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 done, but more inputs were skipped than ``--max-skipped``, or there is no score at all; 2 cannot run; 130
+stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from .. import __version__
 from ..errors import AuscultError
+from ..interrupts import end_at_second_interrupt, leave
 from .commands import audit, compare, dedup, demo, index, info, report
 from .datastores import datastore
 from .evaluating import evaluate
@@ -61,6 +63,21 @@ def main() -> None:
         err.print(Text(f"auscult: {explain(error)}"))
         print_notes(error)
         sys.exit(2)
+
+
+def run() -> None:
+    """The program: :func:`main`, where a second Ctrl-C ends at once, and what was stopped or refused ends without delay.
+
+    Threads of native libraries that are still at work when Python tears itself down now and then abort the process, and with
+    it the exit code that a script was promised.
+    """
+    end_at_second_interrupt()
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            leave(end.code if isinstance(end.code, int) else 2)
+        raise
 
 
 def explain(error: Exception) -> str:

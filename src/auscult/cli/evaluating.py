@@ -16,7 +16,6 @@ from .options import (
     Device,
     Encoding,
     Overwrite,
-    Workers,
     as_text,
     engine_of,
     local_path,
@@ -27,7 +26,7 @@ from .progress import progress_bars
 
 if TYPE_CHECKING:
     from ..metrics.classes import Classes
-    from ..metrics.evaluation import Evaluation, System
+    from ..metrics.evaluation import Evaluation, System, Tail
     from ..metrics.pairing import Prompts
     from ..metrics.scoreboard import Board
 
@@ -100,7 +99,7 @@ def evaluate(
         typer.Option(parser=local_path, metavar="PATH", help="Folder of computed features (default: in the user's cache)"),
     ] = None,
     config: ConfigFile = None,
-    workers: Workers = 1,
+    workers: Annotated[int, typer.Option("--workers", "-j", min=1, help="Processes that compute features.")] = 1,
     device: Device = "cpu",
     audio_root: AudioRoot = None,
     encoding: Encoding = "utf-8",
@@ -110,7 +109,10 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """How good is generated audio, beside real audio? Writes scores with intervals and brackets."""
+    """How good is generated audio, beside real audio? Writes scores with intervals and brackets.
+
+    Exit code 1: all was written, but no score could be given.
+    """
     from ..corpus import open_corpus
     from ..metrics.evaluation import EvaluateConfig
     from ..metrics.evaluation import evaluate as run
@@ -121,7 +123,7 @@ def evaluate(
         EvaluateConfig,
         config,
         backends=tuple(backend) if backend else None,
-        metrics=None if metrics is None else tuple(name.strip() for name in metrics.split(",") if name.strip()),
+        metrics=None if metrics is None else tuple(name.strip().lower() for name in metrics.split(",") if name.strip()),
         rate_hz=rate,
         mixed_rates=mixed_rates,
         loudness=loudness,
@@ -145,6 +147,8 @@ def evaluate(
         )
         paths = write_evaluation(evaluation, output)
     _show(evaluation, paths, as_json=as_json)
+    if not any(score.value is not None for result in evaluation.results for score in result.scores.values()):
+        raise typer.Exit(1)  # the files hold the reasons
 
 
 def _classes(
@@ -168,6 +172,7 @@ def _classes(
 def _show(evaluation: Evaluation, paths: list[Path], *, as_json: bool) -> None:
     """The scores with their footnotes and warnings, and where they were written."""
     from ..metrics.scoreboard import board
+    from ..metrics.scoreboard_page import sentence
 
     if as_json:
         print_json({"systems": [result.to_json() for result in evaluation.results], "paths": [str(path) for path in paths]})
@@ -175,12 +180,18 @@ def _show(evaluation: Evaluation, paths: list[Path], *, as_json: bool) -> None:
     table = board(evaluation.results)
     out.print(_table(table))
     for number, text in enumerate(table.footnotes, 1):
-        out.print(Text(f"{number}: {text}"))
+        out.print(Text(f"({number}) {text}"))
+    for tail in evaluation.tails.values():
+        out.print(_tail_table(tail))
+    if told := evaluation.card["prompts"]:
+        counts = ", ".join(f"{told[what]:,} with {what}" for what in ("captions", "references", "labels"))
+        out.print(Text(f"{told['source']}: rows {counts}"))
     for result in evaluation.results:
         for warning in result.warnings:
             out.print(Text(f"note: {result.name}: {warning}"))
     for warning in evaluation.card["warnings"]:
         out.print(Text(f"note: {warning}"))
+    out.print(Text(sentence(table, evaluation.results)))
     print_paths(*paths)
 
 
@@ -218,12 +229,35 @@ def _named(text: str) -> tuple[str, str]:
 
 def _table(table: Board) -> Table:
     """The board on a terminal: metrics as rows."""
-    shown = Table(title="Scores [interval, or spread of fad and fd], and what they are read against", title_justify="left")
+    from ..metrics.scoreboard import NONE
+
+    title = "Scores [interval, or spread of fad and fd], and what they are read against"  # as Text: brackets are no markup
+    shown = Table(title=Text(title), title_justify="left")
     shown.add_column("metric")
     for name in (*table.systems, *table.brackets):
         shown.add_column(Text(name), justify="right", overflow="fold")
     for row in table.rows:
         title = f"{row.metric.name} {row.arrow}" + (f" ({row.backend})" if row.backend else "")
-        cells = [Text(f"{cell.value} {cell.interval}".strip(), style="bold" if cell.best else "") for cell in row.cells]
-        shown.add_row(Text(title), *cells, *map(Text, row.brackets))
+        cells = [
+            Text(" ".join(filter(None, (cell.value, cell.interval, _marks(cell.notes)))), style="bold" if cell.best else "")
+            for cell in row.cells
+        ]
+        shown.add_row(Text(f"{title} {_marks(row.notes)}".strip()), *cells, *(Text(text or NONE) for text in row.brackets))
+    return shown
+
+
+def _marks(notes: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, notes))})" if notes else ""
+
+
+def _tail_table(tail: Tail) -> Table:
+    """A score over class frequency on a terminal: bins as rows."""
+    from ..metrics.panels import long_tail_table
+
+    head, rows = long_tail_table(tail.systems)
+    shown = Table(title=Text(f"{tail.metric} ({tail.backend}) from rare to frequent classes"), title_justify="left")
+    for name in head:
+        shown.add_column(Text(name), justify="right", overflow="fold")
+    for row in rows:
+        shown.add_row(*map(Text, row))
     return shown

@@ -14,7 +14,7 @@ from .printing import out, print_json, print_paths
 from .progress import progress_bars
 
 if TYPE_CHECKING:
-    from ..generation.training import TrainResult
+    from ..generation.training_saving import TrainResult
 
 
 def train(
@@ -39,8 +39,8 @@ def train(
 
     chosen = load_train_config(config, preset=preset, settings=tuple(settings or ()))
     require_models("auscult train")
-    from ..generation.training import FIGURE, SHEETS
     from ..generation.training import train as run
+    from ..generation.training_folder import FIGURE, SHEETS
 
     with progress_bars() as progress:
         result = run(chosen, output, progress=progress)

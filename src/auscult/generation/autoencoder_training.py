@@ -37,8 +37,6 @@ class AutoencoderTraining:
         Of the divergence, summed over a clip's latent.
     gradient_clip
         Largest norm of a gradient.
-    bf16
-        Whether the network computes in bfloat16 where it may (GPUs gain by it, processors do not).
     seed
         Of weights, order of clips, and latents' noise.
     """
@@ -49,7 +47,6 @@ class AutoencoderTraining:
     learning_rate: float = 1e-3
     kl_weight: float = 1e-6
     gradient_clip: float = 1.0
-    bf16: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -117,7 +114,7 @@ def train_autoencoder(
                 )
             if log is not None:
                 log(step, {name: float(value) for name, value in losses.items()})
-            progress(step, config.steps, f"autoencoder, L1 {float(losses['l1']):.3f}")
+            progress(step, config.steps, f"autoencoder | L1 {float(losses['l1']):.3f}")
     model.eval()
     model.register_to_config(scaling_factor=1.0 / _latent_std(model, mels, config))
     return model
@@ -125,11 +122,10 @@ def train_autoencoder(
 
 def _step(model: Any, batch: torch.Tensor, optimizer: Any, config: AutoencoderTraining, std: float) -> dict[str, torch.Tensor]:
     """One update; returns the losses."""
-    with torch.autocast(batch.device.type, torch.bfloat16, enabled=config.bf16):
-        posterior = model.encode(batch).latent_dist
-        copy = model.decode(posterior.sample()).sample
-    error = (copy.float() - batch).abs().mean() / std
-    divergence = posterior.kl().float().mean()
+    posterior = model.encode(batch).latent_dist
+    copy = model.decode(posterior.sample()).sample
+    error = (copy - batch).abs().mean() / std
+    divergence = posterior.kl().mean()
     loss = error + config.kl_weight * divergence
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

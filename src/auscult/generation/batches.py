@@ -161,15 +161,15 @@ def plan_batch(
     return Plan(rows, partners, everything | no_prompt, everything | no_retrieval, shown, picks)
 
 
-def noise_seed(seed: int, step: int, part: int = 0) -> int:
-    """Seed of the noise and the noise levels of one part (micro-batch of a process) of a step, below 2^63.
+def noise_seed(seed: int, step: int) -> int:
+    """Seed of the noise and the noise levels of a step, below 2^63.
 
     Examples
     --------
-    >>> noise_seed(0, 1) == noise_seed(0, 1), noise_seed(0, 1) == noise_seed(0, 1, 1), noise_seed(0, 1) == noise_seed(0, 2)
-    (True, False, False)
+    >>> noise_seed(0, 1) == noise_seed(0, 1), noise_seed(0, 1) == noise_seed(0, 2)
+    (True, False)
     """
-    return int(_generator(seed, _NOISE, step, part).integers(0, 2**63))
+    return int(_generator(seed, _NOISE, step).integers(0, 2**63))
 
 
 def _generator(*entropy: int) -> np.random.Generator:

@@ -8,7 +8,7 @@ begins with one null token of zeros that is never masked: attention to it alone 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -84,46 +84,6 @@ class Conditions:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditions:
         """On another device, and of another type of floats; masks stay bool."""
         return self._map(lambda values: values.to(device=device, dtype=dtype if values.is_floating_point() else None))
-
-    def without_references(self, rows: torch.Tensor | None = None) -> Conditions:
-        """As if nothing had been retrieved: of each stream the null token alone.
-
-        Parameters
-        ----------
-        rows
-            (B,) bool, the rows that lose their references; all without it.
-
-        Notes
-        -----
-        For streams that begin with the null token, as :func:`references` makes them. In the family ``"tango"``, whose text
-        stream begins with the prompt, take conditions that were made without references instead, and :func:`choose`.
-        """
-
-        def lone(mask: torch.Tensor | None) -> torch.Tensor | None:
-            if mask is None:
-                return None
-            gone = torch.ones(len(mask), dtype=torch.bool) if rows is None else rows.bool()
-            kept = mask.clone()
-            kept[gone.to(mask.device), 1:] = False
-            return kept
-
-        return replace(self, text_mask=lone(self.text_mask), audio_mask=lone(self.audio_mask))
-
-    @staticmethod
-    def null(prompt: torch.Tensor, rows: int, *, text_dim: int = 0, audio_dim: int = 0) -> Conditions:
-        """No prompt and nothing retrieved, ``rows`` times.
-
-        Parameters
-        ----------
-        prompt
-            (D,) what the prompt encoder makes of the empty text.
-        text_dim, audio_dim
-            Widths of the streams; 0 leaves a stream out.
-        """
-        vectors = prompt.expand(rows, -1)
-        text = null_tokens(rows, text_dim, device=prompt.device) if text_dim else None
-        audio = null_tokens(rows, audio_dim, device=prompt.device) if audio_dim else None
-        return Conditions(vectors, *(text or (None, None)), *(audio or (None, None)))
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Conditions:
         fields = (self.prompt, self.text_tokens, self.text_mask, self.audio_tokens, self.audio_mask)

@@ -223,7 +223,10 @@ def _groups(clips: Clips, group: str | None) -> list[str]:
             raise ValueError(f"[data] group needs parentheses around the name of the recording, got {group!r}")
         found = [pattern.search(name) for name in clips.ids]
         if missed := [name for name, match in zip(clips.ids, found, strict=True) if match is None]:
-            raise ValueError(f"[data] group = {group!r} does not match {len(missed):,} clip ids ({shortened(missed)})")
+            raise ValueError(
+                f"[data] group = {group!r} does not match {len(missed):,} clip ids ({shortened(missed)}); a clip's id is its "
+                "clip_id, or its path where the manifest has no such column"
+            )
         names = [match[1] for match in found if match is not None]
     parent: dict[str, str] = {name: name for name in names}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -204,16 +205,18 @@ def pick_neighbors(found: IntArray, picks: IntArray) -> IntArray:
 
 
 def other_rows(rows: IntArray, captions: Sequence[str]) -> IntArray:
-    """For each row the next one of another caption; the row itself where all captions are equal.
+    """For each row the next one of another caption, of all clips where these rows have none; itself where there is none.
 
     Examples
     --------
     >>> other_rows(np.array([0, 1, 2]), ["rain", "rain", "dog"]).tolist()
     [2, 2, 0]
+    >>> other_rows(np.array([0, 1]), ["rain", "rain", "dog"]).tolist()
+    [2, 2]
     """
     found = []
     for place, row in enumerate(rows):
-        following = [*rows[place + 1 :], *rows[:place]]
+        following = chain(rows[place + 1 :], rows[:place], range(len(captions)))
         found.append(next((each for each in following if captions[each] != captions[row]), row))
     return np.array(found, np.int64)
 

@@ -14,86 +14,29 @@ OUT/task.json            the configuration that the run was begun with
 from __future__ import annotations
 
 import copy
-import json
-import math
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.training_utils import EMAModel
 
-from ..configuration import config_values
-from ..errors import ModelError, OutputFolderError
-from ..folders import CARD, TASK, Progress, is_folder_of, locked, no_progress, write_card, write_text
-from .checkpoints import latest_checkpoint, partial_path, save_checkpoint
+from ..folders import Progress, no_progress, write_text
 from .conditioning import Conditions
 from .denoiser import predict
-from .feed import Batch, Feed
-from .gates import GateResult, check, gate_rows, gates_text, read_gates
-from .objective import LEVELS, level_means, loss_weights, noisy_latents, signal_to_noise, squared_errors, target
-from .pipeline import RetrievalAugmentedAudioPipeline
+from .gates import GateResult, check, gates_text, read_gates
 from .preparing import Prepared, prepare
 from .recomputing import recompute_activations
-from .sheets import draw_training, make_sheet
-from .trained_pairs import WITHOUT, beside
-from .training_config import ObjectiveConfig, OptimizerConfig, TrainConfig
+from .training_config import OptimizerConfig, TrainConfig
+from .training_folder import GATES, LOG, workplace
 from .training_gates import first_gates
-from .validation import Levels, condition_gates, level_losses, variants_of
-
-KIND = "training"
-CHECKPOINTS, PIPELINE, LOG, GATES, SHEETS, FIGURE = (
-    "checkpoints",
-    "pipeline",
-    "log.jsonl",
-    "gates.json",
-    "sheets",
-    "training.png",
-)
-# what may be another when a run goes on: it changes what is shown and when to stop, not what is computed at a step
-_MAY_CHANGE = ("logging", "gates", "device", "threads")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A finished training.
-
-    Attributes
-    ----------
-    path
-        The folder, see the module's docstring.
-    steps
-        Steps done.
-    validation
-        Losses at the end of held-out clips by noise level and conditions, or None if nothing was held out.
-    training
-        The same of as many clips that were trained on.
-    gates
-        All that was checked.
-    card
-        Content of ``card.json``.
-    main
-        Whether this is the process that wrote it, of several.
-    """
-
-    path: Path
-    steps: int
-    validation: Levels | None
-    training: Levels
-    gates: tuple[GateResult, ...]
-    card: dict[str, Any]
-    main: bool = True
-
-    @property
-    def pipeline(self) -> Path:
-        """Folder of the model."""
-        return self.path / PIPELINE
+from .training_log import TrainLog
+from .training_saving import TrainResult, finish, resume, save_pipeline, save_sheet, save_state
+from .training_step import Denoiser, check_shares, learning_rate, noise_schedule, train_step
+from .validation import Levels, level_losses, variants_of
 
 
 def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_progress) -> TrainResult:
@@ -124,7 +67,7 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
 
     accelerator = _accelerator(config)
     alone = accelerator.distributed_type == DistributedType.NO
-    with _threads(config.threads), _workplace(Path(output), config, accelerator) as out:
+    with _threads(config.threads), workplace(Path(output), config, accelerator) as out:
         begun = time.monotonic()
         with accelerator.main_process_first():
             shown = progress if accelerator.is_main_process else no_progress
@@ -139,12 +82,12 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
         averaged = copy.deepcopy(unet).eval()
         model, optimizer = accelerator.prepare(Denoiser(unet), _adamw(unet, config.optimizer))
         accelerator.register_for_checkpointing(average)
-        step = _resume(accelerator, out)
-        log = _Log(out / LOG, step, accelerator.is_main_process, config.logging.tensorboard)
+        step = resume(accelerator, out, average)
+        log = TrainLog(out / LOG, step, accelerator.is_main_process, config.logging.tensorboard)
         while step < config.optimizer.steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config.optimizer)
-            log.add(_train_step(accelerator, model, optimizer, feed.batch(step), alphas, config, prepared.brought, step))
+            log.add(train_step(accelerator, model, optimizer, feed.batch(step), alphas, config, prepared.brought, step))
             average.step(unet.parameters())
             step += 1
             last = step == config.optimizer.steps
@@ -156,135 +99,24 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
                 average.copy_to(averaged.parameters())
                 _validate(log, averaged, prepared, config, alphas, step)
             if step % config.logging.checkpoint_every == 0 or last:
-                _save(accelerator, out, step, config)
+                save_state(accelerator, out, step, config)
+                if not last:
+                    average.copy_to(averaged.parameters())
+                    save_pipeline(accelerator, out, averaged, prepared, config)
+            if config.logging.sheet_every and step % config.logging.sheet_every == 0 and not last:
                 average.copy_to(averaged.parameters())
-                _save_pipeline(accelerator, out, averaged, prepared, config)
-            if last or (config.logging.sheet_every and step % config.logging.sheet_every == 0):
-                average.copy_to(averaged.parameters())
-                if accelerator.is_main_process and config.logging.sheet_prompts:
-                    pipe = _pipeline(averaged, prepared, config).to(accelerator.device)
-                    make_sheet(pipe, feed, prepared.held_out, out / SHEETS, step, config.logging, progress=shown)
+                save_sheet(accelerator, out, averaged, prepared, config, step, shown)
         average.copy_to(averaged.parameters())
+        # not in the loop: a run may have been killed between its last checkpoint and this
+        save_pipeline(accelerator, out, averaged, prepared, config)
+        save_sheet(accelerator, out, averaged, prepared, config, step, shown)
         validation, training = _levels(averaged, prepared, config, alphas)
         accelerator.wait_for_everyone()
-        result = _finish(out, config, prepared, gates, validation, training, step, unet, time.monotonic() - begun, accelerator)
+        result = finish(out, config, prepared, gates, validation, training, step, unet, time.monotonic() - begun, accelerator)
         if not alone:
             accelerator.end_training()
     check(result.gates)  # the last ones may have failed: the model is there, and the error says why it is of no use
     return result
-
-
-class Denoiser(torch.nn.Module):
-    """:func:`~auscult.generation.denoiser.predict` as a module, so that accelerate can spread it over processes."""
-
-    def __init__(self, unet: Any) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        return predict(self.unet, noisy, timesteps, conditions)
-
-
-def noise_schedule(objective: ObjectiveConfig) -> Any:
-    """The ``DDPMScheduler`` of an objective: its ``alphas_cumprod`` are what latents are mixed with noise by."""
-    return DDPMScheduler(
-        num_train_timesteps=objective.timesteps,
-        beta_start=objective.beta_start,
-        beta_end=objective.beta_end,
-        beta_schedule=objective.beta_schedule,
-        prediction_type=objective.prediction,
-        clip_sample=False,
-        steps_offset=1,
-    )
-
-
-def learning_rate(step: int, config: OptimizerConfig) -> float:
-    """Learning rate of a step: warm-up, then linear or cosine decay to 0, or constant. It has no state to be saved.
-
-    Examples
-    --------
-    >>> config = OptimizerConfig(steps=10, warmup=2, learning_rate=1.0)
-    >>> [learning_rate(step, config) for step in (0, 1, 2, 6, 9)]
-    [0.5, 1.0, 1.0, 0.5, 0.125]
-    """
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    if config.decay == "constant":
-        return config.learning_rate
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    share = 1 - done if config.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return config.learning_rate * max(0.0, share)
-
-
-def batch_losses(
-    model: Any, batch: Batch, alphas_cumprod: torch.Tensor, objective: ObjectiveConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted and plain squared errors, (B,) each, of a denoiser on a batch."""
-    wanted = target(batch.latents, batch.noise, alphas_cumprod, batch.timesteps, objective.prediction)
-    noisy = noisy_latents(batch.latents, batch.noise, alphas_cumprod, batch.timesteps)
-    errors = squared_errors(model(noisy, batch.timesteps, batch.conditions), wanted)
-    if objective.snr_mode == "none":
-        return errors, errors
-    snr = signal_to_noise(alphas_cumprod, batch.timesteps)
-    weights = loss_weights(snr, objective.prediction, gamma=objective.snr_gamma, mode=objective.snr_mode)
-    return errors * weights, errors
-
-
-def _train_step(
-    accelerator: Any,
-    model: Any,
-    optimizer: Any,
-    batch: Batch,
-    alphas: torch.Tensor,
-    config: TrainConfig,
-    brought: frozenset[str],
-    step: int,
-) -> dict[str, Any]:
-    """One optimizer step on this process's share of a batch, micro-batch by micro-batch; returns what the log says of it."""
-    bounds = np.linspace(0, len(batch), accelerator.num_processes * config.optimizer.accumulation + 1).round().astype(int)
-    first = accelerator.process_index * config.optimizer.accumulation
-    total, losses, errors, timesteps = len(batch), [], [], []
-    for number in range(first, first + config.optimizer.accumulation):
-        part = batch.part(int(bounds[number]), int(bounds[number + 1])).to(accelerator.device)
-        last = number == first + config.optimizer.accumulation - 1
-        with _synchronized(accelerator, model, last):
-            weighted, plain = batch_losses(model, part, alphas, config.objective)
-            # gradients are averaged over processes, so the sum of all shares is the mean over the batch
-            accelerator.backward(weighted.sum() * accelerator.num_processes / total)
-        losses.append(weighted.detach())
-        errors.append(plain.detach())
-        timesteps.append(part.timesteps)
-    if step < config.optimizer.freeze_steps:
-        named = dict(accelerator.unwrap_model(model).unet.named_parameters())
-        for name in brought if named.keys() - brought else ():  # what brought everything is trained as a whole
-            named[name].grad = None
-    norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    gathered = accelerator.gather_for_metrics((torch.cat(losses), torch.cat(errors), torch.cat(timesteps)))
-    weighted, plain, at = (each.cpu() for each in gathered)
-    loss = float(weighted.mean())
-    if not math.isfinite(loss):
-        raise ModelError(
-            f"the loss of step {step + 1} is {loss}; lower optimizer.learning_rate or optimizer.clip, or train without "
-            "optimizer.precision = 'fp16'; the last checkpoint is as it was"
-        )
-    return {
-        "loss": loss,
-        "error": float(plain.mean()),
-        "norm": float(norm),
-        "levels": level_means(plain, at, config.objective.timesteps),
-    }
-
-
-@contextmanager
-def _synchronized(accelerator: Any, model: Any, last: bool) -> Iterator[None]:
-    """Gradients travel between processes with the last micro-batch only."""
-    if last:
-        yield
-    else:
-        with accelerator.no_sync(model):
-            yield
 
 
 def _adamw(unet: Any, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -300,7 +132,9 @@ def _accelerator(config: TrainConfig) -> Any:
     if config.device.startswith("cuda:"):
         raise ValueError(f"device should be 'cpu' or 'cuda' here, got {config.device!r}; choose one by CUDA_VISIBLE_DEVICES")
     torch_device(config.device, "training")
-    return Accelerator(cpu=config.device == "cpu", mixed_precision=config.optimizer.precision)
+    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.optimizer.precision)
+    check_shares(config, accelerator.num_processes)
+    return accelerator
 
 
 @contextmanager
@@ -312,59 +146,6 @@ def _threads(wanted: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _workplace(out: Path, config: TrainConfig, accelerator: Any) -> Iterator[Path]:
-    """The folder of the run: new, or that of the same run."""
-    if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()
-        yield out
-        return
-    if out.exists() and not out.is_dir():
-        raise OutputFolderError(f"{out}: exists and is a file; choose another -o")
-    if out.is_dir() and any(out.iterdir()) and not (out / TASK).is_file():
-        raise OutputFolderError(f"{out}: holds something that is not a training; choose another -o")
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        _claim(out, config)
-        accelerator.wait_for_everyone()
-        yield out
-
-
-def _claim(out: Path, config: TrainConfig) -> None:
-    """Write the configuration down, or see that it is that of the run which lies there."""
-    wanted = json.loads(json.dumps(config_values(config)))
-    path = out / TASK
-    if not path.is_file():
-        write_text(path, json.dumps(wanted, indent=1, sort_keys=True))
-        return
-    try:
-        there = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise OutputFolderError(f"{path}: cannot be read ({error}); choose another -o") from error
-    changed = [
-        key for key in sorted(_flat(wanted).keys() | _flat(there).keys()) if _flat(wanted).get(key) != _flat(there).get(key)
-    ]
-    changed = [key for key in changed if key.partition(".")[0] not in _MAY_CHANGE]
-    longer = there["optimizer"]["steps"] < wanted["optimizer"]["steps"]
-    if changed == ["optimizer.steps"] and longer:
-        (out / CARD).unlink(missing_ok=True)
-        write_text(path, json.dumps(wanted, indent=1, sort_keys=True))
-        return
-    if changed:
-        old, new = _flat(there), _flat(wanted)
-        told = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in changed[:4])
-        raise OutputFolderError(f"{out}: a training with other settings was begun here ({told}); choose another -o")
-    if is_folder_of(out, KIND):
-        raise OutputFolderError(f"{out}: this training is finished; choose another -o, or raise optimizer.steps to go on")
-
-
-def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
-    return flat
 
 
 def _gates_before(
@@ -380,63 +161,11 @@ def _gates_before(
     return tuple(gate for gate in found if not gate.name.startswith("conditions against"))  # those come at the end
 
 
-def _resume(accelerator: Any, out: Path) -> int:
-    """Load the last whole checkpoint; the number of steps that are done."""
-    found = latest_checkpoint(out / CHECKPOINTS)
-    if found is None:
-        return 0
-    accelerator.load_state(str(found.path))
-    return found.step
-
-
-def _save(accelerator: Any, out: Path, step: int, config: TrainConfig) -> None:
-    folder = out / CHECKPOINTS
-
-    def write(partial: Path) -> None:
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(partial))
-        accelerator.wait_for_everyone()
-
-    if accelerator.is_main_process:
-        facts = {"seed": config.seed, "threads": torch.get_num_threads()}
-        save_checkpoint(folder, step, write, facts=facts, keep=config.logging.checkpoints_kept)
-    else:
-        write(partial_path(folder, step))
-
-
-def _pipeline(unet: Any, prepared: Prepared, config: TrainConfig) -> Any:
-    """The pipeline around averaged weights."""
-    feed, ddpm = prepared.feed, noise_schedule(config.objective)
-    sampler = DDIMScheduler.from_config(ddpm.config, set_alpha_to_one=False, clip_sample=False, steps_offset=1)
-    settings = {"mel": feed.spec, "duration_s": prepared.duration_s, "retrieval": _trained_beside(feed, config)}
-    pipe = RetrievalAugmentedAudioPipeline.of(feed.codec, unet, sampler, prepared.vocoder, feed.encoders, **settings)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _trained_beside(feed: Feed, config: TrainConfig) -> dict[str, Any] | None:
-    if feed.neighbors is not None:
-        return beside(config.retrieval.counts, feed.neighbors.store)
-    return WITHOUT if config.start.source is None else None  # what it started from may have been trained beside pairs
-
-
-def _save_pipeline(accelerator: Any, out: Path, unet: Any, prepared: Prepared, config: TrainConfig) -> None:
-    """The model as a standard folder: all of it the first time, then the denoiser, each under another name first."""
-    if not accelerator.is_main_process:
+def _validate(log: TrainLog, unet: Any, prepared: Prepared, config: TrainConfig, alphas: torch.Tensor, step: int) -> None:
+    if not log.active:
         return
-    folder = out / PIPELINE
-    partial = out / f".{PIPELINE}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        if not folder.exists():
-            _pipeline(unet, prepared, config).save_pretrained(partial)
-            partial.replace(folder)
-            return
-        unet.save_pretrained(partial)
-        for path in sorted(partial.iterdir()):  # each file whole or as it was; the configuration does not change
-            path.replace(folder / "unet" / path.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    validation, training = _levels(unet, prepared, config, alphas)
+    log.line({"step": step, "training": training.to_json(), "validation": validation and validation.to_json()})
 
 
 def _levels(unet: Any, prepared: Prepared, config: TrainConfig, alphas: torch.Tensor) -> tuple[Levels | None, Levels]:
@@ -458,119 +187,3 @@ def _levels(unet: Any, prepared: Prepared, config: TrainConfig, alphas: torch.Te
 def _spread(rows: Any, most: int) -> Any:
     """At most so many rows, evenly spread."""
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
-
-
-def _validate(log: _Log, unet: Any, prepared: Prepared, config: TrainConfig, alphas: torch.Tensor, step: int) -> None:
-    if not log.active:
-        return
-    validation, training = _levels(unet, prepared, config, alphas)
-    log.line({"step": step, "training": training.to_json(), "validation": validation and validation.to_json()})
-
-
-class _Log:
-    """``log.jsonl``: means since the last line; what a killed run wrote beyond its checkpoint goes."""
-
-    def __init__(self, path: Path, step: int, active: bool, tensorboard: bool) -> None:
-        self.path, self.active = path, active
-        self.entries: list[dict[str, Any]] = []
-        self.recent = math.nan
-        self._board = _tensorboard(path.parent) if tensorboard and active else None
-        if active:
-            kept = [line for line in read_log(path) if line["step"] <= step]
-            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-    def add(self, entry: dict[str, Any]) -> None:
-        self.entries.append(entry)
-        self.recent = entry["loss"] if math.isnan(self.recent) else 0.95 * self.recent + 0.05 * entry["loss"]
-
-    def write(self, step: int, rate: float) -> None:
-        means = {name: float(np.mean([entry[name] for entry in self.entries])) for name in ("loss", "error", "norm")}
-        levels = [[entry["levels"][level] for entry in self.entries] for level in range(LEVELS)]
-        found = [[value for value in values if value is not None] for values in levels]
-        self.entries = []
-        self.line({"step": step, **means, "rate": rate, "levels": [float(np.mean(some)) if some else None for some in found]})
-
-    def line(self, content: dict[str, Any]) -> None:
-        if not self.active:
-            return
-        with open(self.path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(content) + "\n")
-        if self._board is not None:
-            for name in ("loss", "error", "norm", "rate"):
-                if name in content:
-                    self._board.add_scalar(name, content[name], content["step"])
-            for side in ("training", "validation"):
-                for variant, losses in ((content.get(side) or {}).get("losses") or {}).items():
-                    self._board.add_scalar(f"{side}/{variant}", float(np.mean(losses)), content["step"])
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Lines of a log; the last is left out if a kill cut it short."""
-    lines = []
-    if path.is_file():
-        for text in path.read_text("utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
-    return lines
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ModelError("logging.tensorboard = true needs the package tensorboard: pip install tensorboard") from error
-    return SummaryWriter(folder / "tensorboard")
-
-
-def _finish(
-    out: Path,
-    config: TrainConfig,
-    prepared: Prepared,
-    gates: tuple[GateResult, ...],
-    validation: Levels | None,
-    training: Levels,
-    step: int,
-    unet: Any,
-    seconds: float,
-    accelerator: Any,
-) -> TrainResult:
-    clips, feed = prepared.feed.clips, prepared.feed
-    if config.gates.conditions and validation is not None:
-        gates += condition_gates(validation, where=str(out / PIPELINE))
-    card = {
-        "configuration": config_values(config),
-        "counts": {
-            "clips": len(clips),
-            "trained_on": len(feed.rows),
-            "held_out": len(prepared.held_out),
-            "skipped": len(clips.skipped),
-            "silent": len(clips.silent),
-            "cut": clips.cut,
-            "padded": clips.padded,
-            "pairs": 0 if feed.neighbors is None else len(feed.neighbors.store),
-            "parameters": sum(parameter.numel() for parameter in unet.parameters()),
-        },
-        "skipped": [list(each) for each in clips.skipped[:100]],
-        "silent": list(clips.silent[:100]),
-        "held_out": [clips.ids[row] for row in prepared.held_out],
-        "steps": step,
-        "seconds_of_last_run": round(seconds, 1),
-        "preview_quality": bool(getattr(prepared.vocoder, "preview_quality", False)),
-        "losses": {"training": training.to_json(), "validation": validation and validation.to_json()},
-        "gates": gate_rows(gates),
-        "device": {"name": str(accelerator.device), "processes": accelerator.num_processes, "threads": torch.get_num_threads()},
-        "models": {name: _version(name) for name in ("torch", "diffusers", "transformers", "accelerate")},
-    }
-    if accelerator.is_main_process:
-        write_text(out / GATES, gates_text(gates))
-        draw_training(read_log(out / LOG), out / FIGURE)
-        write_card(out, KIND, card)
-    return TrainResult(out, step, validation, training, gates, card, accelerator.is_main_process)
-
-
-def _version(name: str) -> str:
-    from importlib import metadata
-
-    return metadata.version(name)

@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..folders import Progress, no_progress
@@ -47,8 +48,12 @@ def first_gates(
 
 
 def one_batch(feed: Feed, clips: int, device: Any, seed: int = 0) -> Batch:
-    """A few clips with their own conditions, at levels that are spread evenly, under fixed noise."""
-    rows = feed.rows[: min(clips, len(feed.rows))]
+    """A few clips with their own conditions, at levels that are spread evenly, under fixed noise; those with pairs first."""
+    order = feed.rows
+    if feed.neighbors is not None:
+        lonely = [not len(nearest) for nearest in feed.nearest(feed.rows, 1)]
+        order = feed.rows[np.argsort(lonely, kind="stable")]
+    rows = order[:clips]
     latents = feed.latents[rows]
     noise, _ = draw_noise(latents, feed.timesteps, seed)
     timesteps = level_timesteps(feed.timesteps, len(rows))
@@ -71,18 +76,36 @@ def first_loss_gate(unet: Any, feed: Feed, config: TrainConfig, alphas_cumprod: 
 
 
 def reach_gate(unet: Any, feed: Feed, config: TrainConfig, alphas_cumprod: torch.Tensor, device: Any) -> GateResult:
-    """Whether the error depends on each condition: the smallest norm of its gradients by prompt and streams is above 0."""
+    """Whether the error depends on each condition: the smallest norm of its gradients by prompt and pairs is above 0.
+
+    Of a stream of pairs only what pairs fill counts: the null token that it begins with, or the tokens of a prompt that the
+    pairs stand behind, would have an influence where no pair has.
+    """
     batch = one_batch(feed, _CLIPS, device)
     conditions = batch.conditions
     names = [name for name in ("prompt", "text_tokens", "audio_tokens") if getattr(conditions, name) is not None]
     leaves = {name: getattr(conditions, name).clone().requires_grad_(True) for name in names}
     error = _error(unet, replace(batch, conditions=replace(conditions, **leaves)), config, alphas_cumprod)
     found = torch.autograd.grad(error, list(leaves.values()))
-    norms = {name: float(gradient.norm()) for name, gradient in zip(leaves, found, strict=True)}
+    norms = {}
+    for name, gradient in zip(leaves, found, strict=True):
+        written = gradient.shape[1] if name == "prompt" else _tokens_before_pairs(feed, name)
+        if written:
+            norms[name] = float(gradient[:, :written].norm())
+        if name != "prompt" and feed.neighbors is not None:
+            norms[f"{name} of pairs"] = float(gradient[:, max(1, written) :].norm())
     name, least = min(norms.items(), key=lambda item: item[1])
     advice = "" if least > 0 else f"; {name} has no influence on the output: is its stream masked, or its width wrong?"
+    if least == 0 and feed.neighbors is not None and not any(map(len, feed.nearest(feed.rows, 1))):
+        advice = "; no clip has a pair in the datastore: all are its duplicates, have its caption, or are held out"
     told = ", ".join(f"{each} {norm:.1e}" for each, norm in norms.items())
     return GateResult("conditions reach the output", least > 0, least, 0.0, f"gradients by {told}{advice}")
+
+
+def _tokens_before_pairs(feed: Feed, stream: str) -> int:
+    """Tokens of a stream that are the prompt's; 0 where the pairs have it to themselves, behind the null token."""
+    written = getattr(feed.prompts, stream)
+    return 0 if written is None else int(written.shape[1])
 
 
 def overfit_gate(

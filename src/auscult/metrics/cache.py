@@ -96,7 +96,9 @@ def open_cache(root: Path, spec: DescriptorSpec, policy: str, device: str = CPU)
         if not (folder / CARD).exists():
             write_card(folder, KIND, {"spec": str(spec), "policy": policy, "device": kind, "format": FORMAT})
     except OSError as error:
-        raise StorageError(f"{folder}: the cache of features cannot be made ({error.strerror}); name another place") from error
+        raise StorageError(
+            f"{folder}: the cache of features cannot be made ({error.strerror}); give --cache a folder that can be written"
+        ) from error
     return folder
 
 

@@ -12,7 +12,7 @@ from ..folders import package_versions
 from .embeddings import Backend
 from .features import FeatureSet
 from .findings import backend_counts
-from .pairing import Prompts
+from .pairing import Prompts, rows_with
 from .request import EvaluateConfig
 from .sets import SetClips, reference_warnings, set_facts
 
@@ -52,7 +52,7 @@ def evaluation_card(
     source, reference
         Of the reference: where it lies, and its clips that any backend could use.
     prompts
-        Table that was given for all systems.
+        Table that was given for all systems; the card counts its rows with captions, references and labels.
     warnings
         About all systems; those about the reference are added.
     started
@@ -64,7 +64,7 @@ def evaluation_card(
         "channels": "mean",
         "backends": dict(backends),
         "reference": {"source": list(source.sources), **set_facts(reference)},
-        "prompts": None if prompts is None else prompts.source,
+        "prompts": None if prompts is None else {"source": prompts.source, **rows_with(prompts)},
         "warnings": [*reference_warnings(reference), *warnings],
         "versions": package_versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -27,7 +27,7 @@ from .embeddings import Backend, load_backend
 from .features import AudioPolicy, FeatureSet, default_cache, extract, probe_rates
 from .findings import Findings, pairings_of
 from .measuring import Task
-from .pairing import REFERENCE_COLUMN, Prompts, pair_captions, pair_references
+from .pairing import REFERENCE_COLUMN, Prompts, check_columns, pair_captions, pair_references
 from .request import EvaluateConfig, System, check_metrics, check_request, has_captions, labeled
 from .scores import SystemResult
 from .sets import REFERENCE, SetClips, check_rates, check_usable, native_rates
@@ -121,7 +121,7 @@ def evaluate(
         about[label] = backend_facts(backend, features)
     assert real is not None
     tails, warnings = ({}, []) if classes is None else scores_by_class(found.values(), classes, config)
-    told = [*(() if classes is None else classes.warnings), *warnings]
+    told = [*(() if prompts is None else check_columns(prompts)), *(() if classes is None else classes.warnings), *warnings]
     return Evaluation(
         tuple(one.result(real, config) for one in found.values()),
         tails,
@@ -140,6 +140,8 @@ def _checked_prompts(
 ) -> dict[str, Prompts | None]:
     """The prompts of each system, after all checks that need no features."""
     corpora = {name: system.corpus for name, system in systems.items()}
+    if prompts is not None:
+        check_columns(prompts)
     own = prompts_by_system(prompts, corpora)
     check_metrics(config, backends, systems, own)
     if classes is not None:

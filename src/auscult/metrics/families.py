@@ -11,7 +11,7 @@ import numpy.typing as npt
 from . import clap_score, coverage, divergence, frechet, kernel
 from .embeddings import Backend
 from .features import FeatureSet
-from .frames import some_clips
+from .frames import REFERENCE, some_clips
 from .intervals import Interval, mean_interval
 from .variety import check_loud, check_variety
 
@@ -116,6 +116,7 @@ def _frechet(task: Task) -> dict[str, Interval]:
 def _infinity(task: Task) -> dict[str, Interval]:
     if task.extreme:
         raise ValueError("the frames of noise and silence are nearly alike: their distance does not depend on their number")
+    frechet.check_counts(task.reference.clip_of_frame, task.backend.dimension, REFERENCE)
     reference = frechet.moments(task.reference.blocks())
     generated = _drawn(task.generated, HELD_BYTES // (4 * task.backend.dimension), task.seed)
     found = frechet.evaluate_infinity(
@@ -145,10 +146,12 @@ def _kernel(task: Task) -> dict[str, Interval]:
 
 def _numbered(generated: FeatureSet, reference: FeatureSet) -> tuple[IntArray, IntArray]:
     """The clip of each frame of both sets, where a clip whose samples are in both has one number: a clip and itself are no
-    pair of unrelated ones, and would draw the distance below 0."""
+    pair of unrelated ones, and would draw the distance below 0. Of several copies, the first has the number of the first."""
     digests = [one.clips["sample_digest"].to_pylist() for one in (generated, reference)]
-    place = {digest: row for row, digest in reversed(list(enumerate(digests[0])))}
-    number = [place.pop(digest, len(generated) + row) for row, digest in enumerate(digests[1])]
+    places: dict[str, list[int]] = {}
+    for row, digest in reversed(list(enumerate(digests[0]))):
+        places.setdefault(digest, []).append(row)
+    number = [places[digest].pop() if places.get(digest) else len(generated) + row for row, digest in enumerate(digests[1])]
     return generated.clip_of_frame, np.array(number, np.int64)[reference.clip_of_frame]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from .addressing import captions_named, labels_named
 from .brackets import Brackets
 from .features import FeatureSet
 from .measuring import FAMILIES, Family, Task, measure, names, per_clip
@@ -98,12 +99,28 @@ class Findings:
     def table(self) -> pa.Table:
         """The system's rows of ``Evaluation.clips``: no score where a backend could not use a clip."""
         assert self.clips is not None
-        clips = self.clips.clips.select(["clip_id", "path", "caption", "labels", "duration_s", "flags"])
+        clips = self._described().select(["clip_id", "path", "caption", "labels", "duration_s", "flags"])
         ids = clips["clip_id"].to_pylist()
         for (metric, label), values in self.columns.items():
             column = pa.array([values.get(clip_id) for clip_id in ids], pa.float64())
             clips = clips.append_column(f"{metric}_{label}", column)
         return clips.add_column(0, "system", pa.array([self.name] * len(ids), pa.string()))
+
+    def _described(self) -> pa.Table:
+        """The clips with the captions and labels that the scores were computed with: a table's captions count before the
+        corpus's own, labels after."""
+        assert self.clips is not None
+        clips = self.clips.clips
+        captions, labels = captions_named(self.prompts), labels_named(self.prompts)
+        rows = clips.select(["clip_id", "path", "caption", "labels"]).to_pylist()
+        known = {
+            "caption": [captions.get(row["clip_id"]) or captions.get(row["path"]) or row["caption"] for row in rows],
+            "labels": [row["labels"] or labels.get(row["clip_id"]) or labels.get(row["path"], ()) for row in rows],
+        }
+        for name, values in known.items():
+            place = clips.column_names.index(name)
+            clips = clips.set_column(place, name, pa.array(values, clips.schema.field(name).type))
+        return clips
 
     def result(self, reference: SetClips, config: EvaluateConfig) -> SystemResult:
         """Scores, facts and warnings."""

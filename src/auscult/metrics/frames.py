@@ -12,6 +12,7 @@ Features = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
 
 GENERATED, REFERENCE = "generated", "reference"
+KAD_INSTEAD = "take kad, the kernel distance, which works with few clips"
 
 
 def checked_features(features: npt.ArrayLike, name: str, *, first_row: int = 0) -> Features:
@@ -91,7 +92,17 @@ def check_two_clips(clip: IntArray, name: str, needed_for: str) -> None:
     if n < 2:
         frames = f" (with {len(clip)} rows)" if len(clip) > n else ""
         raise ValueError(
-            f"{needed_for} needs at least 2 {name} clips, got {n}{frames}: a single clip can be compared pair by pair instead"
+            f"{needed_for} needs at least 2 {name} clips, got {n}{frames}: add clips, nothing can be said of how a "
+            "single one varies"
+        )
+
+
+def check_covariance(frames: float, dimension: int, name: str) -> None:
+    """Refuse a set of no more frames than dimensions: its covariance is singular, and a distance says how few they are."""
+    if frames <= dimension:
+        raise ValueError(
+            f"the covariance of {dimension} dimensions needs at least {dimension + 1} {name} frames, got {frames:,.0f}: "
+            f"add clips, take a backend of fewer dimensions, or {KAD_INSTEAD}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features: FAD and FD, extrapolated to infinitely many frames, and clip by clip.
+"""Frechet distance between two sets of features: FAD and FD, extrapolated to infinitely many clips, and clip by clip.
 
 Only means and covariances are compared. For the distance of two sets each is read once, in blocks, and needs no room however
 many frames it holds; the extrapolation and the distances of clips take the generated frames as one array.
@@ -19,30 +19,24 @@ from .frames import (
     REFERENCE,
     Features,
     IntArray,
+    check_covariance,
     check_same_dimension,
     check_two_clips,
     checked_clips,
     checked_features,
     different_dimensions,
 )
-from .frechet_variants import (
-    ADVICE,
-    Extrapolation,
-    extrapolated,
-    few_threads,
-    frechet_infinity,
-    frechet_per_clip,
-    rows_by_clip,
-    shrinkage_coefficient,
-)
+from .frechet_clips import frechet_per_clip, shrinkage_coefficient
+from .frechet_variants import Extrapolation, extrapolated, few_threads, frechet_infinity, rows_by_clip
 from .gaussians import Moments, Sums, distance_to, frechet_distance, merged, moments, panels
-from .intervals import RESAMPLES, Interval, resampled_counts, spread_interval
+from .intervals import FEWEST, RESAMPLES, Interval, resampled_counts, spread_interval
 
 __all__ = [
     "Extrapolation",
     "FrechetInterval",
     "Moments",
     "affordable_resamples",
+    "check_counts",
     "evaluate",
     "evaluate_infinity",
     "frechet_distance",
@@ -87,16 +81,13 @@ def validate(
     first, second = checked_features(generated, GENERATED), checked_features(reference, REFERENCE)
     check_same_dimension(first, second)
     for rows, clips, name in ((first, generated_clips, GENERATED), (second, reference_clips, REFERENCE)):
-        _check_counts(checked_clips(clips, len(rows), name), rows.shape[1], name)
+        check_counts(checked_clips(clips, len(rows), name), rows.shape[1], name)
 
 
-def _check_counts(clip: IntArray, dimension: int, name: str) -> None:
+def check_counts(clip: IntArray, dimension: int, name: str) -> None:
+    """Refuse a set, given the clip of each frame, of a single clip or of no more frames than dimensions."""
     check_two_clips(clip, name, "the Frechet distance")
-    if len(clip) <= dimension:
-        raise ValueError(
-            f"the covariance of {dimension} dimensions needs at least {dimension + 1} {name} frames, got {len(clip)}: "
-            f"add clips, take a backend of fewer dimensions, or {ADVICE}"
-        )
+    check_covariance(len(clip), dimension, name)
 
 
 @dataclass(frozen=True)
@@ -154,7 +145,8 @@ def evaluate(
     generated_clips, reference_clips
         (n,) which clip each frame belongs to; None: each frame is a clip of its own.
     resamples
-        At most so many draws, see :func:`affordable_resamples`; 0: no interval.
+        At most so many draws, see :func:`affordable_resamples`; 0: no interval. Neither is there one where a set has fewer
+        than six clips, which vary by much more than their draws do.
     seed
         Of the groups and the draws.
 
@@ -177,7 +169,7 @@ def evaluate(
     if len(first[0].mean) != len(second[0].mean):
         raise ValueError(different_dimensions(len(first[0].mean), len(second[0].mean)))
     value = frechet_distance(merged(first), merged(second))
-    drawn = affordable_resamples(resamples, len(first[0].mean))
+    drawn = affordable_resamples(resamples, len(first[0].mean)) if min(len(first), len(second)) >= FEWEST else 0
     times_first = resampled_counts(len(first), resamples=drawn, seed=seed)
     times_second = resampled_counts(len(second), resamples=drawn, seed=seed + 1)
     draws = [frechet_distance(merged(first, a), merged(second, b)) for a, b in zip(times_first, times_second, strict=True)]
@@ -233,7 +225,7 @@ def _grouped(source: Source, clips: npt.ArrayLike | None, name: str, resamples: 
     head = next(incoming, None)
     if head is None:
         raise ValueError(f"there are no {name} features")
-    _check_counts(clip, head.shape[1], name)
+    check_counts(clip, head.shape[1], name)
     n_clips, limit = int(clip.max()) + 1, max(2, GROUP_BYTES // 2 // (8 * head.shape[1] ** 2))
     n_groups = min(n_clips, GROUPS, limit) if resamples else 1
     group = (np.random.default_rng(seed).permutation(n_clips) % n_groups)[clip]

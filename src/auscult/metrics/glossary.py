@@ -63,8 +63,9 @@ METRICS = {
     "fad_infinity": Metric(
         "FAD, infinite set",
         False,
-        "The same distance, extrapolated to endlessly many generated clips from halves and quarters, so that sets of unequal "
-        "size can be compared; it leans on a straight line, keeps what a small reference adds, and stays blind to prompts.",
+        "The same distance, extrapolated to endlessly many generated clips from halves and quarters, which takes out most of "
+        "what few of them add; it leans on a straight line, keeps what a small reference adds, and stays blind to prompts.",
+        changes_with="clips",
         spread=True,
     ),
     "fad_per_clip": Metric(
@@ -86,8 +87,9 @@ METRICS = {
     "fd_infinity": Metric(
         "FD, infinite set",
         False,
-        "The Frechet distance extrapolated to endlessly many generated clips from halves and quarters, so that sets of unequal "
-        "size can be compared; it leans on a straight line, keeps what a small reference adds, and stays blind to prompts.",
+        "The Frechet distance extrapolated to endlessly many generated clips from halves and quarters, which takes out most of "
+        "what few of them add; it leans on a straight line, keeps what a small reference adds, and stays blind to prompts.",
+        changes_with="clips",
         spread=True,
     ),
     "fd_per_clip": Metric(

@@ -132,17 +132,18 @@ def share_interval(value: float, variance: float, *, clips: int, items: int) -> 
 def ratio_interval(value: float, variance: float) -> Interval:
     """Interval of a number above 0 that varies by factors: 1.96 standard errors of its logarithm either side.
 
-    Without ends where it was not seen to vary.
+    Without ends where it was not seen to vary, and where its standard error is as large as itself: the logarithm of what may
+    as well be 0 varies without bound.
 
     Examples
     --------
-    >>> ratio_interval(1.0, 0.0)
-    Interval(value=1.0, low=nan, high=nan)
+    >>> ratio_interval(1.0, 0.0), ratio_interval(1.0, 1.0)
+    (Interval(value=1.0, low=nan, high=nan), Interval(value=1.0, low=nan, high=nan))
     >>> interval = ratio_interval(2.0, 0.04)
     >>> round(interval.low, 3), round(interval.high, 3)
     (1.644, 2.433)
     """
-    if not variance > 0:
+    if not 0 < variance < value**2:
         return Interval(value)
     factor = float(np.exp(ndtri(HIGH / 100) * np.sqrt(variance) / value))
     return Interval(value, value / factor, value * factor)

@@ -18,7 +18,7 @@ from .frames import (
     checked_features,
     some_clips,
 )
-from .intervals import RESAMPLES, Interval, resampled_counts, spread_interval
+from .intervals import FEWEST, RESAMPLES, Interval, resampled_counts, spread_interval
 
 __all__ = ["bandwidth", "evaluate", "kernel_distance", "validate"]
 
@@ -64,7 +64,7 @@ def bandwidth(reference: npt.ArrayLike, *, seed: int = 0) -> float:
     if median <= 1e-7 * length or median == 0:  # what rounding leaves of equal rows
         raise ValueError(
             "the median distance between two rows of the reference is 0: most of its features are equal (silence, or one file "
-            "many times?), so that there is no scale to compare others by; check the reference, or give h"
+            "many times?), so that there is no scale to compare others by; take a reference of various sounds"
         )
     return median
 
@@ -92,8 +92,8 @@ def validate(
     --------
     >>> validate([[0.0], [1.0]], [[0.0], [1.0]], reference_clips=[5, 5])
     Traceback (most recent call last):
-    ValueError: the kernel distance needs at least 2 reference clips, got 1 (with 2 rows): a single clip can be compared pair by
-    pair instead
+    ValueError: the kernel distance needs at least 2 reference clips, got 1 (with 2 rows): add clips, nothing can be said
+    of how a single one varies
     """
     first, second = checked_features(generated, GENERATED), checked_features(reference, REFERENCE)
     check_same_dimension(first, second)
@@ -257,7 +257,8 @@ def evaluate(
 
     Near 0 the interval is wider than the score spreads, up to twofold: no draw knows that the distributions are one.
 
-    Parameters are those of :func:`kernel_distance`; ``resamples`` draws, none for 0.
+    Parameters are those of :func:`kernel_distance`; ``resamples`` draws, none for 0 or where a set has fewer than six clips:
+    so few vary by much more than their draws do.
 
     Examples
     --------
@@ -269,6 +270,7 @@ def evaluate(
     validate(generated, reference, generated_clips=generated_clips, reference_clips=reference_clips)
     sets = _prepared(generated, reference, generated_clips, reference_clips, h, paired, seed)
     n, m = sets.generated.n_clips, sets.reference.n_clips
+    resamples = resamples if min(n, m) >= FEWEST else 0
     first = _counts(n, resamples, seed)
     together = paired and np.array_equal(sets.generated.numbers, sets.reference.numbers)
     second = first if together else _counts(m, resamples, seed + 1)  # of the same clips, a clip and its version

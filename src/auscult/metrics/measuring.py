@@ -42,17 +42,15 @@ def measure(
         return {metric: Score.refused(metric, label, str(refusal), **clips) for metric in names(family, task.backend)}
     beside = {} if brackets is None else _beside(task, family, brackets, reference_captions)
     note = f"Its floor is of halves of {len(task.reference) // 2:,} clips; of fewer clips a Frechet distance is larger."
-    return {
-        metric: Score.of(
-            metric,
-            label,
-            interval,
-            **clips,
-            **{kind: values.get(metric) for kind, values in beside.items()},
-            note=note if metric == task.backend.frechet and beside else "",
-        )
-        for metric, interval in found.items()
-    }
+    scores = {}
+    for metric, interval in found.items():
+        around = {kind: values.get(metric) for kind, values in beside.items()}
+        noted = metric == task.backend.frechet and around.get("floor") is not None
+        try:
+            scores[metric] = Score.of(metric, label, interval, **clips, **around, note=note if noted else "")
+        except ValueError as refusal:  # a number that is none
+            scores[metric] = Score.refused(metric, label, str(refusal), **clips)
+    return scores
 
 
 def _beside(

@@ -32,6 +32,7 @@ from ..storage import Place, Url, place_of
 
 ID_COLUMNS = ("clip_id", "id", "audiocap_id")
 REFERENCE_COLUMN = "reference"
+WANTED_COLUMNS = ("caption", REFERENCE_COLUMN, "labels")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Prompt:
         Its reference clip: as the row has it, which may be an id, and the same taken for a path (resolved).
     labels
         Classes of the sound.
+    path_text
+        The path as the row has it.
     """
 
     where: str
@@ -60,6 +63,7 @@ class Prompt:
     reference: str | None = None
     reference_path: str | None = None
     labels: tuple[str, ...] = ()
+    path_text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,43 @@ def read_prompts(table: str | Path, *, audio_root: str | Path | None = None, enc
     return Prompts(str(place), frozenset(columns), tuple(rows))
 
 
+def check_columns(prompts: Prompts) -> list[str]:
+    """Refuse a table that says nothing of its clips; sentences about columns that were hardly meant to be passed over.
+
+    Raises
+    ------
+    ManifestError
+        No row has a caption, a reference or labels.
+
+    Examples
+    --------
+    >>> rows = (Prompt("line 2", "a", "a", None, "an owl"),)
+    >>> check_columns(Prompts("prompts.csv", frozenset({"clip_id", "caption", "refrence"}), rows))
+    ["prompts.csv: the column 'refrence' is not read; is 'reference' meant?"]
+    """
+    missing = [name for name in WANTED_COLUMNS if name not in prompts.columns]
+    meant = {}
+    for column in sorted(prompts.columns - {*ID_COLUMNS, *PATH_COLUMNS, *CAPTION_COLUMNS, *WANTED_COLUMNS}):
+        if close := difflib.get_close_matches(column.strip().lower(), missing, n=1, cutoff=0.75):
+            meant[column] = close[0]
+    if not any(rows_with(prompts).values()):
+        hint = "; ".join(f"is {name!r} meant by {column!r}?" for column, name in meant.items())
+        raise ManifestError(
+            f"{prompts.source}: says nothing of its clips; expected a column caption, reference or labels with something in "
+            f"it, got the columns {', '.join(sorted(prompts.columns))}" + (f"; {hint}" if hint else "")
+        )
+    return [f"{prompts.source}: the column {column!r} is not read; is {name!r} meant?" for column, name in meant.items()]
+
+
+def rows_with(prompts: Prompts) -> dict[str, int]:
+    """How many rows have a caption, a reference, labels."""
+    return {
+        "captions": sum(row.caption is not None for row in prompts.rows),
+        "references": sum(row.reference is not None for row in prompts.rows),
+        "labels": sum(bool(row.labels) for row in prompts.rows),
+    }
+
+
 def _absolute(place: str | Path) -> Place:
     found = place_of(place)
     return found if isinstance(found, Url) else Path(os.path.abspath(found))
@@ -130,6 +171,7 @@ def _prompt(where: str, row: Mapping[str, Any], root: Place) -> Prompt:
         reference,
         None if reference is None else _resolved(reference, root),
         labels_of(row.get("labels")),
+        path,
     )
 
 
@@ -265,7 +307,7 @@ def _refuse_unpaired(clips: pa.Table, unpaired: Sequence[bool], what: str, sourc
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     raise ManifestError(
         f"{source}: {len(names):,} of {len(unpaired):,} generated clips have no {what}: {', '.join(map(repr, names[:3]))}{more}"
-        "; give each a row, or evaluate without them"
+        f"; give each a row, or leave the {what}s of all away"
     )
 
 

@@ -46,20 +46,28 @@ def long_tail_panel(results: Mapping[str, LongTail], *, label: str) -> Panel:
     first = _checked(results)
     few = [one.name for one in first.bins if 0 < one.clips < FEW_CLIPS]
     text = (
-        f"{label} of each class, averaged over the classes of a bin; bins hold classes by the number of training clips that "
-        "carry them. Bars are 95 % intervals over clips; a bin with one clip has none."
+        f"Are sounds that were rare in training made worse? Classes of sound are sorted by how many training clips carry them, "
+        f"rare ones to the left. A point is the mean {label} of the classes of such a group, every class counting alike. The "
+        "bars are 95 % intervals, for other clips drawn from the same source; of one clip there is none."
     )
     if few:
         text += f" Fewer than {FEW_CLIPS} clips lie in {listed(few)}: intervals there are too narrow."
     if unlabeled := max(one.unlabeled for one in results.values()):
         text += f" {unlabeled:,} clips carry no label and count nowhere."
     wide, narrow = (long_tail_svg(results, label=label, narrow=narrow) for narrow in (False, True))
+    head, rows = long_tail_table(results)
+    return Panel(f"{label} from rare to frequent sounds", text, wide, narrow, head, rows)
+
+
+def long_tail_table(results: Mapping[str, LongTail]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """The numbers of several systems with the same bins: names of the columns, and one row of texts for each bin."""
+    _checked(results)
     head = ("training clips", "classes", "clips", *results)
     rows = tuple(
         (bins[0].name, _range(bins, "classes"), _range(bins, "clips"), *map(_value, bins))
         for bins in zip(*(one.bins for one in results.values()), strict=True)
     )
-    return Panel(f"{label} from rare to frequent sounds", text, wide, narrow, head, rows)
+    return head, rows
 
 
 def panel_markdown(panel: Panel) -> str:

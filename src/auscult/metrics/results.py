@@ -36,22 +36,17 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     Raises
     ------
     OutputFolderError
-        The path is no ``.json``, its folder cannot be written, or something is there that is not to be replaced.
+        The path is no ``.json``, its folder cannot be written, its name leaves no room for those of the tables, or something
+        is there that is not to be replaced.
     """
     if path.suffix != _JSON:
         raise OutputFolderError(f"{path}: the result of an evaluation is a file, such as metrics.json (tables come beside it)")
-    if path.is_dir():
-        raise OutputFolderError(f"{path}: is a folder; name a file")
-    finished = _tables_of(path)
-    for suffix in _there(path):
-        if not (_is_ours(path, suffix) if finished is None else suffix == _JSON or suffix in finished):
-            raise OutputFolderError(f"{_beside(path, suffix)}: is there already, and not of an evaluation; choose another name")
-    if finished is not None and not overwrite:
-        raise OutputFolderError(f"{path}: holds a finished evaluation; choose another name, or give --overwrite")
     try:
+        _check_replaceable(path, overwrite=overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _probe(path)
     except OSError as error:
-        raise OutputFolderError(f"{path.parent}: cannot be made ({error.strerror}); choose another -o") from error
+        raise OutputFolderError(f"{path}: cannot be written ({error.strerror}); choose another -o") from error
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> list[Path]:
@@ -140,7 +135,7 @@ def _publish(path: Path, contents: Mapping[str, bytes]) -> None:
         _staged(path, _JSON).replace(path)
         journal.unlink()
     finally:
-        for left in (*(_staged(path, suffix) for suffix in contents), _hidden(path, ".journal.new")):
+        for left in (*(_staged(path, suffix) for suffix in (_JSON, *_BESIDE)), _hidden(path, ".journal.new")):
             with suppress(OSError):
                 left.unlink(missing_ok=True)
 
@@ -151,6 +146,31 @@ def _write(path: Path, content: bytes) -> None:
         handle.write(content)
         handle.flush()
         os.fsync(handle.fileno())
+
+
+def _check_replaceable(path: Path, *, overwrite: bool) -> None:
+    """Refuse what is there and is no result of ours, or none that may be replaced."""
+    if path.is_dir():
+        raise OutputFolderError(f"{path}: is a folder; name a file")
+    tables = _tables_of(path)
+    for suffix in _there(path):
+        place = _beside(path, suffix)
+        if tables is None or (suffix != _JSON and suffix not in tables):
+            if not _is_ours(path, suffix):
+                raise OutputFolderError(f"{place}: is there already, and not of an evaluation; choose another name")
+        elif suffix != _JSON and _digest_of(place) != tables[suffix]:
+            raise OutputFolderError(
+                f"{place}: was changed since its evaluation was written; move it away, so that nothing of it is lost"
+            )
+    if tables is not None and not overwrite:
+        raise OutputFolderError(f"{path}: holds a finished evaluation; choose another name, or give --overwrite")
+
+
+def _probe(path: Path) -> None:
+    """See that a file can be made under the longest of the names that will be needed."""
+    longest = max((_staged(path, suffix) for suffix in (_JSON, *_BESIDE)), key=lambda place: len(place.name))
+    longest.write_bytes(b"")
+    longest.unlink()
 
 
 def _there(path: Path) -> list[str]:
@@ -169,13 +189,29 @@ def _hidden(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.stem}.evaluation{suffix}")
 
 
-def _tables_of(path: Path) -> frozenset[str] | None:
-    """The suffixes of what a finished evaluation wrote beside its JSON; None if there is none."""
+def _tables_of(path: Path) -> dict[str, str] | None:
+    """The digests of what a finished evaluation wrote beside its JSON, by suffix; None if there is none."""
     try:
         content = json.loads(path.read_text("utf-8"))
         finished = content["card"]["kind"] == KIND
-        return frozenset(content["files"]) if finished else None
     except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not finished:
+        return None
+    files = content.get("files")
+    if not isinstance(files, dict):
+        raise OutputFolderError(
+            f"{path}: is of an evaluation that does not say which files are its own (an earlier version wrote it?); move it "
+            "and its tables away, or choose another name"
+        )
+    return files
+
+
+def _digest_of(place: Path) -> str | None:
+    """None of what cannot be read, as a folder cannot."""
+    try:
+        return file_digest(place)
+    except OSError:
         return None
 
 

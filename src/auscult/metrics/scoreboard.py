@@ -17,6 +17,10 @@ from .scores import Score, SystemResult
 FEW_SYSTEMS = 4  # up to here metrics are the rows, since there are more of those, and names are longer than numbers
 ARROWS = {True: "↑", False: "↓", None: ""}
 NONE = "-"
+NO_BRACKET = (
+    "Where a bracket is missing (-), the score has none: half of the reference is too few clips for it, noise and silence are "
+    "too much alike throughout, its clips are not paired, or it comes from an audit"
+)
 CSV_COLUMNS = (
     *("system", "metric", "backend", "value", "low", "high", "higher_is_better", *BRACKETS),
     *("n_generated", "n_reference", "n_generated_frames", "n_reference_frames", "reason", "note", "settings"),
@@ -146,14 +150,16 @@ def scoreboard_csv(results: Sequence[SystemResult]) -> str:
     return text.getvalue()
 
 
-def legend(table: Board) -> str:
-    """What arrows, square brackets, bold and the bracket columns mean, in one line of plain text."""
+def legend(table: Board, *, best: str = "Bold") -> str:
+    """What arrows, square brackets, the mark of the best and the bracket columns mean, in one line of plain text."""
     parts = [f"↑ higher is better, ↓ lower is better; in square brackets {_ends(table)}."]
     if len(table.systems) > 1:
-        parts.append("Bold: best, by an interval that overlaps no other system's.")
+        parts.append(f"{best}: best, by an interval that overlaps no other system's.")
     if table.brackets:
         text = "; ".join(f"{name}: {BRACKETS[name]}" for name in table.brackets)
         parts.append(f"{text[0].upper()}{text[1:]}.")
+    if table.brackets and any(not text for row in table.rows for text in row.brackets):
+        parts.append(f"{NO_BRACKET}.")
     return " ".join(parts)
 
 
@@ -161,7 +167,7 @@ def _ends(table: Board) -> str:
     """What the numbers in square brackets are, of the metrics that are in the table."""
     drawn = [row for row in table.rows if any(cell.interval for cell in row.cells)]
     names = list(dict.fromkeys(row.metric.name.partition(",")[0] for row in drawn if row.metric.spread))
-    spread = "the 95 % spread from sample to sample, which need not hold the value of endless clips"
+    spread = "the range in which 95 % of other samples of this size would score; endlessly many clips may score outside it"
     if not names or all(row.metric.spread for row in drawn):
         return spread if names else "the 95 % interval"
     return f"the 95 % interval, or by {listed(names)} {spread}"

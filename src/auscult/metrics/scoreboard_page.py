@@ -48,7 +48,7 @@ def scoreboard_html(results: Sequence[SystemResult], card: Mapping[str, Any], fi
         verdict=sentence(table, results),
         review_warnings=(),
         table=table,
-        legend=legend(table),
+        legend=legend(table, best="On green"),
         explanations=list(dict.fromkeys((one.name, one.explanation) for one in known.values())),
         panels=[(one, Markup(wide_and_narrow(one.wide, one.narrow))) for one in figures],
         facts=facts_table(results),
@@ -58,10 +58,12 @@ def scoreboard_html(results: Sequence[SystemResult], card: Mapping[str, Any], fi
 
 def sentence(table: Board, results: Sequence[SystemResult]) -> str:
     """What the page shows, in a sentence or two."""
+    given = {key for result in results for key, score in result.scores.items() if score.value is not None}
+    if not given:
+        return f"{listed(list(table.systems))}: no score could be given; the footnotes say why."
     if len(table.systems) == 1:
-        refused = sum(score.value is None for score in results[0].scores.values())
-        missing = f"; {refused} could not be given" if refused else ""
-        return f"{table.systems[0]}: {len(table.rows)} scores{missing}."
+        share = f"{len(given)} of {len(table.rows)}" if len(given) < len(table.rows) else str(len(given))
+        return f"{table.systems[0]}: {share} score{'' if share == '1' else 's'}."
     best = {name: [row.metric.name for row in table.rows if row.cells[place].best] for place, name in enumerate(table.systems)}
     told = [f"{name} is best by {len(metrics)}" for name, metrics in best.items() if metrics]
     apart = sum(map(len, best.values()))

@@ -51,19 +51,36 @@ def check_loud(generated: Sequence[Sequence[str]], reference: Sequence[Sequence[
 
 
 def check_variety(generated: FloatArray, reference: FloatArray, k: int, backend: str, *, seed: int = 0) -> None:
-    """Refuse a set of no more than k different sounds.
+    """Refuse a set of no more than k different sounds, be it generated or the reference.
 
     Raises
     ------
     ValueError
         Says how many there are to the backend of this name.
+
+    Examples
+    --------
+    >>> check_variety(np.random.default_rng(0).normal(size=(12, 4)), np.zeros((12, 4)), 5, "logmel")
+    Traceback (most recent call last):
+    ValueError: to logmel the 12 clips of the reference are one and the same sound, which has no neighborhoods to lie in: give
+    a reference of more than 5 different sounds
     """
+    sounds = different_sounds(reference, reference, k, seed=seed)
+    if sounds <= k < len(reference):
+        raise ValueError(
+            f"to {backend} the {len(reference):,} clips of the reference are {_counted(sounds)}, which has no neighborhoods to "
+            f"lie in: give a reference of more than {k} different sounds"
+        )
     sounds = different_sounds(generated, reference, k, seed=seed)
     if sounds <= k < len(generated):
         raise ValueError(
-            f"{len(generated):,} generated clips are only {sounds} different sounds to {backend}: one real sound given again "
-            "and again, or silence where a real clip is nearly silent, would have a precision of 1"
+            f"to {backend} the {len(generated):,} generated clips are {_counted(sounds)}: one real sound given again and "
+            "again, or silence where a real clip is nearly silent, would have a precision of 1"
         )
+
+
+def _counted(sounds: int) -> str:
+    return "one and the same sound" if sounds == 1 else f"only {sounds} different sounds"
 
 
 def different_sounds(generated: FloatArray, reference: FloatArray, k: int, *, seed: int = 0) -> int:
