@@ -115,6 +115,21 @@ def test_every_pipeline_from_its_folder(models: dict[str, Path], kind: str) -> N
     assert half.shape == (channels, 320)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_the_bits_make_nearly_the_same_clip(models: dict[str, Path], dtype: str) -> None:
+    """Griffin-Lim computes in float32 whatever the model is in: its transforms know no other type on a processor."""
+    batches = []
+    for each in ("float32", dtype):
+        pipe = load_pipeline(locate_pipeline(str(models[OURS])), dtype=each)
+        assert {part.dtype for part in (pipe.unet, pipe.vae)} == {getattr(torch, each)}
+        pair = ("a dog", np.sin(np.arange(5120) / 5).astype(np.float32))
+        batches.append(generate_batch(pipe, PROMPTS, SEEDS, Sampling(steps=2), references=[[pair], [], [pair, pair]]))
+    for exact, rough in zip(*batches, strict=True):
+        one, other = (np.abs(np.fft.rfft(clip[0].reshape(10, 512) * np.hanning(512))) for clip in (exact, rough))
+        away = float(np.linalg.norm(one - other) / np.linalg.norm(one))
+        assert 0 < away < 0.3, away
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_audioldm2_is_what_diffusers_makes_of_it(tmp_path: Path, guidance_scale: float) -> None:
     """With a language model that has its head, diffusers' own call works; the same weights without the head give the same."""

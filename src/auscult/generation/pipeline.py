@@ -349,7 +349,7 @@ class RetrievalAugmentedAudioPipeline(DiffusionPipeline):
         if output_type == "latent":
             return latents
         mel = from_latents(self.vae, latents).float()
-        audio = vocode(self.vocoder, mel.to(self.vocoder.dtype), self._samples(duration_s)).float().cpu()
+        audio = vocode(self.vocoder, mel, self._samples(duration_s)).float().cpu()
         return audio.numpy() if output_type == "np" else audio
 
 
