@@ -16,14 +16,20 @@ import torch
 from auscult.corpus import open_corpus
 from auscult.generation.conditioning import Conditions
 from auscult.generation.datastore import DatastoreConfig, build_datastore
+from auscult.generation.encoding import load_encoders
 from auscult.generation.feed import Feed
+from auscult.generation.mel import MelSpec
 from auscult.generation.mixing import mixed_caption
+from auscult.generation.neighbors import pair_tokens
 from auscult.generation.objective import target
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
 from auscult.generation.preparing import prepare
+from auscult.generation.prompts import PromptRow
+from auscult.generation.retrieving import load_look_up
 from auscult.generation.training import noise_schedule, train
 from auscult.generation.training_config import load_train_config
 from auscult.generation.validation import condition_gates, level_losses, variants_of
+from tiny_encoders import save_ast
 
 RATE = 16_000
 KINDS = ("dog barks", "rain falls", "engine hums")
@@ -144,6 +150,27 @@ def test_a_model_that_knows_its_captions_passes_the_gates_and_one_that_does_not_
     zeros = level_losses(lambda noisy, *_: torch.zeros_like(noisy), feed, rows, variants_of(feed), abar, "v_prediction")
     assert all(zeros.losses[name] == zeros.losses["zero"] for name in variants_of(feed))
     assert not any(gate.passed for gate in condition_gates(zeros))
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.02])
+def test_a_pair_is_the_same_in_training_and_in_sampling_however_loud_it_is(corpus: Path, tmp_path: Path, gain: float) -> None:
+    """A spectrogram transformer hears levels; tokens of a quiet file that were only leveled in training would be another's."""
+    for number in range(3):
+        wave = sf.read(corpus / f"{number}.wav", dtype="float32")[0]
+        sf.write(tmp_path / f"{number}.wav", gain * wave, RATE, subtype="FLOAT")
+    rows = [f"c{number},{number}.wav,{KINDS[number]}" for number in range(3)]
+    (tmp_path / "clips.csv").write_text("\n".join(["clip_id,path,caption", *rows]) + "\n")
+    config = DatastoreConfig(key="text", model="hashed")
+    store = build_datastore(open_corpus(tmp_path / "clips.csv"), output=tmp_path / "store", config=config)
+    encoders = load_encoders(audio=str(save_ast(tmp_path / "ast", frequency_stride=10, time_stride=10)))
+    _, trained = pair_tokens(store, encoders, MelSpec(), round(1.28 * RATE), tmp_path / "cache", "", hears=True)
+    looked = load_look_up(tmp_path / "store", 1, rate_hz=RATE, duration_s=1.28)([PromptRow(0, "dog")])[0]
+    sampled = encoders.audio_tokens([wave for _, wave in looked.pairs], RATE)
+    row = store.row(looked.ids[0])
+    length = sampled.values.shape[1]
+    assert trained is not None and sampled.values[0].equal(trained.values[row, :length])
+    loud = encoders.audio_tokens([sf.read(corpus / f"{row}.wav", dtype="float32")[0]], RATE)
+    torch.testing.assert_close(sampled.values, loud.values, rtol=0, atol=1e-4)
 
 
 def test_training_beside_pairs_end_to_end(corpus: Path, tmp_path: Path) -> None:

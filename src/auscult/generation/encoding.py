@@ -21,7 +21,7 @@ from .audioldm2 import WrittenTokenEncoder
 from .audiomae import DEFAULT_MODEL, AudioMAEEncoder, ast_token_frames, ast_tokens
 from .conditioning import Tokens, stacked
 from .encoders import HashedCaptionEncoder, HashedPromptEncoder, MelTokenEncoder, words
-from .mel import MelSpec
+from .mel import MelSpec, prepare_waveform
 from .weights import aligned
 
 CAPTION_TOKENS = 50  # per caption, as in Re-AudioLDM (section 3.2)
@@ -124,6 +124,9 @@ class Encoders:
     def audio_tokens(self, waves: Sequence[Any], rate_hz: int) -> Tokens:
         """Tokens of sounds, (B, n, audio_dim); what a sound gives does not depend on the others.
 
+        A sound's level does not count (:func:`~auscult.generation.mel.prepare_waveform`), in training or in sampling: a quiet
+        copy of a pair is the same pair.
+
         Parameters
         ----------
         waves
@@ -140,7 +143,9 @@ class Encoders:
         if not len(waves):
             raise ValueError("expected at least one sound, got none")
         wanted = self.audio_extractor.sampling_rate if self.audio_extractor is not None else encoder.config.sample_rate_hz
-        sounds = [_at_rate(_sound(wave, number), rate_hz, wanted) for number, wave in enumerate(waves)]
+        heard = None if self.audio_extractor is None else 400 + 160 * (self.audio_extractor.max_length - 1)
+        resampled = [_at_rate(_sound(wave, number), rate_hz, wanted)[:heard] for number, wave in enumerate(waves)]
+        sounds = [prepare_waveform(torch.from_numpy(sound)).numpy() for sound in resampled]
         if self.audio_extractor is None:
             return stacked([encoder(torch.from_numpy(sound)[None]) for sound in sounds])
         return self._patch_tokens(encoder, sounds)

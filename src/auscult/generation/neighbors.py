@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ..audio import read_audio
 from ..errors import AudioDecodeError, CorpusError
 from ..folders import Progress, no_progress
 from .conditioning import Tokens
 from .examples import audio_tokens, text_tokens
-from .mel import MelSpec, prepare_waveform
+from .mel import MelSpec
 
 IntArray = npt.NDArray[np.int64]
 
@@ -130,7 +129,7 @@ def pair_tokens(
                 f"{store.path}: the sound of its pair {columns['clip_id'][row]!r} cannot be read ({path}: {error}); "
                 "build the datastore again without it"
             ) from error
-        return np.asarray(prepare_waveform(torch.from_numpy(audio.samples[:samples])))
+        return audio.samples[:samples]
 
     key = [made_from, columns["clip_id"], columns["path"], store.card.get("files")]
     return text, audio_tokens(wave, len(store), spec, samples, encoders, cache, key, progress=progress)
