@@ -33,6 +33,7 @@ from auscult.generation.generating import GenerateConfig, Generation, generate
 from auscult.generation.making import within_memory
 from auscult.generation.pipelines import load_pipeline, locate_pipeline, quiet, sample_rate_hz, truncated
 from auscult.generation.prompts import PlannedClip, PromptRow, clip_seed, plan_clips, read_prompt_rows
+from auscult.generation.retrieving import load_look_up
 from auscult.metrics.evaluation import EvaluateConfig, System, evaluate
 from auscult.metrics.pairing import read_prompts
 
@@ -503,6 +504,23 @@ def test_a_reference_that_the_datastore_does_not_know(
     assert not unknown["target_passed_over"] and known["target_passed_over"]
     assert "clip0" in unknown["retrieved"] and "clip0" not in known["retrieved"]
     assert any("1 clip (000000-00) is made with a datastore that does not hold" in text for text in result.card["warnings"])
+
+
+def test_a_reference_is_known_by_its_audio(training: Path, datastore: Path, tmp_path: Path) -> None:
+    wave, rate = sf.read(training.parent / "0.wav", dtype="int16")
+    sf.write(tmp_path / "copy.flac", wave, rate)
+    sf.write(tmp_path / "other.flac", wave // 2, rate)
+    rows = [
+        {"path": "copy.flac", "caption": "an owl"},
+        {"clip_id": "x", "path": "other.flac", "caption": "an owl"},
+        {"caption": "an owl", "reference": "copy.flac"},
+        {"path": "copy.flac", "start_s": 0.1, "caption": "an owl"},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    look_up = load_look_up(datastore, 7, rate_hz=16_000, duration_s=0.5)
+    looked = look_up(read_prompt_rows(tmp_path / "p.jsonl"))
+    assert [one.target for one in looked] == ["clip0", None, "clip0", None]
+    assert ["clip0" in one.ids for one in looked] == [False, True, False, True]
 
 
 def test_datastores_that_cannot_be_used(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -95,11 +95,42 @@ def test_a_mixture_retrieves_by_its_joint_caption_without_its_own_halves(prepare
     neighbors = prepared.feed.neighbors
     ids = neighbors.store.pairs["clip_id"].to_pylist()
     captions = dict(zip(prepared.feed.clips.ids, prepared.feed.clips.captions, strict=True))
+    held = {prepared.feed.clips.ids[row] for row in prepared.held_out}
     found = [ids[row] for row in neighbors.of_mixture(mixed_caption(captions["c1"], captions["c9"]), ("c1", "c9"))]
-    assert found and not {"c1", "c9"} & set(found) and not neighbors.hidden & set(found)
+    assert found and not {"c1", "c9"} & set(found) and not held & set(found)
     kinds = {int(name[1:]) // 4 for name in found[:2]}
     assert kinds <= {0, 2}  # dogs and engines, for the caption has the words of both; no rain
     assert not {"c0", "c3"} & {ids[row] for row in neighbors.of_mixture("x and y", ("c0", "c9"))}
+
+
+@pytest.mark.parametrize("key", ["text", "audio"])
+def test_clips_are_known_by_their_audio_where_the_datastore_names_them_otherwise(
+    corpus: Path, tmp_path: Path, key: Literal["text", "audio"]
+) -> None:
+    """The same files under other ids and captions, and one that is not there: all but that one are withheld as before."""
+    rows = [f"{corpus / f'{number}.wav'},{KINDS[number // 4]} is heard {number}" for number in range(12) if number != 11]
+    (tmp_path / "clips.csv").write_text("\n".join(["path,caption", *rows]) + "\n")
+    config = DatastoreConfig(key=key, model="hashed" if key == "text" else "mel", duration_s=None if key == "text" else 1.0)
+    build_datastore(open_corpus(tmp_path / "clips.csv"), output=tmp_path / "store", config=config)
+    given = [f"retrieval.datastore={tmp_path / 'store'}", "data.validation_share=0.2", f"mixing.share={0.5 * (key == 'text')}"]
+    if key == "audio":  # which cannot find anything for a clip that is not there
+        (tmp_path / "known.csv").write_text("\n".join((corpus / "clips.csv").read_text().splitlines()[:12]) + "\n")
+        given += [f"data.train={tmp_path / 'known.csv'}", f"data.audio_root={corpus}"]
+    ready = prepare(_config(corpus, *given), tmp_path / "run")
+    neighbors, clips = ready.feed.neighbors, ready.feed.clips
+    assert neighbors is not None
+    files = [Path(path).stem for path in neighbors.store.pairs["path"].to_pylist()]
+    held = {clips.ids[row][1:] for row in ready.held_out}
+    assert held and not set(clips.ids) & set(neighbors.store.pairs["clip_id"].to_pylist())
+    for clip_id, shown in neighbors.rows.items():
+        there = {files[row] for row in shown}
+        assert len(there) >= 11 - len(held) - 2 and not there & {clip_id[1:], *held}
+        assert clip_id not in ("c0", "c3") or not {"0", "3"} & there  # one audio
+    if key == "text":
+        assert not {"1", "9", *held} & {files[row] for row in neighbors.of_mixture("dog and engine", ("c1", "c9"))}
+    gate = next(gate for gate in ready.gates if gate.name == "pairs")
+    assert gate.value == (key == "text") and gate.passed
+    assert ("(c11)" in gate.message) == (key == "text")
 
 
 def test_a_batch_holds_what_its_plan_says(prepared: Any) -> None:

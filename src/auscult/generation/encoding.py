@@ -159,6 +159,10 @@ class Encoders:
             return (
                 [0] * len(texts) if self.prompt_tokenizer is None else _cut(self.prompt_tokenizer, texts, self._longest_prompt)
             )
+        return self.caption_tokens_cut(texts)
+
+    def caption_tokens_cut(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens at the end of each text the caption encoder does not read: 0 where it reads all, or is missing."""
         if self.caption is None:
             return [0] * len(texts)
         if self.caption_tokenizer is None:

@@ -257,8 +257,8 @@ def _findings(prompts: Sequence[PromptRow], rows: Sequence[Row]) -> dict[str, An
     seen = [row for row in rows if row.get("target_passed_over") is False]
     if seen:
         warnings.append(
-            f"{_clips(seen)} made with a datastore that does not hold the prompt's reference by this id or path: pairs of an "
-            "equal caption were passed over, duplicates of the reference were not"
+            f"{_clips(seen)} made with a datastore that does not hold the prompt's reference, by its id, path or audio: pairs "
+            "of an equal caption were passed over, duplicates of the reference were not"
         )
     if silent:
         warnings.append(f"{_clips(silent)} silent: the model gave no sound")

@@ -13,9 +13,9 @@ import torch
 
 from ..errors import CorpusError, ModelError
 from ..folders import Progress, no_progress
-from ..inputs import listed
 from .autoencoder import MelAutoencoder, PatchPCACodec, fold
 from .conditioning import Conditions, Tokens
+from .data_gates import captions_gate, pairs_gate, split_gate
 from .denoiser import DenoiserConfig, build, family_of
 from .denoiser import preset as denoiser_preset
 from .encoding import Encoders, load_encoders
@@ -26,7 +26,6 @@ from .examples import (
     digest_of,
     duration_samples,
     latents_of,
-    leaks,
     mels_of,
     prompt_vectors,
     read_clips,
@@ -37,7 +36,7 @@ from .examples import (
 from .feed import Feed, encode_prompts
 from .gates import GateResult, check
 from .mel import MelSpec
-from .neighbors import Neighbors, find_neighbors, pair_tokens
+from .neighbors import Neighbors, find_neighbors, hidden_rows, own_pairs, pair_tokens
 from .starting import load_start
 from .training_config import TrainConfig
 from .vocoder import GriffinLimVocoder
@@ -100,7 +99,7 @@ def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Pr
     sources = [config.data.train] + ([config.data.validation] if config.data.validation else [])
     clips = read_clips(sources, config.data, spec, samples, cache, progress=progress)
     rows, held_out = _split(clips, config)
-    gates = list(check([_data_gate(clips, rows, held_out)]))
+    gates = list(check([split_gate(clips, rows, held_out)]))
     if codec is None:
         codec = _make_codec(config, clips, rows, spec, cache, device, progress)
     codec = codec.to(device).eval().requires_grad_(False)
@@ -119,6 +118,10 @@ def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Pr
     if start is not None and start.public and config.gates.start:
         gates += check([_start_gate(start, latents, prompts, device)])
     neighbors = _neighbors(config, clips, held_out, encoders, spec, samples, cache, family != "tango", progress)
+    pairs = None if neighbors is None else neighbors.store.pairs["caption"].to_pylist()
+    gates.append(captions_gate(encoders, clips, rows, pairs, mixes=config.mixing.share > 0, seed=config.seed))
+    if neighbors is not None:
+        gates.append(pairs_gate(neighbors, clips, rows, held_out))
     feed = Feed(
         clips,
         rows,
@@ -157,14 +160,6 @@ def _split(clips: Clips, config: TrainConfig) -> tuple[IntArray, IntArray]:
     if config.data.validation_share == 0:
         return np.arange(len(clips)), np.zeros(0, np.int64)
     return split_clips(clips, config.data.validation_share, config.seed, config.data.group)
-
-
-def _data_gate(clips: Clips, rows: IntArray, held_out: IntArray) -> GateResult:
-    shared = leaks(clips, rows, held_out)
-    silent = f"; {len(clips.silent)} silent clips ({listed(list(clips.silent))})" if clips.silent else ""
-    advice = f"; the audio of {listed(shared)} is in training as well: take it out of one" if shared else ""
-    message = f"{len(rows):,} clips to train on, {len(held_out):,} held out, {len(shared)} of these in both{silent}{advice}"
-    return GateResult("data", not shared, float(len(shared)), 0.0, message)
 
 
 def _denoiser_preset(config: TrainConfig) -> DenoiserConfig:
@@ -308,9 +303,10 @@ def _neighbors(
             f"{store.path}: mixtures retrieve by their joint caption, and this datastore cannot be asked with texts; build one "
             "with auscult datastore --model hashed --key text (or a CLAP model), or set [mixing] share = 0"
         )
-    hidden = frozenset(clips.ids[row] for row in held_out)
-    rows = find_neighbors(store, clips.ids, clips.captions, config.retrieval.neighbors, hidden)
+    own = own_pairs(store, clips.ids, clips.digests)
+    hidden = hidden_rows(store, own, [clips.ids[row] for row in held_out])
+    rows = find_neighbors(store, own, clips.captions, config.retrieval.neighbors, hidden)
     made_from = [config.encoders.caption, config.encoders.audio, config.start.source]
     text: Tokens
     text, audio = pair_tokens(store, encoders, spec, samples, cache, made_from, hears=hears, progress=progress)
-    return Neighbors(store, rows, hidden, text, audio, config.retrieval.neighbors)
+    return Neighbors(store, rows, own, hidden, text, audio, config.retrieval.neighbors)
