@@ -34,6 +34,7 @@ from auscult.generation.making import within_memory
 from auscult.generation.pipelines import load_pipeline, locate_pipeline, quiet, sample_rate_hz, truncated
 from auscult.generation.prompts import PlannedClip, PromptRow, clip_seed, plan_clips, read_prompt_rows
 from auscult.generation.retrieving import load_look_up
+from auscult.generation.schedules import check_steps
 from auscult.metrics.evaluation import EvaluateConfig, System, evaluate
 from auscult.metrics.pairing import read_prompts
 
@@ -129,6 +130,42 @@ def test_half_the_bits_make_nearly_the_same_clip(models: dict[str, Path], dtype:
         one, other = (np.abs(np.fft.rfft(clip[0].reshape(10, 512) * np.hanning(512))) for clip in (exact, rough))
         away = float(np.linalg.norm(one - other) / np.linalg.norm(one))
         assert 0 < away < 0.3, away
+
+
+@pytest.mark.parametrize(
+    ("steps", "advice"),
+    [(1000, "1,000 of 0 to 999.* take 999$"), (300, "898 .* take 250 or 317$"), (2000, "more than its 1,000")],
+)
+def test_steps_that_would_begin_below_the_noise_are_refused(
+    models: dict[str, Path], prompts: Path, tmp_path: Path, steps: int, advice: str
+) -> None:
+    for kind in ("AudioLDMPipeline", OURS):
+        with pytest.raises(ValueError, match=advice):
+            generate(str(models[kind]), prompts, tmp_path / "out", config=GenerateConfig(steps=steps))
+    assert not list(tmp_path.glob("out*"))
+    pipe = load_pipeline(locate_pipeline(str(models[OURS])))
+    with pytest.raises(ValueError, match=f"num_inference_steps = {steps:,} would"):
+        pipe("rain", num_inference_steps=steps)
+
+
+def test_what_is_refused_is_what_diffusers_would_begin_low() -> None:
+    """Its own time steps are the oracle, of every number of steps that it takes."""
+    sampler = tiny_pipelines.scheduler()
+    for steps in range(1, 1001):
+        sampler.set_timesteps(steps)
+        first, apart = int(sampler.timesteps[0]), 1000 // steps
+        wrong = first > 999 or 1000 - (first - 1 + apart) > 50
+        try:
+            check_steps("DDIMScheduler", sampler.config, steps)
+        except ValueError as error:
+            assert wrong, steps
+            for text in str(error).partition("take ")[2].split(" or "):
+                check_steps("DDIMScheduler", sampler.config, int(text))
+        else:
+            assert not wrong, steps
+    check_steps("EDMDPMSolverMultistepScheduler", tiny_pipelines.EDM, 1000)  # has no such spacing
+    trailing = {**sampler.config, "timestep_spacing": "trailing"}
+    check_steps("DDIMScheduler", trailing, 1000)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])

@@ -15,6 +15,7 @@ import torch
 
 from auscult.corpus import open_corpus
 from auscult.generation.conditioning import Conditions
+from auscult.generation.data_gates import captions_gate
 from auscult.generation.datastore import DatastoreConfig, build_datastore
 from auscult.generation.encoding import load_encoders
 from auscult.generation.feed import Feed
@@ -29,7 +30,7 @@ from auscult.generation.retrieving import load_look_up
 from auscult.generation.training import noise_schedule, train
 from auscult.generation.training_config import load_train_config
 from auscult.generation.validation import condition_gates, level_losses, variants_of
-from tiny_encoders import save_ast
+from tiny_encoders import T5, save_ast, save_t5
 
 RATE = 16_000
 KINDS = ("dog barks", "rain falls", "engine hums")
@@ -194,7 +195,7 @@ def test_a_pair_is_the_same_in_training_and_in_sampling_however_loud_it_is(corpu
     config = DatastoreConfig(key="text", model="hashed")
     store = build_datastore(open_corpus(tmp_path / "clips.csv"), output=tmp_path / "store", config=config)
     encoders = load_encoders(audio=str(save_ast(tmp_path / "ast", frequency_stride=10, time_stride=10)))
-    _, trained = pair_tokens(store, encoders, MelSpec(), round(1.28 * RATE), tmp_path / "cache", "", hears=True)
+    _, trained = pair_tokens(store, encoders, MelSpec(), round(1.28 * RATE), tmp_path / "cache", encoders.digests(), hears=True)
     looked = load_look_up(tmp_path / "store", 1, rate_hz=RATE, duration_s=1.28)([PromptRow(0, "dog")])[0]
     sampled = encoders.audio_tokens([wave for _, wave in looked.pairs], RATE)
     row = store.row(looked.ids[0])
@@ -251,6 +252,49 @@ def test_tango_reads_captions_of_pairs_behind_its_prompt(corpus: Path, tmp_path:
     assert batch.conditions.text_tokens.shape[1] == words + 3 * words  # type: ignore[union-attr]  # room for 3 pairs
     pipe = RetrievalAugmentedAudioPipeline.from_pretrained(result.pipeline)
     assert pipe.prompt_encoder is None and pipe.audio_encoder is None
+
+
+def test_another_model_in_the_same_folder_is_not_taken_for_the_first(corpus: Path, tmp_path: Path) -> None:
+    import transformers
+
+    folder = save_t5(tmp_path / "t5")
+    settings = (
+        "denoiser.preset=tiny-tango",
+        "denoiser.channels=[16, 32]",
+        f"encoders.caption={folder}",
+        "retrieval.counts=[0]",
+    )
+    prompts = []
+    for change in (False, False, True):
+        if change:
+            torch.manual_seed(9)
+            transformers.T5EncoderModel(transformers.T5Config(**T5)).save_pretrained(folder)
+        feed = prepare(_config(corpus, *settings), tmp_path / "run").feed
+        feed.encoders.captions(["rain"])  # a tokenizer keeps what it was last asked for
+        prompts.append(feed.prompts.text_tokens)
+        fresh = feed.encoders.captions([feed.clips.captions[0]]).values[0]
+        torch.testing.assert_close(feed.prompts.text_tokens[0], fresh, rtol=0, atol=1e-5)  # type: ignore[index]
+    assert prompts[0].equal(prompts[1]) and not prompts[0].equal(prompts[2])
+    assert len(list((tmp_path / "run" / "cache").glob("captions-*"))) == 2
+
+
+def test_captions_that_are_cut_are_counted(corpus: Path, tmp_path: Path) -> None:
+    """An encoder that reads 8 words: one caption of 12 is too long, and so are all mixtures."""
+    lines = (corpus / "clips.csv").read_text().splitlines()
+    lines[2] += " in the yard behind the old house"
+    (tmp_path / "clips.csv").write_text("\n".join(lines) + "\n")
+    tango = ("denoiser.preset=tiny-tango", "denoiser.channels=[16, 32]", "mixing.share=0.5", f"data.audio_root={corpus}")
+    ready = prepare(_config(corpus, f"data.train={tmp_path / 'clips.csv'}", *tango), tmp_path / "run")
+    assert ready.feed.prompts.text_tokens.shape[1] == 32  # type: ignore[union-attr]  # longer than mixtures of these
+    gate = next(gate for gate in ready.gates if gate.name == "captions")
+    assert gate.value == 0 and "0.0% of mixtures" in gate.message and "shorten" not in gate.message
+    clips, rows = ready.feed.clips, np.arange(12)
+    short = load_encoders(None, "hashed", None, hashed_tokens=9)
+    gate = captions_gate(short, clips, rows, clips.captions, mixes=True, seed=0)
+    assert gate.value == 1 and gate.passed and "1 of 12 captions" in gate.message and "(c1)" in gate.message
+    assert " 100.0% of mixtures" in gate.message and "1 of 12 captions of retrieved pairs" in gate.message
+    assert "shorten" in gate.message
+    assert "mixtures" not in captions_gate(short, clips, rows, None, mixes=False, seed=0).message
 
 
 def test_accumulation_changes_nothing_but_the_rounding(corpus: Path, tmp_path: Path) -> None:

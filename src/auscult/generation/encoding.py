@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +24,10 @@ from .audiomae import DEFAULT_MODEL, AudioMAEEncoder, ast_token_frames, ast_toke
 from .conditioning import Tokens, stacked
 from .encoders import HashedCaptionEncoder, HashedPromptEncoder, MelTokenEncoder, words
 from .mel import MelSpec, prepare_waveform
-from .weights import aligned
+from .weights import aligned, weights_digest
 
 CAPTION_TOKENS = 50  # per caption, as in Re-AudioLDM (section 3.2)
+HASHED_TOKENS = 12  # few, as a short caption of each of several pairs needs
 CLAP_EXAMPLE, T5_EXAMPLE = "laion/clap-htsat-unfused", "google/flan-t5-large"
 AST_EXAMPLE = "MIT/ast-finetuned-audioset-10-10-0.4593"
 NEEDED_FOR = "a text-to-audio model"
@@ -169,6 +172,17 @@ class Encoders:
             return [max(0, len(words(text)) + 1 - self.caption.config.max_tokens) for text in texts]
         return _cut(self.caption_tokenizer, texts, CAPTION_TOKENS)
 
+    def digests(self) -> dict[str, str]:
+        """By part, what its vectors and tokens follow from: weights, configuration, and its tokenizer or extractor.
+
+        A folder's name says none of it: another model may have been put there.
+        """
+        return {
+            "prompt": _digest(self.prompt, self.prompt_tokenizer),
+            "caption": _digest(self.caption, self.caption_tokenizer),
+            "audio": _digest(self.audio, self.audio_extractor),
+        }
+
     @property
     def _writes(self) -> bool:
         return isinstance(self.prompt, WrittenTokenEncoder)
@@ -201,6 +215,7 @@ def load_encoders(
     *,
     device: str = "cpu",
     mel: MelSpec | None = None,
+    hashed_tokens: int = HASHED_TOKENS,
 ) -> Encoders:
     """Load encoders by name.
 
@@ -217,6 +232,8 @@ def load_encoders(
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     mel
         The log-mel of the encoder ``"mel"``.
+    hashed_tokens
+        Tokens per caption of the caption encoder ``"hashed"``.
 
     Raises
     ------
@@ -231,7 +248,7 @@ def load_encoders(
     >>> encoders.prompt_dim, encoders.text_dim, encoders.audio_dim
     (64, 64, 64)
     """
-    parts = (*_load_prompt(prompt), *_load_caption(caption), *_load_audio(audio, mel or MelSpec()))
+    parts = (*_load_prompt(prompt), *_load_caption(caption, hashed_tokens), *_load_audio(audio, mel or MelSpec()))
     place = choose_device(device, NEEDED_FOR)
     for model in parts[::2]:
         if model is not None:
@@ -249,9 +266,9 @@ def _load_prompt(name: str | None) -> tuple[Any, Any]:
         return _weights(ClapTextModelWithProjection, name), AutoTokenizer.from_pretrained(name)
 
 
-def _load_caption(name: str | None) -> tuple[Any, Any]:
+def _load_caption(name: str | None, hashed_tokens: int) -> tuple[Any, Any]:
     if name is None or name == "hashed":
-        return (None if name is None else HashedCaptionEncoder()), None
+        return (None if name is None else HashedCaptionEncoder(max_tokens=hashed_tokens)), None
     from transformers import AutoTokenizer, T5EncoderModel
 
     with _in_words(name, "a T5", T5_EXAMPLE):
@@ -303,6 +320,16 @@ def _in_words(name: str, title: str, example: str) -> Iterator[None]:
             f"{name}: this {what} cannot be loaded as {title} ({first_line(error)}); give a folder with config.json, "
             f"*.safetensors and the files of its tokenizer or extractor, or a name such as {example!r}"
         ) from error
+
+
+def _digest(model: Any, helper: Any) -> str:
+    """SHA-256 of a model and the tokenizer or extractor before it; empty without a model."""
+    if model is None:
+        return ""
+    fast = getattr(helper, "backend_tokenizer", None)
+    facts = json.loads(fast.to_str()) if fast is not None else helper.to_dict() if hasattr(helper, "to_dict") else {}
+    facts = {name: value for name, value in facts.items() if name not in ("truncation", "padding")}  # as they were last used
+    return hashlib.sha256(f"{weights_digest(model)} {json.dumps(facts, sort_keys=True, default=str)}".encode()).hexdigest()
 
 
 def _cut(tokenizer: Callable[..., Any], texts: Sequence[str], longest: int) -> list[int]:

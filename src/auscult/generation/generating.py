@@ -32,10 +32,11 @@ from ..folders import (
 from .calling import Sampling, generate_batch
 from .clips import AUDIO, MADE, MANIFEST, Row, read_rows, write_manifest
 from .making import Maker, devices_of, make_all
-from .pipelines import OURS, LocatedPipeline, locate_pipeline
+from .pipelines import OURS, LocatedPipeline, locate_pipeline, scheduler_config
 from .prompts import PromptRow, plan_clips, prompts_digest, read_prompt_rows
 from .requirements import require_models
 from .retrieving import check_datastore
+from .schedules import check_steps
 
 __all__ = ["GenerateConfig", "Generation", "generate", "generate_batch"]
 
@@ -169,6 +170,8 @@ def generate(
     output = Path(os.path.realpath(output))
     rows = read_prompt_rows(prompts, encoding=encoding)
     located = locate_pipeline(model, offline=offline)
+    sampler = scheduler_config(located)
+    check_steps(str(sampler.get("_class_name")), sampler, config.steps)
     task = {
         **dataclasses.asdict(config),
         "model": located.facts(),

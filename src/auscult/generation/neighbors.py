@@ -141,12 +141,12 @@ def pair_tokens(
     spec: MelSpec,
     samples: int,
     cache: Path,
-    made_from: Any,
+    by_whom: Mapping[str, str],
     *,
     hears: bool,
     progress: Progress = no_progress,
 ) -> tuple[Tokens, Tokens | None]:
-    """Tokens of all pairs of a datastore: captions, and sounds if the denoiser ``hears``.
+    """Tokens of all pairs of a datastore: captions, and sounds if the denoiser ``hears``; kept under the encoders' digests.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def pair_tokens(
         A pair's sound cannot be read any more.
     """
     columns = {name: store.pairs[name].to_pylist() for name in ("caption", "path", "start_s", "duration_s", "clip_id")}
-    text = text_tokens(columns["caption"], encoders, cache, made_from, progress=progress)
+    text = text_tokens(columns["caption"], encoders, cache, by_whom["caption"], progress=progress)
     if not hears:
         return text, None
 
@@ -170,5 +170,5 @@ def pair_tokens(
             ) from error
         return audio.samples[:samples]
 
-    key = [made_from, columns["clip_id"], columns["path"], store.card.get("files")]
+    key = [by_whom["audio"], columns["clip_id"], columns["path"], store.card.get("files")]
     return text, audio_tokens(wave, len(store), spec, samples, encoders, cache, key, progress=progress)

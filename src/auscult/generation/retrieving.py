@@ -91,7 +91,7 @@ def load_look_up(path: str | Path, k: int, *, rate_hz: int, duration_s: float, d
 
 def _target(store: Datastore, prompt: PromptRow, names: Mapping[str, str]) -> str | None:
     """The clip of the datastore that a prompt belongs to: of its id, its path, or its audio where the file is at hand."""
-    if prompt.reference in names:
+    if prompt.reference is not None and prompt.reference in names:
         return names[prompt.reference]
     if prompt.path is None or not Path(prompt.path).is_file():
         return None

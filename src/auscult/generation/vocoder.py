@@ -50,6 +50,8 @@ class GriffinLimVocoder(ModelMixin, ConfigMixin):
 
     config_name = "config.json"
     preview_quality = True
+    filters: torch.Tensor
+    window: torch.Tensor
 
     @register_to_config
     def __init__(
