@@ -264,7 +264,7 @@ def test_another_model_in_the_same_folder_is_not_taken_for_the_first(corpus: Pat
         f"encoders.caption={folder}",
         "retrieval.counts=[0]",
     )
-    prompts = []
+    prompts: list[Any] = []
     for change in (False, False, True):
         if change:
             torch.manual_seed(9)

@@ -196,9 +196,8 @@ class Encoders:
     def _patch_tokens(self, encoder: Any, sounds: list[npt.NDArray[np.float32]]) -> Tokens:
         extractor = self.audio_extractor
         padded = [np.pad(sound, (0, max(0, 400 - len(sound)))) for sound in sounds]  # one frame of 25 ms at 16 kHz
-        inputs = extractor(padded, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_values"].to(
-            encoder.device
-        )
+        inputs = extractor(padded, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_values"]
+        inputs = inputs.to(encoder.device, encoder.dtype)
         own = isinstance(encoder, AudioMAEEncoder)
         with float32_products(tf32=False):
             values = encoder(inputs) if own else ast_tokens(encoder, inputs)
