@@ -261,11 +261,12 @@ def test_prompts_of_every_format(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\ufeffa dog\n\n  rain, wind \n", "utf-8")
     assert read_prompt_rows(tmp_path / "a.txt") == [PromptRow(0, "a dog"), PromptRow(1, "rain, wind")]
     (tmp_path / "a.csv").write_text('path,caption,labels\nx/1.wav,a dog,"dog;animal"\nx/2.wav,"rain, wind",\n')
-    wanted = [PromptRow(0, "a dog", "x/1.wav", ("dog", "animal")), PromptRow(1, "rain, wind", "x/2.wav")]
+    first, second = str(tmp_path / "x" / "1.wav"), str(tmp_path / "x" / "2.wav")
+    wanted = [PromptRow(0, "a dog", "x/1.wav", ("dog", "animal"), first), PromptRow(1, "rain, wind", "x/2.wav", path=second)]
     assert read_prompt_rows(tmp_path / "a.csv") == wanted
     rows = [{"clip_id": "one", "path": "x/1.wav", "captions": ["a dog", "dogs"]}, {"clip_id": "two", "caption": "rain"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert read_prompt_rows(tmp_path / "a.jsonl") == [PromptRow(0, "a dog", "one"), PromptRow(1, "rain", "two")]
+    assert read_prompt_rows(tmp_path / "a.jsonl") == [PromptRow(0, "a dog", "one", path=first), PromptRow(1, "rain", "two")]
     (tmp_path / "caps.csv").write_text("audiocap_id,youtube_id,start_time,caption\n7,abc,30,a dog\n8,abc,30,barking\n")
     assert [row.reference for row in read_prompt_rows(tmp_path / "caps.csv")] == ["abc_30", "abc_30"]
     (tmp_path / "clip.wav").write_bytes(b"")
