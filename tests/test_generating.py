@@ -33,6 +33,8 @@ from auscult.generation.generating import GenerateConfig, Generation, generate
 from auscult.generation.making import within_memory
 from auscult.generation.pipelines import load_pipeline, locate_pipeline, quiet, sample_rate_hz, truncated
 from auscult.generation.prompts import PlannedClip, PromptRow, clip_seed, plan_clips, read_prompt_rows
+from auscult.generation.retrieving import load_look_up
+from auscult.generation.schedules import check_steps
 from auscult.generation.trained_pairs import WITHOUT, beside, check_pairs, trained_beside
 from auscult.metrics.evaluation import EvaluateConfig, System, evaluate
 from auscult.metrics.pairing import read_prompts
@@ -114,6 +116,57 @@ def test_every_pipeline_from_its_folder(models: dict[str, Path], kind: str) -> N
         assert away([base], generate_batch(pipe, [prompt], [seed], settings)) > 1e-3
     half = generate_batch(pipe, ["a dog"], [1], Sampling(steps=2, guidance_scale=1.0, duration_s=0.02))[0]
     assert half.shape == (channels, 320)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_the_bits_make_nearly_the_same_clip(models: dict[str, Path], dtype: str) -> None:
+    """Griffin-Lim computes in float32 whatever the model is in: its transforms know no other type on a processor."""
+    batches = []
+    for each in ("float32", dtype):
+        pipe = load_pipeline(locate_pipeline(str(models[OURS])), dtype=each)
+        assert {part.dtype for part in (pipe.unet, pipe.vae)} == {getattr(torch, each)}
+        pair = ("a dog", np.sin(np.arange(5120) / 5).astype(np.float32))
+        batches.append(generate_batch(pipe, PROMPTS, SEEDS, Sampling(steps=2), references=[[pair], [], [pair, pair]]))
+    for exact, rough in zip(*batches, strict=True):
+        one, other = (np.abs(np.fft.rfft(clip[0].reshape(10, 512) * np.hanning(512))) for clip in (exact, rough))
+        away = float(np.linalg.norm(one - other) / np.linalg.norm(one))
+        assert 0 < away < 0.3, away
+
+
+@pytest.mark.parametrize(
+    ("steps", "advice"),
+    [(1000, "1,000 of 0 to 999.* take 999$"), (300, "898 .* take 250 or 317$"), (2000, "more than its 1,000")],
+)
+def test_steps_that_would_begin_below_the_noise_are_refused(
+    models: dict[str, Path], prompts: Path, tmp_path: Path, steps: int, advice: str
+) -> None:
+    for kind in ("AudioLDMPipeline", OURS):
+        with pytest.raises(ValueError, match=advice):
+            generate(str(models[kind]), prompts, tmp_path / "out", config=GenerateConfig(steps=steps))
+    assert not list(tmp_path.glob("out*"))
+    pipe = load_pipeline(locate_pipeline(str(models[OURS])))
+    with pytest.raises(ValueError, match=f"num_inference_steps = {steps:,} would"):
+        pipe("rain", num_inference_steps=steps)
+
+
+def test_what_is_refused_is_what_diffusers_would_begin_low() -> None:
+    """Its own time steps are the oracle, of every number of steps that it takes."""
+    sampler = tiny_pipelines.scheduler()
+    for steps in range(1, 1001):
+        sampler.set_timesteps(steps)
+        first, apart = int(sampler.timesteps[0]), 1000 // steps
+        wrong = first > 999 or 1000 - (first - 1 + apart) > 50
+        try:
+            check_steps("DDIMScheduler", sampler.config, steps)
+        except ValueError as error:
+            assert wrong, steps
+            for text in str(error).partition("take ")[2].split(" or "):
+                check_steps("DDIMScheduler", sampler.config, int(text))
+        else:
+            assert not wrong, steps
+    check_steps("EDMDPMSolverMultistepScheduler", tiny_pipelines.EDM, 1000)  # has no such spacing
+    trailing = {**sampler.config, "timestep_spacing": "trailing"}
+    check_steps("DDIMScheduler", trailing, 1000)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
@@ -209,11 +262,12 @@ def test_prompts_of_every_format(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\ufeffa dog\n\n  rain, wind \n", "utf-8")
     assert read_prompt_rows(tmp_path / "a.txt") == [PromptRow(0, "a dog"), PromptRow(1, "rain, wind")]
     (tmp_path / "a.csv").write_text('path,caption,labels\nx/1.wav,a dog,"dog;animal"\nx/2.wav,"rain, wind",\n')
-    wanted = [PromptRow(0, "a dog", "x/1.wav", ("dog", "animal")), PromptRow(1, "rain, wind", "x/2.wav")]
+    first, second = str(tmp_path / "x" / "1.wav"), str(tmp_path / "x" / "2.wav")
+    wanted = [PromptRow(0, "a dog", "x/1.wav", ("dog", "animal"), first), PromptRow(1, "rain, wind", "x/2.wav", path=second)]
     assert read_prompt_rows(tmp_path / "a.csv") == wanted
     rows = [{"clip_id": "one", "path": "x/1.wav", "captions": ["a dog", "dogs"]}, {"clip_id": "two", "caption": "rain"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert read_prompt_rows(tmp_path / "a.jsonl") == [PromptRow(0, "a dog", "one"), PromptRow(1, "rain", "two")]
+    assert read_prompt_rows(tmp_path / "a.jsonl") == [PromptRow(0, "a dog", "one", path=first), PromptRow(1, "rain", "two")]
     (tmp_path / "caps.csv").write_text("audiocap_id,youtube_id,start_time,caption\n7,abc,30,a dog\n8,abc,30,barking\n")
     assert [row.reference for row in read_prompt_rows(tmp_path / "caps.csv")] == ["abc_30", "abc_30"]
     (tmp_path / "clip.wav").write_bytes(b"")
@@ -489,6 +543,23 @@ def test_a_reference_that_the_datastore_does_not_know(
     assert not unknown["target_passed_over"] and known["target_passed_over"]
     assert "clip0" in unknown["retrieved"] and "clip0" not in known["retrieved"]
     assert any("1 clip (000000-00) is made with a datastore that does not hold" in text for text in result.card["warnings"])
+
+
+def test_a_reference_is_known_by_its_audio(training: Path, datastore: Path, tmp_path: Path) -> None:
+    wave, rate = sf.read(training.parent / "0.wav", dtype="int16")
+    sf.write(tmp_path / "copy.flac", wave, rate)
+    sf.write(tmp_path / "other.flac", wave // 2, rate)
+    rows = [
+        {"path": "copy.flac", "caption": "an owl"},
+        {"clip_id": "x", "path": "other.flac", "caption": "an owl"},
+        {"caption": "an owl", "reference": "copy.flac"},
+        {"path": "copy.flac", "start_s": 0.1, "caption": "an owl"},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    look_up = load_look_up(datastore, 7, rate_hz=16_000, duration_s=0.5)
+    looked = look_up(read_prompt_rows(tmp_path / "p.jsonl"))
+    assert [one.target for one in looked] == ["clip0", None, "clip0", None]
+    assert ["clip0" in one.ids for one in looked] == [False, True, False, True]
 
 
 def test_datastores_that_cannot_be_used(

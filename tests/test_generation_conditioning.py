@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +280,17 @@ def test_ast_tokens_follow_time_and_frequency(tmp_path: Path) -> None:
     with torch.no_grad():
         moved = (ast_tokens(encoders.audio, after) != ast_tokens(encoders.audio, before)).any(2)[0]
     assert moved.nonzero().flatten().tolist() == [3 * 13 + 2, 3 * 14 + 2]
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_encoders_of_half_precision_hear_and_read_nearly_the_same(real: Encoders, kind: torch.dtype) -> None:
+    names = ("prompt", "caption", "audio")
+    half = replace(real, **{name: copy.deepcopy(getattr(real, name)).to(kind) for name in names})
+    waves = sounds(16_000, 32_000)
+    exact = (real.audio_tokens(waves, 16_000).values, real.captions(["a dog"]).values, real.prompts(["a dog"]))
+    rough = (half.audio_tokens(waves, 16_000).values, half.captions(["a dog"]).values, half.prompts(["a dog"]))
+    for one, other in zip(exact, rough, strict=True):
+        assert other.dtype == kind and (one - other.float()).norm() < 0.05 * one.norm()
 
 
 def test_ast_masks_what_lies_behind_a_sound(real: Encoders) -> None:

@@ -170,6 +170,15 @@ def test_silence_stays_silent() -> None:
     assert vocode(GriffinLimVocoder(iterations=2), mel, 8000).abs().max() == 0
 
 
+def test_griffin_lim_is_the_same_in_every_type() -> None:
+    mel = torch.randn(1, 20, 64, generator=torch.Generator().manual_seed(0)) - 5
+    wave = vocode(GriffinLimVocoder(iterations=2), mel, 3000)
+    for kind in (torch.float16, torch.bfloat16):
+        other = GriffinLimVocoder(iterations=2).to(kind)
+        assert vocode(other, mel, 3000).equal(wave)
+        assert vocode(other.to(kind).to(torch.float32), mel, 3000).equal(wave)  # the tables are not what they were rounded to
+
+
 def test_hifigan_is_the_published_one() -> None:
     with torch.device("meta"):
         published = hifigan(MelSpec())

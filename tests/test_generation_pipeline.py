@@ -339,7 +339,7 @@ def test_kinds_of_output(pipe: RetrievalAugmentedAudioPipeline) -> None:
         (PROMPTS, {"num_inference_steps": 0}, "at least 1, got 0 and 1"),
         (PROMPTS, {"output_type": "mp3"}, "output_type should be"),
         (PROMPTS, {"callback_on_step_end_tensor_inputs": ["noise"]}, r"can only be \['latents'\]"),
-        (PROMPTS, {"num_inference_steps": 1001}, "1000"),
+        (PROMPTS, {"num_inference_steps": 1001}, "more than its 1,000 noise levels"),
     ],
 )
 def test_calls_that_are_refused(pipe: RetrievalAugmentedAudioPipeline, prompt: Any, settings: Any, message: str) -> None:

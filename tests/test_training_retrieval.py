@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,17 +17,24 @@ import torch
 
 from auscult.corpus import open_corpus
 from auscult.generation.conditioning import Conditions
+from auscult.generation.data_gates import captions_gate
 from auscult.generation.datastore import DatastoreConfig, build_datastore
+from auscult.generation.encoding import load_encoders
 from auscult.generation.feed import Feed
+from auscult.generation.mel import MelSpec
 from auscult.generation.mixing import mixed_caption
+from auscult.generation.neighbors import pair_tokens
 from auscult.generation.objective import target
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
 from auscult.generation.preparing import prepare
+from auscult.generation.prompts import PromptRow
+from auscult.generation.retrieving import load_look_up
 from auscult.generation.training import train
 from auscult.generation.training_config import load_train_config
 from auscult.generation.training_gates import reach_gate
 from auscult.generation.training_step import Denoiser, batch_losses, noise_schedule, train_step
 from auscult.generation.validation import condition_gates, level_losses, variants_of
+from tiny_encoders import T5, save_ast, save_t5
 
 RATE = 16_000
 KINDS = ("dog barks", "rain falls", "engine hums")
@@ -93,11 +100,42 @@ def test_a_mixture_retrieves_by_its_joint_caption_without_its_own_halves(prepare
     neighbors = prepared.feed.neighbors
     ids = neighbors.store.pairs["clip_id"].to_pylist()
     captions = dict(zip(prepared.feed.clips.ids, prepared.feed.clips.captions, strict=True))
+    held = {prepared.feed.clips.ids[row] for row in prepared.held_out}
     found = [ids[row] for row in neighbors.of_mixture(mixed_caption(captions["c1"], captions["c9"]), ("c1", "c9"))]
-    assert found and not {"c1", "c9"} & set(found) and not neighbors.hidden & set(found)
+    assert found and not {"c1", "c9"} & set(found) and not held & set(found)
     kinds = {int(name[1:]) // 4 for name in found[:2]}
     assert kinds <= {0, 2}  # dogs and engines, for the caption has the words of both; no rain
     assert not {"c0", "c3"} & {ids[row] for row in neighbors.of_mixture("x and y", ("c0", "c9"))}
+
+
+@pytest.mark.parametrize("key", ["text", "audio"])
+def test_clips_are_known_by_their_audio_where_the_datastore_names_them_otherwise(
+    corpus: Path, tmp_path: Path, key: Literal["text", "audio"]
+) -> None:
+    """The same files under other ids and captions, and one that is not there: all but that one are withheld as before."""
+    rows = [f"{corpus / f'{number}.wav'},{KINDS[number // 4]} is heard {number}" for number in range(12) if number != 11]
+    (tmp_path / "clips.csv").write_text("\n".join(["path,caption", *rows]) + "\n")
+    config = DatastoreConfig(key=key, model="hashed" if key == "text" else "mel", duration_s=None if key == "text" else 1.0)
+    build_datastore(open_corpus(tmp_path / "clips.csv"), output=tmp_path / "store", config=config)
+    given = [f"retrieval.datastore={tmp_path / 'store'}", "data.validation_share=0.2", f"mixing.share={0.5 * (key == 'text')}"]
+    if key == "audio":  # which cannot find anything for a clip that is not there
+        (tmp_path / "known.csv").write_text("\n".join((corpus / "clips.csv").read_text().splitlines()[:12]) + "\n")
+        given += [f"data.train={tmp_path / 'known.csv'}", f"data.audio_root={corpus}"]
+    ready = prepare(_config(corpus, *given), tmp_path / "run")
+    neighbors, clips = ready.feed.neighbors, ready.feed.clips
+    assert neighbors is not None
+    files = [Path(path).stem for path in neighbors.store.pairs["path"].to_pylist()]
+    held = {clips.ids[row][1:] for row in ready.held_out}
+    assert held and not set(clips.ids) & set(neighbors.store.pairs["clip_id"].to_pylist())
+    for clip_id, shown in neighbors.rows.items():
+        there = {files[row] for row in shown}
+        assert len(there) >= 11 - len(held) - 2 and not there & {clip_id[1:], *held}
+        assert clip_id not in ("c0", "c3") or not {"0", "3"} & there  # one audio
+    if key == "text":
+        assert not {"1", "9", *held} & {files[row] for row in neighbors.of_mixture("dog and engine", ("c1", "c9"))}
+    gate = next(gate for gate in ready.gates if gate.name == "pairs")
+    assert gate.value == (key == "text") and gate.passed
+    assert ("(c11)" in gate.message) == (key == "text")
 
 
 def test_a_batch_holds_what_its_plan_says(prepared: Any) -> None:
@@ -192,6 +230,27 @@ def test_pairs_that_do_not_reach_the_output_fail_their_gate(corpus: Path, tmp_pa
     assert reach_gate(ready.unet, replace(feed, neighbors=some), config, abar, "cpu").passed
 
 
+@pytest.mark.parametrize("gain", [1.0, 0.02])
+def test_a_pair_is_the_same_in_training_and_in_sampling_however_loud_it_is(corpus: Path, tmp_path: Path, gain: float) -> None:
+    """A spectrogram transformer hears levels; tokens of a quiet file that were only leveled in training would be another's."""
+    for number in range(3):
+        wave = sf.read(corpus / f"{number}.wav", dtype="float32")[0]
+        sf.write(tmp_path / f"{number}.wav", gain * wave, RATE, subtype="FLOAT")
+    rows = [f"c{number},{number}.wav,{KINDS[number]}" for number in range(3)]
+    (tmp_path / "clips.csv").write_text("\n".join(["clip_id,path,caption", *rows]) + "\n")
+    config = DatastoreConfig(key="text", model="hashed")
+    store = build_datastore(open_corpus(tmp_path / "clips.csv"), output=tmp_path / "store", config=config)
+    encoders = load_encoders(audio=str(save_ast(tmp_path / "ast", frequency_stride=10, time_stride=10)))
+    _, trained = pair_tokens(store, encoders, MelSpec(), round(1.28 * RATE), tmp_path / "cache", encoders.digests(), hears=True)
+    looked = load_look_up(tmp_path / "store", 1, rate_hz=RATE, duration_s=1.28)([PromptRow(0, "dog")])[0]
+    sampled = encoders.audio_tokens([wave for _, wave in looked.pairs], RATE)
+    row = store.row(looked.ids[0])
+    length = sampled.values.shape[1]
+    assert trained is not None and sampled.values[0].equal(trained.values[row, :length])
+    loud = encoders.audio_tokens([sf.read(corpus / f"{row}.wav", dtype="float32")[0]], RATE)
+    torch.testing.assert_close(sampled.values, loud.values, rtol=0, atol=1e-4)
+
+
 def test_training_beside_pairs_end_to_end(corpus: Path, tmp_path: Path) -> None:
     result = train(_config(corpus, "mixing.share=0.34", "optimizer.accumulation=2"), tmp_path / "run")
     assert set(result.validation.losses) == {"own", "prompt_only", "other", "swapped", "null", "zero"}  # type: ignore[union-attr]
@@ -239,6 +298,49 @@ def test_tango_reads_captions_of_pairs_behind_its_prompt(corpus: Path, tmp_path:
     assert batch.conditions.text_tokens.shape[1] == words + 3 * words  # type: ignore[union-attr]  # room for 3 pairs
     pipe = RetrievalAugmentedAudioPipeline.from_pretrained(result.pipeline)
     assert pipe.prompt_encoder is None and pipe.audio_encoder is None
+
+
+def test_another_model_in_the_same_folder_is_not_taken_for_the_first(corpus: Path, tmp_path: Path) -> None:
+    import transformers
+
+    folder = save_t5(tmp_path / "t5")
+    settings = (
+        "denoiser.preset=tiny-tango",
+        "denoiser.channels=[16, 32]",
+        f"encoders.caption={folder}",
+        "retrieval.counts=[0]",
+    )
+    prompts: list[Any] = []
+    for change in (False, False, True):
+        if change:
+            torch.manual_seed(9)
+            transformers.T5EncoderModel(transformers.T5Config(**T5)).save_pretrained(folder)
+        feed = prepare(_config(corpus, *settings), tmp_path / "run").feed
+        feed.encoders.captions(["rain"])  # a tokenizer keeps what it was last asked for
+        prompts.append(feed.prompts.text_tokens)
+        fresh = feed.encoders.captions([feed.clips.captions[0]]).values[0]
+        torch.testing.assert_close(feed.prompts.text_tokens[0], fresh, rtol=0, atol=1e-5)  # type: ignore[index]
+    assert prompts[0].equal(prompts[1]) and not prompts[0].equal(prompts[2])
+    assert len(list((tmp_path / "run" / "cache").glob("captions-*"))) == 2
+
+
+def test_captions_that_are_cut_are_counted(corpus: Path, tmp_path: Path) -> None:
+    """An encoder that reads 8 words: one caption of 12 is too long, and so are all mixtures."""
+    lines = (corpus / "clips.csv").read_text().splitlines()
+    lines[2] += " in the yard behind the old house"
+    (tmp_path / "clips.csv").write_text("\n".join(lines) + "\n")
+    tango = ("denoiser.preset=tiny-tango", "denoiser.channels=[16, 32]", "mixing.share=0.5", f"data.audio_root={corpus}")
+    ready = prepare(_config(corpus, f"data.train={tmp_path / 'clips.csv'}", *tango), tmp_path / "run")
+    assert ready.feed.prompts.text_tokens.shape[1] == 32  # type: ignore[union-attr]  # longer than mixtures of these
+    gate = next(gate for gate in ready.gates if gate.name == "captions")
+    assert gate.value == 0 and "0.0% of mixtures" in gate.message and "shorten" not in gate.message
+    clips, rows = ready.feed.clips, np.arange(12)
+    short = load_encoders(None, "hashed", None, hashed_tokens=9)
+    gate = captions_gate(short, clips, rows, clips.captions, mixes=True, seed=0)
+    assert gate.value == 1 and gate.passed and "1 of 12 captions" in gate.message and "(c1)" in gate.message
+    assert " 100.0% of mixtures" in gate.message and "1 of 12 captions of retrieved pairs" in gate.message
+    assert "shorten" in gate.message
+    assert "mixtures" not in captions_gate(short, clips, rows, None, mixes=False, seed=0).message
 
 
 def test_accumulation_changes_no_gradient(corpus: Path, tmp_path: Path) -> None:

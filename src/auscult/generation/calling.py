@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..errors import ModelError
 from .pipelines import OURS, quiet
+from .schedules import check_steps
 
 FloatArray = npt.NDArray[np.float32]
 OnStep = Callable[[], None]
@@ -90,7 +91,7 @@ def generate_batch(
     Raises
     ------
     ValueError
-        The pipeline refuses an argument.
+        The pipeline refuses an argument, or its sampler does not begin with noise alone in so many steps.
     ModelError
         What came out is not finite.
     """
@@ -101,6 +102,7 @@ def generate_batch(
     kind = type(pipe).__name__
     if references is not None and kind != OURS:
         raise ValueError(f"a {kind} takes no retrieved pairs; only a {OURS} does")
+    check_steps(type(pipe.scheduler).__name__, pipe.scheduler.config, sampling.steps)
     with quiet(), torch.no_grad():
         made = _CALLS[kind](pipe, list(prompts), list(seeds), sampling, references, on_step)
     audio = np.asarray(made, np.float32).reshape(len(prompts), -1, made.shape[-1])

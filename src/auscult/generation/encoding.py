@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +23,11 @@ from .audioldm2 import WrittenTokenEncoder
 from .audiomae import DEFAULT_MODEL, AudioMAEEncoder, ast_token_frames, ast_tokens
 from .conditioning import Tokens, stacked
 from .encoders import HashedCaptionEncoder, HashedPromptEncoder, MelTokenEncoder, words
-from .mel import MelSpec
-from .weights import aligned
+from .mel import MelSpec, prepare_waveform
+from .weights import aligned, weights_digest
 
 CAPTION_TOKENS = 50  # per caption, as in Re-AudioLDM (section 3.2)
+HASHED_TOKENS = 12  # few, as a short caption of each of several pairs needs
 CLAP_EXAMPLE, T5_EXAMPLE = "laion/clap-htsat-unfused", "google/flan-t5-large"
 AST_EXAMPLE = "MIT/ast-finetuned-audioset-10-10-0.4593"
 NEEDED_FOR = "a text-to-audio model"
@@ -124,6 +127,9 @@ class Encoders:
     def audio_tokens(self, waves: Sequence[Any], rate_hz: int) -> Tokens:
         """Tokens of sounds, (B, n, audio_dim); what a sound gives does not depend on the others.
 
+        A sound's level does not count (:func:`~auscult.generation.mel.prepare_waveform`), in training or in sampling: a quiet
+        copy of a pair is the same pair.
+
         Parameters
         ----------
         waves
@@ -140,7 +146,9 @@ class Encoders:
         if not len(waves):
             raise ValueError("expected at least one sound, got none")
         wanted = self.audio_extractor.sampling_rate if self.audio_extractor is not None else encoder.config.sample_rate_hz
-        sounds = [_at_rate(_sound(wave, number), rate_hz, wanted) for number, wave in enumerate(waves)]
+        heard = None if self.audio_extractor is None else 400 + 160 * (self.audio_extractor.max_length - 1)
+        resampled = [_at_rate(_sound(wave, number), rate_hz, wanted)[:heard] for number, wave in enumerate(waves)]
+        sounds = [prepare_waveform(torch.from_numpy(sound)).numpy() for sound in resampled]
         if self.audio_extractor is None:
             return stacked([encoder(torch.from_numpy(sound)[None]) for sound in sounds])
         return self._patch_tokens(encoder, sounds)
@@ -154,11 +162,26 @@ class Encoders:
             return (
                 [0] * len(texts) if self.prompt_tokenizer is None else _cut(self.prompt_tokenizer, texts, self._longest_prompt)
             )
+        return self.caption_tokens_cut(texts)
+
+    def caption_tokens_cut(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens at the end of each text the caption encoder does not read: 0 where it reads all, or is missing."""
         if self.caption is None:
             return [0] * len(texts)
         if self.caption_tokenizer is None:
             return [max(0, len(words(text)) + 1 - self.caption.config.max_tokens) for text in texts]
         return _cut(self.caption_tokenizer, texts, CAPTION_TOKENS)
+
+    def digests(self) -> dict[str, str]:
+        """By part, what its vectors and tokens follow from: weights, configuration, and its tokenizer or extractor.
+
+        A folder's name says none of it: another model may have been put there.
+        """
+        return {
+            "prompt": _digest(self.prompt, self.prompt_tokenizer),
+            "caption": _digest(self.caption, self.caption_tokenizer),
+            "audio": _digest(self.audio, self.audio_extractor),
+        }
 
     @property
     def _writes(self) -> bool:
@@ -173,9 +196,8 @@ class Encoders:
     def _patch_tokens(self, encoder: Any, sounds: list[npt.NDArray[np.float32]]) -> Tokens:
         extractor = self.audio_extractor
         padded = [np.pad(sound, (0, max(0, 400 - len(sound)))) for sound in sounds]  # one frame of 25 ms at 16 kHz
-        inputs = extractor(padded, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_values"].to(
-            encoder.device
-        )
+        inputs = extractor(padded, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_values"]
+        inputs = inputs.to(encoder.device, encoder.dtype)
         own = isinstance(encoder, AudioMAEEncoder)
         with float32_products(tf32=False):
             values = encoder(inputs) if own else ast_tokens(encoder, inputs)
@@ -192,6 +214,7 @@ def load_encoders(
     *,
     device: str = "cpu",
     mel: MelSpec | None = None,
+    hashed_tokens: int = HASHED_TOKENS,
 ) -> Encoders:
     """Load encoders by name.
 
@@ -208,6 +231,8 @@ def load_encoders(
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     mel
         The log-mel of the encoder ``"mel"``.
+    hashed_tokens
+        Tokens per caption of the caption encoder ``"hashed"``.
 
     Raises
     ------
@@ -222,7 +247,7 @@ def load_encoders(
     >>> encoders.prompt_dim, encoders.text_dim, encoders.audio_dim
     (64, 64, 64)
     """
-    parts = (*_load_prompt(prompt), *_load_caption(caption), *_load_audio(audio, mel or MelSpec()))
+    parts = (*_load_prompt(prompt), *_load_caption(caption, hashed_tokens), *_load_audio(audio, mel or MelSpec()))
     place = choose_device(device, NEEDED_FOR)
     for model in parts[::2]:
         if model is not None:
@@ -240,9 +265,9 @@ def _load_prompt(name: str | None) -> tuple[Any, Any]:
         return _weights(ClapTextModelWithProjection, name), AutoTokenizer.from_pretrained(name)
 
 
-def _load_caption(name: str | None) -> tuple[Any, Any]:
+def _load_caption(name: str | None, hashed_tokens: int) -> tuple[Any, Any]:
     if name is None or name == "hashed":
-        return (None if name is None else HashedCaptionEncoder()), None
+        return (None if name is None else HashedCaptionEncoder(max_tokens=hashed_tokens)), None
     from transformers import AutoTokenizer, T5EncoderModel
 
     with _in_words(name, "a T5", T5_EXAMPLE):
@@ -294,6 +319,16 @@ def _in_words(name: str, title: str, example: str) -> Iterator[None]:
             f"{name}: this {what} cannot be loaded as {title} ({first_line(error)}); give a folder with config.json, "
             f"*.safetensors and the files of its tokenizer or extractor, or a name such as {example!r}"
         ) from error
+
+
+def _digest(model: Any, helper: Any) -> str:
+    """SHA-256 of a model and the tokenizer or extractor before it; empty without a model."""
+    if model is None:
+        return ""
+    fast = getattr(helper, "backend_tokenizer", None)
+    facts = json.loads(fast.to_str()) if fast is not None else helper.to_dict() if hasattr(helper, "to_dict") else {}
+    facts = {name: value for name, value in facts.items() if name not in ("truncation", "padding")}  # as they were last used
+    return hashlib.sha256(f"{weights_digest(model)} {json.dumps(facts, sort_keys=True, default=str)}".encode()).hexdigest()
 
 
 def _cut(tokenizer: Callable[..., Any], texts: Sequence[str], longest: int) -> list[int]:

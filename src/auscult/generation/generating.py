@@ -32,10 +32,11 @@ from ..folders import (
 from .calling import Sampling, generate_batch
 from .clips import AUDIO, MADE, MANIFEST, Row, read_rows, write_manifest
 from .making import Maker, devices_of, make_all
-from .pipelines import locate_pipeline
+from .pipelines import locate_pipeline, scheduler_config
 from .prompts import PromptRow, plan_clips, prompts_digest, read_prompt_rows
 from .requirements import require_models
 from .retrieving import check_datastore
+from .schedules import check_steps
 from .trained_pairs import check_pairs
 
 __all__ = ["GenerateConfig", "Generation", "generate", "generate_batch"]
@@ -173,6 +174,8 @@ def generate(
     notes = check_pairs(located, datastore, config.k)
     if located.unfinished:
         notes.insert(0, "the model's training is not finished: the model is that of its last checkpoint")
+    sampler = scheduler_config(located)
+    check_steps(str(sampler.get("_class_name")), sampler, config.steps)
     task = {
         **dataclasses.asdict(config),
         "model": located.facts(),
@@ -252,8 +255,8 @@ def _findings(prompts: Sequence[PromptRow], rows: Sequence[Row], notes: Sequence
     seen = [row for row in rows if row.get("target_passed_over") is False]
     if seen:
         warnings.append(
-            f"{_clips(seen)} made with a datastore that does not hold the prompt's reference by this id or path: pairs of an "
-            "equal caption were passed over, duplicates of the reference were not"
+            f"{_clips(seen)} made with a datastore that does not hold the prompt's reference, by its id, path or audio: pairs "
+            "of an equal caption were passed over, duplicates of the reference were not"
         )
     if silent:
         warnings.append(f"{_clips(silent)} silent: the model gave no sound")

@@ -1,26 +1,26 @@
 """The retrieved pairs of a training run: which pairs each clip may be shown, and the pairs' tokens.
 
-What a clip retrieves never is itself, a duplicate of it, or a pair of equal caption (the datastore sees to that), and never
-a clip that is held out: that one is no longer held out if the model has been shown it beside another.
+What a clip retrieves never is itself, a duplicate of it, or a pair of equal caption, and never a clip that is held out or its
+duplicate: that one is no longer held out if the model has been shown it beside another. A clip is known by its id and by its
+audio, since the datastore may have been built of a manifest with other ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ..audio import read_audio
 from ..errors import AudioDecodeError, CorpusError
 from ..folders import Progress, no_progress
 from .conditioning import Tokens
 from .examples import audio_tokens, text_tokens
-from .mel import MelSpec, prepare_waveform
+from .mel import MelSpec
 
 IntArray = npt.NDArray[np.int64]
 
@@ -35,8 +35,10 @@ class Neighbors:
         The datastore, for the joint captions of mixtures.
     rows
         By clip id: rows of the datastore, the most similar first.
+    own
+        By clip id: ids of the datastore's pairs that are this clip; empty for a clip that it does not hold.
     hidden
-        Ids of clips that must not be shown.
+        Rows of the datastore that are shown to no clip.
     text, audio
         Tokens of all pairs (R, L, D); None where the denoiser does not read them.
     count
@@ -45,18 +47,45 @@ class Neighbors:
 
     store: Any
     rows: dict[str, IntArray]
-    hidden: frozenset[str]
+    own: dict[str, tuple[str, ...]]
+    hidden: frozenset[int]
     text: Tokens
     audio: Tokens | None
     count: int
 
     def of_mixture(self, caption: str, sources: Sequence[str]) -> IntArray:
         """What a mixture may be shown: neighbors of its joint caption, with both of its clips and their duplicates excluded."""
-        return nearest_rows(self.store, caption, sources, self.count, self.hidden)
+        own = [pair for source in sources for pair in self.own[source]]
+        return nearest_rows(self.store, caption, own, self.count, self.hidden)
+
+
+def own_pairs(store: Any, ids: Sequence[str], digests: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Ids of a datastore's pairs that are a clip, by the clip's id: the pair of this id first, then those of its very audio.
+
+    Parameters
+    ----------
+    store
+        A :class:`~auscult.generation.datastore.Datastore`.
+    ids, digests
+        Of the clips; digests are of decoded samples.
+    """
+    named = [(clip_id,) if clip_id in store else () for clip_id in ids]
+    return {
+        clip_id: tuple(dict.fromkeys((*name, *store.of_audio(digest))))
+        for clip_id, name, digest in zip(ids, named, digests, strict=True)
+    }
+
+
+def hidden_rows(store: Any, own: Mapping[str, Sequence[str]], held_out: Sequence[str]) -> frozenset[int]:
+    """Rows of the datastore that are held-out clips or duplicates of these."""
+    from .datastore import Exclusion
+
+    pairs = tuple(pair for clip_id in held_out for pair in own[clip_id])
+    return frozenset(store.hidden(Exclusion(pairs, captions=False)).tolist())
 
 
 def find_neighbors(
-    store: Any, ids: Sequence[str], captions: Sequence[str], count: int, hidden: frozenset[str]
+    store: Any, own: Mapping[str, Sequence[str]], captions: Sequence[str], count: int, hidden: frozenset[int]
 ) -> dict[str, IntArray]:
     """Rows of the datastore that each clip may be shown.
 
@@ -64,37 +93,46 @@ def find_neighbors(
     ----------
     store
         A :class:`~auscult.generation.datastore.Datastore`.
-    ids, captions
-        Of the clips; one that is not in the datastore retrieves by its caption.
+    own
+        Of :func:`own_pairs`.
+    captions
+        Of the clips of ``own``, in its order. A clip whose id the datastore does not know retrieves by its caption; where keys
+        are sounds, a pair of its audio retrieves for it.
     count
         Most neighbors of a clip.
     hidden
-        Clip ids that are never shown.
+        Rows that are never shown.
     """
     found = {}
-    for clip_id, caption in zip(ids, captions, strict=True):
-        if clip_id in store:
-            kept = store.neighbors(clip_id)
-            shown = [row for row, name in zip(kept.rows, kept.ids, strict=True) if name not in hidden]
-            found[clip_id] = np.array(shown[:count], np.int64)
+    for (clip_id, pairs), caption in zip(own.items(), captions, strict=True):
+        if clip_id in store or (pairs and store.texts_spec is None):
+            found[clip_id] = _kept_rows(store, caption, pairs, count, hidden)
         else:
-            found[clip_id] = nearest_rows(store, caption, (), count, hidden)
+            found[clip_id] = nearest_rows(store, caption, pairs, count, hidden)
     return found
 
 
-def nearest_rows(store: Any, caption: str, sources: Sequence[str], count: int, hidden: frozenset[str]) -> IntArray:
-    """Rows nearest to a caption, without the sources, their duplicates, pairs of an equal caption, and hidden clips."""
+def _kept_rows(store: Any, caption: str, pairs: Sequence[str], count: int, hidden: frozenset[int]) -> IntArray:
+    """Rows that the datastore keeps for the first of a clip's pairs, without those of the others."""
     from .datastore import Exclusion
 
-    exclusion = Exclusion(clip_ids=tuple(name for name in sources if name in store))
-    gone = set(store.hidden(exclusion, caption).tolist())
-    gone |= {store.row(name) for name in hidden if name in store}
-    left = len(store) - len(gone)
-    wanted = min(count + len(hidden), len(store) - len(store.hidden(exclusion, caption)))
-    if left < 1 or wanted < 1:
+    captions = not store.card["config"]["equal_captions"]
+    gone = set(store.hidden(Exclusion(tuple(pairs), texts=(caption,), captions=captions)).tolist()) | hidden
+    shown = [row for row in store.neighbors(pairs[0]).rows.tolist() if row not in gone]
+    return np.array(shown[:count], np.int64)
+
+
+def nearest_rows(store: Any, caption: str, pairs: Sequence[str], count: int, hidden: frozenset[int]) -> IntArray:
+    """Rows nearest to a caption, without some pairs, their duplicates, pairs of an equal caption, and hidden ones."""
+    from .datastore import Exclusion
+
+    exclusion = Exclusion(tuple(pairs))
+    excluded = store.hidden(exclusion, caption)
+    wanted = min(count + len(hidden), len(store) - len(excluded))
+    if wanted < 1:
         return np.zeros(0, np.int64)
     rows = store.retrieve([caption], wanted, exclude=exclusion)[0].rows
-    return np.array([row for row in rows.tolist() if row not in gone][:count], np.int64)
+    return np.array([row for row in rows.tolist() if row not in hidden][:count], np.int64)
 
 
 def pair_tokens(
@@ -103,12 +141,12 @@ def pair_tokens(
     spec: MelSpec,
     samples: int,
     cache: Path,
-    made_from: Any,
+    by_whom: Mapping[str, str],
     *,
     hears: bool,
     progress: Progress = no_progress,
 ) -> tuple[Tokens, Tokens | None]:
-    """Tokens of all pairs of a datastore: captions, and sounds if the denoiser ``hears``.
+    """Tokens of all pairs of a datastore: captions, and sounds if the denoiser ``hears``; kept under the encoders' digests.
 
     Raises
     ------
@@ -116,7 +154,7 @@ def pair_tokens(
         A pair's sound cannot be read any more.
     """
     columns = {name: store.pairs[name].to_pylist() for name in ("caption", "path", "start_s", "duration_s", "clip_id")}
-    text = text_tokens(columns["caption"], encoders, cache, made_from, progress=progress)
+    text = text_tokens(columns["caption"], encoders, cache, by_whom["caption"], progress=progress)
     if not hears:
         return text, None
 
@@ -130,7 +168,7 @@ def pair_tokens(
                 f"{store.path}: the sound of its pair {columns['clip_id'][row]!r} cannot be read ({path}: {error}); "
                 "build the datastore again without it"
             ) from error
-        return np.asarray(prepare_waveform(torch.from_numpy(audio.samples[:samples])))
+        return audio.samples[:samples]
 
-    key = [made_from, columns["clip_id"], columns["path"], store.card.get("files")]
+    key = [by_whom["audio"], columns["clip_id"], columns["path"], store.card.get("files")]
     return text, audio_tokens(wave, len(store), spec, samples, encoders, cache, key, progress=progress)

@@ -21,6 +21,7 @@ from .denoiser import family_of, predict
 from .encoding import Encoders
 from .guidance import Branch, Pair, branches, prompt_conditions
 from .mel import MelSpec
+from .schedules import check_steps
 from .vocoder import vocode
 from .weights import aligned
 
@@ -309,6 +310,7 @@ class RetrievalAugmentedAudioPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Noise, or the latents given, at the level at which the scheduler begins."""
         device = self._execution_device
+        check_steps(type(self.scheduler).__name__, self.scheduler.config, steps, "num_inference_steps")
         self.scheduler.set_timesteps(steps, device=device)
         if latents is None:
             # one by one, always float32 and on the CPU: a seed means the same everywhere
@@ -352,7 +354,7 @@ class RetrievalAugmentedAudioPipeline(DiffusionPipeline):
         if output_type == "latent":
             return latents
         mel = from_latents(self.vae, latents).float()
-        audio = vocode(self.vocoder, mel.to(self.vocoder.dtype), self._samples(duration_s)).float().cpu()
+        audio = vocode(self.vocoder, mel, self._samples(duration_s)).float().cpu()
         return audio.numpy() if output_type == "np" else audio
 
 

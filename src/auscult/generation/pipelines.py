@@ -102,6 +102,15 @@ def locate_pipeline(name: str, *, offline: bool = False) -> LocatedPipeline:
     return _from_hub(name, offline)
 
 
+def scheduler_config(located: LocatedPipeline) -> dict[str, Any]:
+    """Configuration of a pipeline's sampler, read from its folder; empty where there is none to read."""
+    try:
+        found = json.loads((located.folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}  # loading the pipeline says it better
+    return found if isinstance(found, dict) else {}
+
+
 def load_pipeline(located: LocatedPipeline, *, device: str = "cpu", dtype: str = "float32") -> Any:
     """A pipeline in memory, on its device, silent and ready for :func:`~auscult.generation.calling.generate_batch`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,18 @@ import torch
 
 from ..errors import CorpusError, ModelError
 from ..folders import Progress, no_progress
-from ..inputs import shortened
 from .autoencoder import MelAutoencoder, PatchPCACodec, fold
 from .conditioning import Conditions, Tokens
+from .data_gates import captions_gate, pairs_gate, split_gate
 from .denoiser import DenoiserConfig, build, family_of
 from .denoiser import preset as denoiser_preset
-from .encoding import Encoders, load_encoders
+from .encoding import HASHED_TOKENS, Encoders, load_encoders
 from .examples import (
     Clips,
     cached,
     clips_key,
-    digest_of,
     duration_samples,
     latents_of,
-    leaks,
     mels_of,
     prompt_vectors,
     read_clips,
@@ -37,15 +36,17 @@ from .examples import (
 from .feed import Feed, encode_prompts
 from .gates import GateResult, check
 from .mel import MelSpec
-from .neighbors import Neighbors, find_neighbors, pair_tokens
+from .neighbors import Neighbors, find_neighbors, hidden_rows, own_pairs, pair_tokens
 from .starting import load_start
 from .training_config import TrainConfig
 from .vocoder import GriffinLimVocoder
+from .weights import weights_digest
 
 IntArray = npt.NDArray[np.int64]
 CACHE = "cache"
 MOST_FITTED = 2000  # clips that a codec is fitted on and judged by; more change nothing but the time and memory
 MOST_READ = 16  # clips that a public denoiser is held against
+PROMPT_TOKENS = 32  # of hashed captions where they are prompts, those of mixtures among them
 _FOLDS = {"cpu4": 4, "cpu8": 8, "gpu": 4}
 
 
@@ -100,25 +101,29 @@ def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Pr
     sources = [config.data.train] + ([config.data.validation] if config.data.validation else [])
     clips = read_clips(sources, config.data, spec, samples, cache, progress=progress)
     rows, held_out = _split(clips, config)
-    gates = list(check([_data_gate(clips, rows, held_out)]))
+    gates = list(check([split_gate(clips, rows, held_out)]))
     if codec is None:
         codec = _make_codec(config, clips, rows, spec, cache, device, progress)
     codec = codec.to(device).eval().requires_grad_(False)
     gates += _codec_gates(config, codec, clips, spec, made_here=config.codec.kind != "pretrained" and start is None)
     unet = _new_unet(shape, config, codec, encoders) if start is None else start.unet
-    latents = latents_of(clips, codec, spec, cache, _weights_digest(codec), progress=progress)
+    latents = latents_of(clips, codec, spec, cache, weights_digest(codec), progress=progress)
     family = family_of(unet)
-    made_from = [config.encoders.prompt, config.encoders.caption, config.start.source]
+    by_whom = encoders.digests()
     if family == "retrieval":
-        prompts = Conditions(prompt_vectors(clips.captions, encoders, cache, made_from, progress=progress))
+        prompts = Conditions(prompt_vectors(clips.captions, encoders, cache, by_whom["prompt"], progress=progress))
     else:
-        text = text_tokens(clips.captions, encoders, cache, made_from, progress=progress)
+        text = text_tokens(clips.captions, encoders, cache, by_whom["caption"], progress=progress)
         written = family == "audioldm2"
-        audio = written_tokens(clips.captions, encoders, cache, made_from, progress=progress) if written else (None, None)
+        audio = written_tokens(clips.captions, encoders, cache, by_whom, progress=progress) if written else (None, None)
         prompts = Conditions(None, *text, *audio)
     if start is not None and start.public and config.gates.start:
         gates += check([_start_gate(start, latents, prompts, device)])
-    neighbors = _neighbors(config, clips, held_out, encoders, spec, samples, cache, family != "tango", progress)
+    neighbors = _neighbors(config, clips, held_out, encoders, spec, samples, cache, by_whom, family != "tango", progress)
+    pairs = None if neighbors is None else neighbors.store.pairs["caption"].to_pylist()
+    gates.append(captions_gate(encoders, clips, rows, pairs, mixes=config.mixing.share > 0, seed=config.seed))
+    if neighbors is not None:
+        gates.append(pairs_gate(neighbors, clips, rows, held_out))
     feed = Feed(
         clips,
         rows,
@@ -159,14 +164,6 @@ def _split(clips: Clips, config: TrainConfig) -> tuple[IntArray, IntArray]:
     return split_clips(clips, config.data.validation_share, config.seed, config.data.group)
 
 
-def _data_gate(clips: Clips, rows: IntArray, held_out: IntArray) -> GateResult:
-    shared = leaks(clips, rows, held_out)
-    silent = f"; {len(clips.silent)} silent clips ({shortened(list(clips.silent))})" if clips.silent else ""
-    advice = f"; the audio of {shortened(shared)} is in training as well: take it out of one" if shared else ""
-    message = f"{len(rows):,} clips to train on, {len(held_out):,} held out, {len(shared)} of these in both{silent}{advice}"
-    return GateResult("data", not shared, float(len(shared)), 0.0, message)
-
-
 def _denoiser_preset(config: TrainConfig) -> DenoiserConfig:
     named = {name: value for name, value in vars(config.denoiser).items() if name != "preset" and value is not None}
     return denoiser_preset(config.denoiser.preset, **named)
@@ -179,7 +176,8 @@ def _load_encoders(config: TrainConfig, shape: DenoiserConfig | None, spec: MelS
     place = "cpu" if torch.device(device).type == "cpu" else str(device)  # gloo's processes have a cpu:0, cpu:1 ...
     caption = names.caption if retrieves or tango or names.caption == "hashed" else None
     audio = None if tango else names.audio if retrieves or names.audio == "mel" else None
-    return load_encoders(None if tango else names.prompt, caption, audio, device=place, mel=spec)
+    tokens = PROMPT_TOKENS if tango else HASHED_TOKENS
+    return load_encoders(None if tango else names.prompt, caption, audio, device=place, mel=spec, hashed_tokens=tokens)
 
 
 def _new_unet(shape: DenoiserConfig | None, config: TrainConfig, codec: Any, encoders: Encoders) -> Any:
@@ -271,16 +269,6 @@ def _codec_gates(config: TrainConfig, codec: Any, clips: Clips, spec: MelSpec, *
     return check(gates)
 
 
-def _weights_digest(module: Any) -> str:
-    import hashlib
-
-    digest = hashlib.sha256(digest_of(dict(module.config)).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _neighbors(
     config: TrainConfig,
     clips: Clips,
@@ -289,6 +277,7 @@ def _neighbors(
     spec: MelSpec,
     samples: int,
     cache: Path,
+    by_whom: Mapping[str, str],
     hears: bool,
     progress: Progress,
 ) -> Neighbors | None:
@@ -308,9 +297,9 @@ def _neighbors(
             f"{store.path}: mixtures retrieve by their joint caption, and this datastore cannot be asked with texts; build one "
             "with auscult datastore --model hashed --key text (or a CLAP model), or set [mixing] share = 0"
         )
-    hidden = frozenset(clips.ids[row] for row in held_out)
-    rows = find_neighbors(store, clips.ids, clips.captions, config.retrieval.neighbors, hidden)
-    made_from = [config.encoders.caption, config.encoders.audio, config.start.source]
+    own = own_pairs(store, clips.ids, clips.digests)
+    hidden = hidden_rows(store, own, [clips.ids[row] for row in held_out])
+    rows = find_neighbors(store, own, clips.captions, config.retrieval.neighbors, hidden)
     text: Tokens
-    text, audio = pair_tokens(store, encoders, spec, samples, cache, made_from, hears=hears, progress=progress)
-    return Neighbors(store, rows, hidden, text, audio, config.retrieval.neighbors)
+    text, audio = pair_tokens(store, encoders, spec, samples, cache, by_whom, hears=hears, progress=progress)
+    return Neighbors(store, rows, own, hidden, text, audio, config.retrieval.neighbors)

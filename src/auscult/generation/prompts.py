@@ -44,12 +44,15 @@ class PromptRow:
         The clip of the training or test set that the caption belongs to, by ``clip_id`` or path, where the row names one.
     labels
         Classes of the sound.
+    path
+        File of that clip on this machine, where the row names a whole one; it need not be there.
     """
 
     number: int
     caption: str
     reference: str | None = None
     labels: tuple[str, ...] = ()
+    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,17 @@ def _row(number: int, place: Place, row: Mapping[str, Any]) -> PromptRow:
             f"{place}: no 'caption' column; it has {', '.join(sorted(map(str, row)))}. Rename the column that holds the prompts"
         )
     caption = (caption_of(row) or "").strip()
-    return PromptRow(number, caption, _reference(row, place), labels_of(row.get("labels")))
+    return PromptRow(number, caption, _reference(row, place), labels_of(row.get("labels")), _path(row, place))
+
+
+def _path(row: Mapping[str, Any], place: Place) -> str | None:
+    """The file of the clip that a row is about; None for a stretch of a file, or what lies elsewhere."""
+    root = place.parent
+    if isinstance(root, Url) or row.get("start_s") or row.get("duration_s"):
+        return None
+    keys = ("reference",) if row.get("reference") else PATH_COLUMNS
+    named = next((str(row[key]) for key in keys if row.get(key)), "")
+    return None if not named or is_url(named) else resolved_path(named, root)[0]
 
 
 def _reference(row: Mapping[str, Any], place: Place) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,9 +62,9 @@ def check_datastore(path: str | Path, k: int) -> str:
 def load_look_up(path: str | Path, k: int, *, rate_hz: int, duration_s: float, device: str = "cpu") -> LookUp:
     """What finds each prompt's k pairs.
 
-    A prompt that belongs to a clip of the datastore (its ``reference``, an id or a path) gets neither that clip, nor its
-    duplicates, nor pairs of an equal caption; any other prompt gets no pairs of its own caption. Where keys are sounds without
-    vectors of texts, the clip's kept neighbors are taken.
+    A prompt that belongs to a clip of the datastore (its ``reference``, an id or a path, or a file of its very audio) gets
+    neither that clip, nor its duplicates, nor pairs of an equal caption; any other prompt gets no pairs of its own caption.
+    Where keys are sounds without vectors of texts, the clip's kept neighbors are taken.
 
     Parameters
     ----------
@@ -82,11 +82,24 @@ def load_look_up(path: str | Path, k: int, *, rate_hz: int, duration_s: float, d
     names = dict(zip(store.pairs["path"].to_pylist(), ids, strict=True)) | {clip_id: clip_id for clip_id in ids}
 
     def look_up(prompts: Sequence[PromptRow]) -> list[Looked]:
-        targets = [None if prompt.reference is None else names.get(prompt.reference) for prompt in prompts]
+        targets = [_target(store, prompt, names) for prompt in prompts]
         found = _found(store, prompts, targets, k)
         return [_looked(one, target, rate_hz, duration_s) for one, target in zip(found, targets, strict=True)]
 
     return look_up
+
+
+def _target(store: Datastore, prompt: PromptRow, names: Mapping[str, str]) -> str | None:
+    """The clip of the datastore that a prompt belongs to: of its id, its path, or its audio where the file is at hand."""
+    if prompt.reference is not None and prompt.reference in names:
+        return names[prompt.reference]
+    if prompt.path is None or not Path(prompt.path).is_file():
+        return None
+    try:
+        digest = read_audio(prompt.path, sample_rate_hz=store.card["sample_rate_hz"]).facts.sample_digest
+    except AudioDecodeError:
+        return None  # the row says so: target_passed_over
+    return next(iter(store.of_audio(digest)), None)
 
 
 def _found(store: Datastore, prompts: Sequence[PromptRow], targets: Sequence[str | None], k: int) -> list[Retrieved]:

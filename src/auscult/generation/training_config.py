@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..configuration import make_config, merged
 from .batches import Dropout
+from .schedules import check_steps
 
 PRESETS = ("tiny-cpu", "small-gpu", "paper-s", "paper-l", "tango")
 
@@ -343,6 +344,9 @@ def load_train_config(
     config = make_config(TrainConfig, values, where=where)
     if not config.data.train:
         raise ValueError(f"{where}: nothing to train on; name a folder or manifest with captions: [data] train = 'clips.csv'")
+    if config.logging.sheet_prompts:  # or the first sheet would end the run
+        levels = {"num_train_timesteps": config.objective.timesteps, "steps_offset": 1}
+        check_steps("DDIMScheduler", levels, config.logging.sheet_steps, f"{where}, [logging] sheet_steps")
     return config
 
 

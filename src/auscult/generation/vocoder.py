@@ -29,7 +29,8 @@ class GriffinLimVocoder(ModelMixin, ConfigMixin):
     2. Phases: the fast Griffin-Lim algorithm, from random phases that are the same for every log-mel and every call, so
        that the result depends on the log-mel alone.
 
-    Frames are laid where :func:`~auscult.generation.mel.log_mel` took them from, so the sound is not shifted.
+    Frames are laid where :func:`~auscult.generation.mel.log_mel` took them from, so the sound is not shifted. Whatever type the
+    module is of, it computes in float32: transforms of half the bits are not there on a processor, and would be of no use.
 
     Parameters
     ----------
@@ -49,6 +50,8 @@ class GriffinLimVocoder(ModelMixin, ConfigMixin):
 
     config_name = "config.json"
     preview_quality = True
+    filters: torch.Tensor
+    window: torch.Tensor
 
     @register_to_config
     def __init__(
@@ -69,10 +72,7 @@ class GriffinLimVocoder(ModelMixin, ConfigMixin):
         if iterations < 1:
             raise ValueError(f"iterations should be 1 or more, got {iterations}")
         self.register_buffer("filters", filters(self.spec).clone())
-        window = torch.zeros(n_fft)
-        first = (n_fft - win_length) // 2
-        window[first : first + win_length] = torch.hann_window(win_length)
-        self.register_buffer("window", window)
+        self.register_buffer("window", self._hann())
 
     @classmethod
     def of(cls, spec: MelSpec, **settings: int) -> GriffinLimVocoder:
@@ -95,8 +95,19 @@ class GriffinLimVocoder(ModelMixin, ConfigMixin):
         """
         if mel.ndim != 3 or mel.shape[2] != self.config.n_mels:
             raise ValueError(f"expected log-mels of shape (B, frames, {self.config.n_mels}), got {tuple(mel.shape)}")
+        self._use_float32()
         # one by one: faster on a processor, whose cache holds one, and a batch is bitwise what its items are
         return torch.cat([self._waveform(one) for one in mel.split(1)])
+
+    def _use_float32(self) -> None:
+        """Make the tables anew: a change of type rounds them, and what is gone does not come back with the type."""
+        self.filters = filters(self.spec).to(self.filters.device, copy=True)
+        self.window = self._hann().to(self.window.device)
+
+    def _hann(self) -> torch.Tensor:
+        """The window (n_fft,), zeros on both sides of ``win_length`` samples."""
+        size, length = self.config.n_fft, self.config.win_length
+        return F.pad(torch.hann_window(length), ((size - length) // 2, size - length - (size - length) // 2))
 
     def _waveform(self, mel: torch.Tensor) -> torch.Tensor:
         """The waveform (1, frames * hop_length) of one log-mel (1, frames, n_mels)."""
@@ -189,14 +200,15 @@ def vocode(vocoder: Any, mel: torch.Tensor, n_samples: int) -> torch.Tensor:
     vocoder
         :class:`GriffinLimVocoder`, or a ``SpeechT5HifiGan``.
     mel
-        (B, 1, frames, n_mels) or (B, frames, n_mels).
+        (B, 1, frames, n_mels) or (B, frames, n_mels), of any type: HiFi-GAN is given its own, Griffin-Lim float32.
 
     Raises
     ------
     ValueError
         The log-mels stand for less than ``n_samples``.
     """
-    wave = vocoder(mel.squeeze(1) if mel.ndim == 4 else mel)
+    frames = mel.squeeze(1) if mel.ndim == 4 else mel
+    wave = vocoder(frames.float() if isinstance(vocoder, GriffinLimVocoder) else frames.to(vocoder.dtype))
     if wave.shape[-1] < n_samples:
         raise ValueError(f"{mel.shape[-2]} frames make {wave.shape[-1]} samples, fewer than the {n_samples} asked for")
     return wave[..., :n_samples]

@@ -181,7 +181,7 @@ def _usable(vectors: Vectors) -> tuple[IntArray, pa.Table]:
 
 
 def _pairs_table(clips: pa.Table, known: Known | None) -> pa.Table:
-    columns = ["clip_id", "path", "start_s", "duration_s", "caption", "labels", "sha256"]
+    columns = ["clip_id", "path", "start_s", "duration_s", "caption", "labels", "sha256", "sample_digest"]
     groups = duplicate_groups(clips, known)
     return clips.select(columns).append_column("cluster_id", pa.array(groups, pa.int64()))
 

@@ -1,7 +1,8 @@
 """A finished datastore: what it holds, the neighbors kept for its own pairs, and retrieval for a free prompt.
 
 STORE/card.json            what keys are made by, counts, digests, the report on neighbors; written last
-      pairs.parquet        one row a pair: clip_id, path, start_s, duration_s, caption, labels, sha256, cluster_id
+      pairs.parquet        one row a pair: clip_id, path, start_s, duration_s, caption, labels, sha256, sample_digest,
+                         cluster_id
       keys.npy             (n, d) float32 of unit length, one a pair
       center.npy           (d,) what was taken off the keys (only where sounds are compared with sounds)
       neighbors.parquet    clip_id, rows (of pairs.parquet; -1: none), similarity; the most similar first
@@ -22,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...errors import DescriptorMismatchError, StoreError
+from ...errors import StoreError
 from ...folders import read_card
 from ...search.exact import DoubleArray, FloatArray, IntArray, unit_rows
 from .encoding import Texts, centered, load_texts
@@ -109,6 +110,8 @@ class Datastore:
             rows, similarity = (_matrix(neighbors[name]) for name in ("rows", "similarity"))
         except (OSError, ValueError, EOFError, KeyError, pa.ArrowException) as error:
             raise StoreError(f"{folder}: cannot be read ({error}); build the datastore again, with --overwrite") from error
+        if "sample_digest" not in pairs.column_names:
+            raise StoreError(f"{folder}: does not say of which audio its pairs are; build it again, with --overwrite")
         lengths = {card["counts"]["pairs"], pairs.num_rows, len(keys), len(rows), len(similarity)}
         if len(lengths) > 1:
             raise StoreError(f"{folder}: its files are of different builds ({lengths} rows); build it again, with --overwrite")
@@ -141,19 +144,9 @@ class Datastore:
         reason = f"it was left out: {why[0]}" if why else f"it holds {len(self):,} clips, such as {self.pairs['clip_id'][0]}"
         raise ValueError(f"{self.path}: clip {clip_id!r} is not in this datastore; {reason}")
 
-    def check_texts(self, spec: str) -> None:
-        """See that vectors of texts that were made elsewhere belong to this datastore.
-
-        Raises
-        ------
-        DescriptorMismatchError
-            They were made by something else than its keys.
-        """
-        if spec != self.texts_spec:
-            raise DescriptorMismatchError(
-                f"{self.path}: was built with the text encoder {self.texts_spec}, but is asked with vectors of {spec}; build "
-                "it again with that encoder (auscult datastore --model), or use its own"
-            )
+    def of_audio(self, digest: str) -> tuple[str, ...]:
+        """Ids of the clips of this very audio: of one ``sample_digest``, whatever they are called or their files' format."""
+        return self._of_audio.get(digest, ())
 
     def neighbors(self, clip_id: str, k: int | None = None) -> Retrieved:
         """The neighbors kept for a clip, at most k of them; fewer where too much was excluded.
@@ -283,6 +276,14 @@ class Datastore:
     @cached_property
     def _row(self) -> dict[str, int]:
         return {clip_id: row for row, clip_id in enumerate(self._columns["clip_id"])}
+
+    @cached_property
+    def _of_audio(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for digest, clip_id in zip(self.pairs["sample_digest"].to_pylist(), self._columns["clip_id"], strict=True):
+            if digest:
+                found[digest] = (*found.get(digest, ()), clip_id)
+        return found
 
     @cached_property
     def _texts(self) -> Texts:
