@@ -271,7 +271,7 @@ def test_an_unreadable_clip_is_named_counted_and_never_replaced(corpus: Path, tm
 def test_clips_without_captions_are_refused(tmp_path: Path) -> None:
     for take in range(2):
         sf.write(tmp_path / f"{take}.wav", _sound(0, take), RATE)
-    with pytest.raises(CorpusError, match=r"2 of 2 clips have no caption \(0\.wav and 1\.wav\).*column 'caption'"):
+    with pytest.raises(CorpusError, match=r"2 of 2 clips have no caption \(0\.wav, 1\.wav\).*column 'caption'"):
         train(_config(tmp_path), tmp_path.parent / "out")
 
 
