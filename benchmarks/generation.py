@@ -130,7 +130,7 @@ def main() -> None:
             progress=told,
         )
         manifest = given.output / f"{arm}-made" / "manifest.jsonl"
-        systems[arm] = System(open_corpus(manifest))
+        systems[arm] = System(open_corpus(manifest.parent / "audio"))  # its manifest names references, which are of fold 1
         rows.append({"model": arm, **own_clip_found(manifest, manifests["1"])})
     print_table(rows)
     if given.only is not None:
