@@ -24,12 +24,7 @@ from test_search import brute_top_k
 PRECISIONS = ("float32", "tf32", "bf16")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def same(one, other) -> None:

@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
-import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
@@ -52,12 +51,7 @@ BARE = EvaluateConfig(resamples=20, brackets=False)
 HOSTILE = '<script>alert("1")</script>|*name*, a'
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterable[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def written(folder: Path, sounds: Iterable[np.ndarray], *, rate_hz: int = RATE_HZ, names: Sequence[str] = ()) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,13 +45,7 @@ def sounds(count: int, samples: int = SAMPLES) -> list[np.ndarray]:
 PAIRS = [[("dog barking", wave), ("a puppy", other)] for wave, other in zip(sounds(2), sounds(4)[2:], strict=True)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small lose more by waiting for a second thread than it does."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def assemble(config: DenoiserConfig, sampler: Any = None, **encoders: Any) -> RetrievalAugmentedAudioPipeline:
