@@ -155,22 +155,16 @@ def _ours(pipe: Any, prompts: list[str], seeds: list[int], sampling: Sampling, r
     ).audios
 
 
-def _audioldm(pipe: Any, prompts: list[str], seeds: list[int], sampling: Sampling, references: Any, on_step: OnStep) -> Any:
-    return pipe(
-        prompts,
-        negative_prompt=_negatives(prompts, sampling),
-        audio_length_in_s=sampling.duration_s,
-        **_common(sampling, seeds, on_step),
-    ).audios
+def _from_prompts(length: str) -> Callable[..., Any]:
+    """For pipelines that take prompts, and the clips' seconds under this name."""
 
+    def call(pipe: Any, prompts: list[str], seeds: list[int], sampling: Sampling, references: Any, on_step: OnStep) -> Any:
+        seconds = {length: sampling.duration_s}
+        return pipe(
+            prompts, negative_prompt=_negatives(prompts, sampling), **seconds, **_common(sampling, seeds, on_step)
+        ).audios
 
-def _stable_audio(pipe: Any, prompts: list[str], seeds: list[int], sampling: Sampling, references: Any, on_step: OnStep) -> Any:
-    return pipe(
-        prompts,
-        negative_prompt=_negatives(prompts, sampling),
-        audio_end_in_s=sampling.duration_s,
-        **_common(sampling, seeds, on_step),
-    ).audios
+    return call
 
 
 def _musicldm(pipe: Any, prompts: list[str], seeds: list[int], sampling: Sampling, references: Any, on_step: OnStep) -> Any:
@@ -221,8 +215,8 @@ def _padded(tokens: Any, mask: Any, continued: Any, length: int) -> tuple[Any, A
 
 _CALLS: dict[str, Callable[..., Any]] = {
     OURS: _ours,
-    "StableAudioPipeline": _stable_audio,
-    "AudioLDMPipeline": _audioldm,
+    "StableAudioPipeline": _from_prompts("audio_end_in_s"),
+    "AudioLDMPipeline": _from_prompts("audio_length_in_s"),
     "AudioLDM2Pipeline": _audioldm2,
     "MusicLDMPipeline": _musicldm,
 }

@@ -179,7 +179,7 @@ class MelTokenEncoder(ModelMixin, ConfigMixin):
     @property
     def spec(self) -> MelSpec:
         """The settings of the log-mel."""
-        return MelSpec.from_dict({name: self.config[name] for name in MelSpec().to_dict()})
+        return MelSpec.of_config(self.config)
 
     def forward(self, waves: torch.Tensor) -> Tokens:
         """Tokens (B, n, n_mels) of waveforms (B, T) at ``sample_rate_hz``; none is masked."""

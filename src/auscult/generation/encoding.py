@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,9 +15,9 @@ import soxr
 import torch
 
 from ..devices import float32_products
-from ..errors import AuscultError, ModelError
-from ..pretrained import choose_device, first_line
-from ..pretrained.loading import quiet
+from ..errors import ModelError
+from ..pretrained import choose_device
+from ..pretrained.loading import model_errors, place_of, quiet
 from .audioldm2 import WrittenTokenEncoder
 from .audiomae import DEFAULT_MODEL, AudioMAEEncoder, ast_token_frames, ast_tokens
 from .conditioning import Tokens, stacked
@@ -307,18 +306,12 @@ def _check_type(name: str, expected: tuple[str, ...]) -> None:
 
 @contextmanager
 def _in_words(name: str, title: str, example: str) -> Iterator[None]:
-    try:
-        with quiet(), torch.random.fork_rng(devices=[]):
-            yield
-    except AuscultError:
-        raise
-    except Exception as error:
-        # transformers, tokenizers, safetensors and the hub's client raise whatever their own libraries do
-        what = "folder" if Path(name).is_dir() else "name on the Hugging Face hub"
-        raise ModelError(
-            f"{name}: this {what} cannot be loaded as {title} ({first_line(error)}); give a folder with config.json, "
-            f"*.safetensors and the files of its tokenizer or extractor, or a name such as {example!r}"
-        ) from error
+    advice = (
+        "give a folder with config.json, *.safetensors and the files of its tokenizer or extractor, or a name such as "
+        f"{example!r}"
+    )
+    with model_errors(name, f"this {place_of(name)} cannot be loaded as {title}", advice), quiet(), torch.random.fork_rng([]):
+        yield
 
 
 def _digest(model: Any, helper: Any) -> str:

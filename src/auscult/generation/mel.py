@@ -104,6 +104,11 @@ class MelSpec:
             raise ValueError(f"a log-mel has no settings {', '.join(sorted(unknown))}; it has {', '.join(MelSpec().to_dict())}")
         return cls(**settings)
 
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> MelSpec:
+        """Out of a module's configuration that holds all settings among its own."""
+        return cls(**{field.name: config[field.name] for field in fields(cls)})
+
 
 def prepare_waveform(wave: torch.Tensor) -> torch.Tensor:
     """Take the mean off each waveform and scale it to a peak of 0.5; silence (and any constant) becomes zeros.

@@ -11,15 +11,15 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..devices import torch_device
-from ..errors import AuscultError, MissingExtraError, ModelError
+from ..errors import MissingExtraError, ModelError
 from ..folders import CARD, TASK, file_digest
-from ..pretrained.loading import first_line
+from ..pretrained.loading import first_line, model_errors
 from ..pretrained.loading import quiet as quiet_transformers
 
 INDEX = "model_index.json"
@@ -187,21 +187,18 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@contextmanager
-def in_words(name: str) -> Iterator[None]:
+def in_words(name: str) -> AbstractContextManager[None]:
     """Errors of the libraries within become a :class:`ModelError` that says what to do."""
-    try:
-        yield
-    except AuscultError:
-        raise
-    except Exception as error:
-        # diffusers, transformers, safetensors and the hub's client raise whatever their own libraries do
+
+    def advice(error: Exception) -> str:
         if "torchsde" in str(error):
-            raise ModelError(f"{name}: its scheduler needs a further package: pip install torchsde") from error
-        raise ModelError(
-            f"{name}: cannot be loaded ({first_line(error)}); give a folder that save_pretrained wrote with safetensors "
-            "weights, or the name on the hub of a pipeline that has them"
-        ) from error
+            return "its scheduler needs a further package: pip install torchsde"
+        return (
+            "give a folder that save_pretrained wrote with safetensors weights, or the name on the hub of a pipeline that "
+            "has them"
+        )
+
+    return model_errors(name, "cannot be loaded", advice)
 
 
 def _from_hub(name: str, offline: bool) -> LocatedPipeline:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from transformers import SpeechT5HifiGan
 
-from ..errors import AuscultError, ModelError
-from ..pretrained import first_line
-from ..pretrained.loading import quiet
+from ..errors import ModelError
+from ..pretrained.loading import model_errors, place_of, quiet
 from .mel import MelSpec
 from .weights import aligned
 
@@ -24,18 +22,10 @@ PUBLISHED_MEL = MelSpec()  # AudioLDM's, AudioLDM 2's and TANGO's
 @contextmanager
 def in_words(source: str, what: str) -> Iterator[None]:
     """Errors of diffusers, transformers, torch and the hub's client as one :class:`ModelError` that says what to do."""
-    try:
-        with quiet(), torch.random.fork_rng(devices=[]):
-            yield
-    except AuscultError:
-        raise
-    except Exception as error:
-        # each of these libraries raises whatever its own libraries do
-        place = "folder" if Path(source).is_dir() else "name on the Hugging Face hub"
-        raise ModelError(
-            f"{source}: no {what} can be loaded from this {place} ({first_line(error)}); download it anew, or give the "
-            "folder or name of a whole checkpoint"
-        ) from error
+    failed = f"no {what} can be loaded from this {place_of(source)}"
+    advice = "download it anew, or give the folder or name of a whole checkpoint"
+    with model_errors(source, failed, advice), quiet(), torch.random.fork_rng([]):
+        yield
 
 
 def load_part(kind: Any, source: str, subfolder: str) -> Any:

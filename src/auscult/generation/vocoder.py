@@ -82,7 +82,7 @@ class GriffinLimVocoder(ModelMixin, ConfigMixin):
     @property
     def spec(self) -> MelSpec:
         """The settings of the log-mels that it takes."""
-        return MelSpec.from_dict({name: self.config[name] for name in MelSpec().to_dict()})
+        return MelSpec.of_config(self.config)
 
     @torch.no_grad()
     def forward(self, mel: torch.Tensor) -> torch.Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..devices import CPU, torch_device
-from ..errors import MissingExtraError, ModelError
+from ..errors import AuscultError, MissingExtraError, ModelError
 from .locating import Kind, how_to_convert
 
 
@@ -184,16 +184,31 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _in_words(name: str, kind: Kind) -> Iterator[None]:
-    """Errors within become a :class:`ModelError` that says what to do."""
+def model_errors(name: str, failed: str, advice: str | Callable[[Exception], str]) -> Iterator[None]:
+    """Whatever goes wrong within becomes a :class:`ModelError`: ``NAME: FAILED (why); ADVICE``.
+
+    transformers, diffusers, tokenizers, safetensors and the hub's client raise whatever their own libraries do.
+    """
     try:
         yield
-    except ModelError:
+    except AuscultError:
         raise
     except Exception as error:
-        # transformers, safetensors and the hub's client raise whatever their own libraries do
+        said = advice if isinstance(advice, str) else advice(error)
+        raise ModelError(f"{name}: {failed} ({first_line(error)}); {said}") from error
+
+
+def place_of(name: str) -> str:
+    """What a name means: a folder, or a model on the hub."""
+    return "folder" if Path(name).is_dir() else "name on the Hugging Face hub"
+
+
+def _in_words(name: str, kind: Kind) -> AbstractContextManager[None]:
+    def advice(error: Exception) -> str:
         lacking = "safetensors" in str(error) and not Path(name).is_dir()
-        raise ModelError(
-            f"{name}: cannot be loaded ({first_line(error)}); give the name of {kind.title} on the Hugging Face hub that has "
-            f"safetensors weights, or a folder that {kind.written_by} wrote{how_to_convert(name, kind) if lacking else ''}"
-        ) from error
+        return (
+            f"give the name of {kind.title} on the Hugging Face hub that has safetensors weights, or a folder that "
+            f"{kind.written_by} wrote{how_to_convert(name, kind) if lacking else ''}"
+        )
+
+    return model_errors(name, "cannot be loaded", advice)
