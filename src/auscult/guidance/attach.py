@@ -1,0 +1,420 @@
+"""Guidance around any sampler of diffusers: the denoiser is overheard, and the scheduler is given a corrected output.
+
+A forward hook on the denoiser hears its predictions with and without the prompt; the scheduler's ``step`` is wrapped, and what it
+is given is corrected first. No loop is copied, so this works with every pipeline that calls one denoiser and one scheduler, and
+whatever combines the predictions: the scale of classifier-free guidance is read off the result.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ..errors import ModelError
+from .adapters import Adapter, adapter_of, stacked
+from .coefficients import check_scheduler, coefficients
+from .signals import text_norm
+from .terms import Correction, GuidanceTerm, Moment, norms, rows_like
+from .trace import Trace, TraceRow
+
+_MARK = "_auscult_guided"
+_WRAPPED = ("step", "set_timesteps")
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+_HALF_TOLERANCE = 3e-2  # of float16 and bfloat16, whose rounding classifier-free guidance multiplies
+
+
+@dataclass
+class Run:
+    """What happens under guidance.
+
+    Attributes
+    ----------
+    trace
+        A row for each step and sample.
+    """
+
+    trace: Trace = field(default_factory=Trace)
+
+
+@contextmanager
+def attach(
+    pipe: Any = None,
+    *terms: GuidanceTerm,
+    denoiser: Any = None,
+    scheduler: Any = None,
+    adapter: Adapter | None = None,
+) -> Iterator[Run]:
+    """Steer a sampler while the context lasts, and keep a trace.
+
+    Parameters
+    ----------
+    pipe
+        A pipeline of diffusers', or this package's; or None, with ``denoiser`` and ``scheduler`` of a loop of your own.
+    terms
+        What steers, see :class:`~auscult.guidance.terms.GuidanceTerm`; their corrections add up. None: nothing is changed, and
+        the trace holds the signals that need no references.
+    denoiser, scheduler
+        The network that the loop calls and the scheduler whose ``step`` it calls.
+    adapter
+        How the loop calls them; by default, a pipeline's own.
+
+    Yields
+    ------
+    Run
+        With the trace. Where no term acts, the scheduler is given the very tensor that the pipeline computed.
+
+    Raises
+    ------
+    ModelError
+        The pipeline or its scheduler cannot be guided, it is guided already, the scheduler is called without the denoiser, or
+        the term could never act.
+    ValueError
+        Neither a pipeline nor a denoiser with its scheduler.
+    """
+    if (pipe is None) == (denoiser is None or scheduler is None):
+        raise ValueError("give a pipeline, or None and a denoiser and a scheduler")
+    if pipe is not None:
+        denoiser, known = adapter_of(pipe)
+        scheduler, adapter = pipe.scheduler, adapter or known
+    check_scheduler(scheduler)
+    if getattr(scheduler, _MARK, False) or getattr(denoiser, _MARK, False):
+        raise ModelError(
+            f"this {type(scheduler).__name__} or its {type(denoiser).__name__} is under guidance already; give all terms to one "
+            "attach(pipe, term, another), and leave the first context before the next"
+        )
+    _check_offloading(denoiser)
+    adapter = adapter or Adapter()
+    _check_captions(terms, adapter)
+    watch = _Watch(denoiser, scheduler, adapter, terms)
+    with _patched(denoiser, scheduler, watch):
+        yield watch.run
+
+
+@contextmanager
+def _patched(denoiser: Any, scheduler: Any, watch: _Watch) -> Iterator[None]:
+    own = {name: vars(scheduler)[name] for name in _WRAPPED if name in vars(scheduler)}  # wrapped by somebody else
+    handle = denoiser.register_forward_hook(watch.hear, with_kwargs=True)
+    for each in (denoiser, scheduler):
+        setattr(each, _MARK, True)
+    scheduler.step = watch.stepping(scheduler.step)
+    scheduler.set_timesteps = watch.beginning(scheduler.set_timesteps)
+    try:
+        yield
+    finally:
+        handle.remove()
+        for name in _WRAPPED:
+            delattr(scheduler, name)  # that of the class shows again
+        vars(scheduler).update(own)
+        for each in (denoiser, scheduler):
+            delattr(each, _MARK)
+        watch.heard.clear()
+
+
+# --- what is overheard ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Call:
+    """One call of the denoiser."""
+
+    args: tuple[Any, ...]
+    given: dict[str, Any]
+    output: torch.Tensor
+
+
+class _Watch:
+    """Hears the denoiser, and corrects what the scheduler is given."""
+
+    def __init__(self, denoiser: Any, scheduler: Any, adapter: Adapter, terms: Sequence[GuidanceTerm]) -> None:
+        self.denoiser, self.scheduler, self.adapter, self.terms = denoiser, scheduler, adapter, terms
+        self.run = Run()
+        self.heard: list[_Call] = []
+        self.muted = False
+        self.call, self.number, self.rows = -1, 0, 0
+        self.states: list[dict[str, Any]] = []
+        self.encoded: dict[str, Mapping[str, Any]] = {}
+        self._begin()
+
+    def hear(self, module: Any, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
+        if not self.muted:
+            self.heard.append(_Call(args, given, _tensor(output)))
+
+    def beginning(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def set_timesteps(*args: Any, **given: Any) -> Any:
+            self._begin()
+            return original(*args, **given)
+
+        return set_timesteps
+
+    def stepping(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A step that first corrects; with the same signature, which pipelines look at."""
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def step(*args: Any, **given: Any) -> Any:
+            bound = signature.bind(*args, **given)
+            output, timestep, sample = (bound.arguments[name] for name in ("model_output", "timestep", "sample"))
+            bound.arguments["model_output"] = self.corrected(output, timestep, sample)
+            return original(*bound.args, **bound.kwargs)
+
+        return step
+
+    def _begin(self) -> None:
+        if self.number or self.call < 0:
+            self.call += 1
+        self.number = 0
+        self.heard.clear()
+        self.states = [{} for _ in self.terms]
+
+    def corrected(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
+        """What the scheduler should be given: ``output`` itself where nothing acts."""
+        total = len(self.scheduler.timesteps)
+        if self.number >= total:  # a loop of one's own that goes through the same steps again
+            self._begin_again()
+        # tensors of an inference mode cannot carry gradients, so all is done on plain copies, outside of it
+        with torch.inference_mode(False), torch.no_grad():
+            moment = self._moment(output, timestep, sample, total)
+            corrections = [self._asked(term, moment, state) for term, state in zip(self.terms, self.states, strict=True)]
+            result = _applied(output, moment.guided, corrections)
+            self.run.trace.add(self._rows(moment, corrections))
+        self.heard.clear()
+        self.number += 1
+        return result
+
+    def _begin_again(self) -> None:
+        heard = [*self.heard]
+        self._begin()
+        self.heard.extend(heard)
+
+    def _asked(self, term: GuidanceTerm, moment: Moment, state: dict[str, Any]) -> Correction:
+        if moment.u is None and getattr(term, "needs_guidance", False):
+            raise ModelError(
+                f"{term.name}: despecification and deduplication lower classifier-free guidance, and this sampler runs without; "
+                "give a guidance_scale above 1, or a dissimilarity above 0"
+            )
+        return term(replace(moment, state=state))
+
+    def _moment(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor, total: int) -> Moment:
+        x_t, guided = _plain(sample), _plain(output)
+        self.rows = len(x_t)
+        u, c = self._predictions(len(x_t), guided)
+        scale, direction, degenerate = self._guidance(u, c, guided, output.dtype)
+        return Moment(
+            self.number,
+            total,
+            float(timestep),
+            coefficients(self.scheduler, timestep),
+            x_t,
+            guided,
+            u,
+            c,
+            scale,
+            direction,
+            degenerate,
+            self._predict_others if self.adapter.encode is not None else None,
+            self._predict_again,
+        )
+
+    def _predictions(self, rows: int, guided: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Without and with the prompt, of what was heard since the last step."""
+        if not self.heard:
+            raise ModelError(
+                f"the scheduler was stepped, and the {type(self.denoiser).__name__} under guidance was not called before; attach "
+                "to the denoiser that this loop calls"
+            )
+        outputs = [call.output for call in self.heard]
+        if len(outputs) == 1 and len(outputs[0]) % rows == 0:
+            outputs = list(outputs[0].chunk(len(outputs[0]) // rows))
+        if any(len(each) != rows for each in outputs):
+            raise ModelError(
+                f"expected predictions for {rows} samples each, heard {[len(call.output) for call in self.heard]} rows in "
+                f"{len(self.heard)} calls; write an Adapter for this loop"
+            )
+        if len(outputs) == 1:
+            return None, guided
+        first, last = _plain(outputs[0]), _plain(outputs[-1])
+        return (last, first) if self.adapter.conditional_first else (first, last)
+
+    def _guidance(
+        self, u: torch.Tensor | None, c: torch.Tensor, guided: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """s0, (guided - u) / s0, and whether u and c are equal, per row.
+
+        s0 is the least-squares scale ``<guided - u, c - u> / |c - u|^2``. Where a pipeline combines otherwise (two scales, a
+        rescaling), what is left over belongs to the direction.
+        """
+        ones = torch.ones(len(c), device=c.device)
+        if u is None:
+            return ones, torch.zeros_like(c), torch.zeros_like(ones, dtype=torch.bool)
+        apart, moved = c - u, guided - u
+        rounding = 4 * torch.finfo(dtype).eps
+        degenerate = norms(apart) <= rounding * norms(c)
+        square = apart.flatten(1).double().square().sum(1)
+        inner = (moved.flatten(1).double() * apart.flatten(1).double()).sum(1)
+        found = torch.where(degenerate, torch.ones_like(inner), inner / torch.where(degenerate, torch.ones_like(square), square))
+        scale = ones * self.adapter.scale if self.adapter.scale is not None else found.float()
+        off = norms(moved - rows_like(scale, apart) * apart) > _TOLERANCE.get(dtype, _HALF_TOLERANCE) * norms(moved)
+        own = moved / rows_like(torch.where(scale == 0, ones, scale), moved)
+        return scale, torch.where(rows_like(off & ~degenerate, apart), own, apart), degenerate
+
+    # --- the denoiser, asked again ------------------------------------------------------------------------------------
+
+    def _predict_others(self, rows: torch.Tensor, captions: Sequence[str]) -> torch.Tensor:
+        encode = self.adapter.encode
+        assert encode is not None
+        for caption in captions:
+            if caption not in self.encoded:
+                self.encoded[caption] = encode(caption)
+        args, given = self._conditional(rows)
+        others = self.adapter.fit(stacked([self.encoded[caption] for caption in captions]), given)
+        for name, value in others.items():
+            given[name] = value.to(given[name].device, given[name].dtype) if torch.is_tensor(given.get(name)) else value
+        return self._called(args, given)
+
+    def _predict_again(self, x_t: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Conditional predictions as a function of x_t; what the denoiser reads is x_t times a number, whatever the scheduler."""
+        args, given = self._conditional(rows)
+        name, read = _input(args, given)
+        plain = _plain(read).double()
+        factor = float((plain * x_t.detach().double()).sum() / x_t.detach().double().square().sum())
+        scaled = (factor * x_t).to(read.dtype)
+        if name is None:
+            args = (scaled, *args[1:])
+        else:
+            given[name] = scaled
+        flags = [each.requires_grad for each in self.denoiser.parameters()]
+        self.denoiser.requires_grad_(False)  # or activations would be kept for gradients that nobody asks for
+        try:
+            return self._called(args, given)
+        finally:
+            for each, flag in zip(self.denoiser.parameters(), flags, strict=True):
+                each.requires_grad_(flag)
+
+    def _conditional(self, rows: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of the denoiser's call with the prompt, for some rows."""
+        call = self.heard[0 if self.adapter.conditional_first else -1]
+        total, batch = len(call.output), self.rows  # the prompt's rows are the last of a call, or all of it
+
+        def of_rows(value: Any) -> Any:
+            if torch.is_tensor(value) and value.ndim and len(value) == total:
+                return _detached(value[total - batch :][rows.to(value.device)])
+            return value
+
+        return tuple(map(of_rows, call.args)), {name: of_rows(value) for name, value in call.given.items()}
+
+    def _called(self, args: tuple[Any, ...], given: dict[str, Any]) -> torch.Tensor:
+        self.muted = True
+        try:
+            return _tensor(self.denoiser(*args, **given)).float()
+        finally:
+            self.muted = False
+
+    # --- the trace ----------------------------------------------------------------------------------------------------
+
+    def _rows(self, moment: Moment, corrections: Sequence[Correction]) -> list[TraceRow]:
+        signal = None if moment.u is None else text_norm(moment.u, moment.c, moment.coefficients).tolist()
+        scale = moment.scale.tolist()
+        rows = []
+        for sample in range(len(moment)):
+            facts = _facts(corrections, sample)
+            rows.append(
+                TraceRow(
+                    call=self.call,
+                    step=moment.number,
+                    n_steps=moment.total,
+                    timestep=moment.timestep,
+                    sigma=moment.coefficients.sigma,
+                    alpha_bar=moment.coefficients.alpha_bar,
+                    sample=sample,
+                    scale=None if moment.u is None else scale[sample],
+                    text_norm=None if signal is None else signal[sample],
+                    **facts,
+                )
+            )
+        return rows
+
+
+def _facts(corrections: Sequence[Correction], sample: int) -> dict[str, Any]:
+    """What the terms say of a sample; where several speak of the same, the first one's word, and whether any fired."""
+    facts: dict[str, Any] = {}
+    for correction in corrections:
+        for name, values in correction.facts.items():
+            if name == "fired":
+                facts[name] = facts.get(name, False) or values[sample]
+            elif facts.get(name) in (None, ""):
+                facts[name] = values[sample]
+    return facts
+
+
+def _applied(output: torch.Tensor, guided: torch.Tensor, corrections: Sequence[Correction]) -> torch.Tensor:
+    """The output with all shifts where they are meant, and bit for bit itself elsewhere."""
+    acting = [each for each in corrections if each.shift is not None and each.acts is not None and bool(each.acts.any())]
+    if not acting:
+        return output
+    acts, total = torch.zeros_like(acting[0].acts), torch.zeros_like(guided)
+    for each in acting:
+        rows = rows_like(each.acts, guided)
+        total = torch.where(rows, total + each.shift, total)
+        acts = acts | each.acts
+    corrected = (guided + total).to(output.dtype)
+    if not torch.isfinite(corrected[acts]).all():
+        raise ModelError(
+            "guidance gave numbers that are not finite; lower its strengths, or run in float32 (bfloat16) instead of float16"
+        )
+    return torch.where(rows_like(acts, output), corrected, output)
+
+
+def _tensor(output: Any) -> torch.Tensor:
+    """The prediction in what a denoiser returns."""
+    if torch.is_tensor(output):
+        return output
+    found: torch.Tensor = output[0] if isinstance(output, tuple) else output.sample
+    return found
+
+
+def _plain(values: torch.Tensor) -> torch.Tensor:
+    """float32, without history, and usable outside of an inference mode."""
+    return _detached(values).float()
+
+
+def _detached(values: torch.Tensor) -> torch.Tensor:
+    values = values.detach()
+    return values.clone() if values.is_inference() else values
+
+
+def _input(args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[str | None, torch.Tensor]:
+    """Where a denoiser is given its noisy samples: the first argument, or the name of a keyword."""
+    if args:
+        return None, args[0]
+    for name in ("sample", "hidden_states"):
+        if name in given:
+            return name, given[name]
+    raise ModelError(f"cannot tell which of {', '.join(given)} are the noisy samples; pass them first, or as 'sample'")
+
+
+def _check_captions(terms: Sequence[GuidanceTerm], adapter: Adapter) -> None:
+    for term in terms:
+        if getattr(term, "needs_captions", False) and adapter.encode is None:
+            raise ModelError(
+                f"{term.name}: deduplication predicts with the captions of references, and this loop's adapter cannot encode them; "
+                "give Adapter(encode=...), or set deduplication=0"
+            )
+
+
+def _check_offloading(denoiser: Any) -> None:
+    hook = getattr(denoiser, "_hf_hook", None)
+    if hook is not None:
+        warnings.warn(
+            "the pipeline moves its parts on and off the device; guidance that decodes or encodes captions moves them at every "
+            "step that fires. Latent or log-mel descriptors, and deduplication=0, avoid this",
+            UserWarning,
+            stacklevel=4,
+        )
