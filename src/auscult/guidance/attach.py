@@ -259,7 +259,9 @@ class _Watch:
         degenerate = norms(apart) <= rounding * norms(c)
         square = apart.flatten(1).double().square().sum(1)
         inner = (moved.flatten(1).double() * apart.flatten(1).double()).sum(1)
-        found = torch.where(degenerate, torch.ones_like(inner), inner / torch.where(degenerate, torch.ones_like(square), square))
+        found = torch.where(
+            degenerate, torch.ones_like(inner), inner / torch.where(degenerate, torch.ones_like(square), square)
+        )
         scale = ones * self.adapter.scale if self.adapter.scale is not None else found.float()
         off = norms(moved - rows_like(scale, apart) * apart) > _TOLERANCE.get(dtype, _HALF_TOLERANCE) * norms(moved)
         own = moved / rows_like(torch.where(scale == 0, ones, scale), moved)
