@@ -278,7 +278,7 @@ def _applied(output: torch.Tensor, guided: torch.Tensor, corrections: Sequence[C
         rows = rows_like(each.acts, guided)
         total = torch.where(rows, total + each.shift, total)
         acts = acts | each.acts
-    corrected = (guided + total).to(output.dtype)
+    corrected = output.to(torch.promote_types(output.dtype, total.dtype)).add(total).to(output.dtype)
     if not torch.isfinite(corrected[acts]).all():
         raise ModelError(
             "guidance gave numbers that are not finite; lower its strengths, or run in float32 (bfloat16) instead of float16"
