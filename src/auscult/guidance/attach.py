@@ -219,7 +219,8 @@ class _Watch:
         if u is None:
             return ones, torch.zeros_like(c), torch.zeros_like(ones, dtype=torch.bool)
         apart, moved = c - u, guided - u
-        rounding = 4 * torch.finfo(dtype).eps
+        # the rounding of ``guided`` is spread over all its numbers: s0 is known well where none of them alone would tell it
+        rounding = max(8 * torch.finfo(dtype).eps / apart[0].numel() ** 0.5, 4 * torch.finfo(torch.float32).eps)
         degenerate = norms(apart) <= rounding * norms(c)
         square = apart.flatten(1).double().square().sum(1)
         inner = (moved.flatten(1).double() * apart.flatten(1).double()).sum(1)
