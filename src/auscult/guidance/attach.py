@@ -77,9 +77,10 @@ def attach(
         The pipeline or its scheduler cannot be guided, it is guided already, the scheduler is called without the denoiser, or
         the term could never act.
     ValueError
-        Neither a pipeline nor a denoiser with its scheduler.
+        Neither a pipeline nor a denoiser with its scheduler, or both.
     """
-    if (pipe is None) == (denoiser is None or scheduler is None):
+    own = [each is not None for each in (denoiser, scheduler)]
+    if any(own) if pipe is not None else not all(own):
         raise ValueError("give a pipeline, or None and a denoiser and a scheduler")
     if pipe is not None:
         denoiser, known = adapter_of(pipe)
