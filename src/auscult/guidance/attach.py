@@ -183,8 +183,9 @@ class _Watch:
     def _asked(self, term: GuidanceTerm, moment: Moment, state: dict[str, Any]) -> Correction:
         if moment.u is None and getattr(term, "needs_guidance", False):
             raise ModelError(
-                f"{term.name}: despecification and deduplication lower classifier-free guidance, and this sampler runs "
-                "without; give a guidance_scale above 1, or a dissimilarity above 0"
+                f"{term.name}: despecification and deduplication lower classifier-free guidance, dissimilarity in units 'norm' "
+                "is a share of it, and this sampler runs without; give a guidance_scale above 1, or a dissimilarity in units "
+                "'paper'"
             )
         return term(replace(moment, state=state))
 
