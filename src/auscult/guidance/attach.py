@@ -75,7 +75,7 @@ def attach(
     ------
     ModelError
         The pipeline or its scheduler cannot be guided, it is guided already, the scheduler is called without the denoiser, or
-        the term could never act.
+        the term could never act. At the end: the denoiser was called, and the scheduler never stepped.
     ValueError
         Neither a pipeline nor a denoiser with its scheduler, or both.
     """
@@ -116,7 +116,13 @@ def _patched(denoiser: Any, scheduler: Any, watch: _Watch) -> Iterator[None]:
         vars(scheduler).update(own)
         for each in (denoiser, scheduler):
             delattr(each, _MARK)
+        unused = len(watch.hearing.calls)
         watch.hearing.calls.clear()
+    if unused and not watch.stepped:
+        raise ModelError(
+            f"the {type(denoiser).__name__} was called {unused} times, and the {type(scheduler).__name__} under guidance was never "
+            "stepped, so nothing was guided; set the pipeline's scheduler before attaching, or attach to the loop's own"
+        )
 
 
 # --- what is done at a step ------------------------------------------------------------------------------------------
@@ -128,7 +134,7 @@ class _Watch:
     def __init__(self, denoiser: Any, scheduler: Any, adapter: Adapter, terms: Sequence[GuidanceTerm]) -> None:
         self.scheduler, self.adapter, self.terms = scheduler, adapter, terms
         self.run, self.hearing = Run(), Hearing(denoiser, adapter)
-        self.call, self.number = -1, 0
+        self.call, self.number, self.stepped = -1, 0, False
         self.states: list[dict[str, Any]] = []
         self._begin()
 
@@ -162,6 +168,7 @@ class _Watch:
 
     def corrected(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
         """What the scheduler should be given: ``output`` itself where nothing acts."""
+        self.stepped = True
         total = len(self.scheduler.timesteps)
         if self.number >= total:  # a loop of one's own that goes through the same steps again
             self._begin_again()
