@@ -56,7 +56,7 @@ _OUR_NAMES = frozenset(
     }
     | {f"{REVIEW_DB}{suffix}" for suffix in ("", "-wal", "-shm")}
     | {f"{name}.parquet" for name in ("matches", "queries", "training", "null", "skipped", "clusters", "pairs", "top1")}
-    | {"keys.npy", "center.npy", "neighbors.parquet"}
+    | {"keys.npy", "center.npy", "neighbors.parquet", "index.jsonl", "vectors.safetensors"}
 )
 _REPORTED_PACKAGES = (
     *("numpy", "scipy", "soundfile", "soxr", "pyarrow", "faiss-cpu", "av", "datasets"),
