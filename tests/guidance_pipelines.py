@@ -220,7 +220,7 @@ def made(name: str, scheduler: Any = None) -> Subject:
             torch.manual_seed(0)
             return tango() if kind == "tango" else flow(scheduler)
     settings = {"family": family} if family else {"headed": True} if kind == "AudioLDM2Pipeline" else {}
-    pipe = tiny_pipelines.made(kind, **settings)
+    pipe = tiny_pipelines.make(kind, **settings)
     if scheduler is not None:
         pipe.scheduler = scheduler
     return of_pipe(pipe)

@@ -14,6 +14,7 @@ import torch
 from auscult.guidance.coefficients import Coefficients, check_scheduler, coefficients
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),  # of diffusers with NumPy 2
     pytest.mark.filterwarnings("ignore:.algorithm_types dpmsolver:FutureWarning"),  # still an option, and taken on purpose
     pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning"),  # of torchsde, about the last bits of its times

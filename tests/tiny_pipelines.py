@@ -224,7 +224,7 @@ PIPELINES = {
 }
 
 
-def made(kind: str, seed: int = 0, **settings: Any) -> Any:
+def make(kind: str, seed: int = 0, **settings: Any) -> Any:
     """A pipeline of random weights, large enough that every prompt sounds differently."""
     with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
@@ -235,12 +235,16 @@ def made(kind: str, seed: int = 0, **settings: Any) -> Any:
                 for parameter in part.parameters() if isinstance(part, torch.nn.Module) else ():
                     if parameter.dim() > 1:
                         parameter.normal_(std=1.0 / parameter[0].numel() ** 0.5)
-    return pipe
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval()
+        return pipe
 
 
 def save(folder: Path, kind: str, seed: int = 0, **settings: Any) -> Path:
-    """Save a pipeline as :func:`made` makes it."""
+    """:func:`make`, saved."""
+    pipe = make(kind, seed, **settings)
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made(kind, seed, **settings).save_pretrained(folder)
+        pipe.save_pretrained(folder)
     return folder

@@ -19,7 +19,7 @@ HALO = 8  # latent frames beside a window of a log-mel: an autoencoder's convolu
 
 @dataclass(frozen=True, eq=False)
 class LatentCodec:
-    """What a pipeline's latents sound like; the second axis but one is time: (B, C, T) or (B, C, T, bands).
+    """What a pipeline's latents sound like: (B, C, T) or (B, C, T, bands), with time on the third axis.
 
     Attributes
     ----------
