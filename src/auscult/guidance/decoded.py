@@ -16,7 +16,7 @@ from ..descriptors.mel import MelDescriptor
 from .codecs import LatentCodec, window_of_sound
 from .latents import SHORTEST_S, finite, seconds_heard
 from .resampling import resample
-from .windows import DescribedAudio, FloatArray, describe_waves, fitted, start_of_step
+from .windows import DescribedAudio, FloatArray, Layout, describe_waves, fitted, start_of_step
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,11 @@ class DecodedMel:
     def rate_hz(self) -> int:
         """16 kHz."""
         return audit.SAMPLE_RATE_HZ
+
+    @property
+    def layout(self) -> Layout:
+        """Bands, each with its windows in time."""
+        return Layout((audit.N_MELS, -1), 1, audit.HOP / audit.SAMPLE_RATE_HZ)
 
     def describe(self, x0: torch.Tensor, step: int = 0) -> torch.Tensor:
         """See :class:`~auscult.guidance.latents.LatentDescriptor`."""

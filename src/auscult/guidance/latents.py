@@ -29,7 +29,7 @@ from ..generation.autoencoder import fold, from_latents
 from ..generation.mel import MelSpec, log_mel, prepare_waveform
 from ..generation.reconstruction import descriptors
 from .codecs import HALO, mel_of_pipeline, usual_frames
-from .windows import DescribedAudio, FloatArray, crop, describe_waves, fitted, start_of_step
+from .windows import DescribedAudio, FloatArray, Layout, crop, describe_waves, fitted, start_of_step
 
 SHORTEST_S = 0.1  # of a mel descriptor's windows
 
@@ -191,6 +191,11 @@ class MelOnLatents:
         needed = (MelDescriptor(self.window_s).n_frames - 1) * audit.HOP / audit.SAMPLE_RATE_HZ
         per_second = self.mel.sample_rate_hz / self.mel.hop_length
         return max(int(self.window_s * per_second + 1e-6), math.ceil(needed * per_second - 1e-6))
+
+    @property
+    def layout(self) -> Layout:
+        """Bands, each with its windows in time."""
+        return Layout((audit.N_MELS, -1), 1, audit.HOP / audit.SAMPLE_RATE_HZ)
 
     def describe(self, x0: torch.Tensor, step: int = 0) -> torch.Tensor:
         """See :class:`LatentDescriptor`; x0 is (B, C, T, bands)."""

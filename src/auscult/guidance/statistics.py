@@ -12,7 +12,7 @@ from ..descriptors import DescriptorSpec
 from ..generation.weights import weights_digest
 from .codecs import LatentCodec
 from .latents import finite
-from .windows import DescribedAudio, FloatArray, describe_waves
+from .windows import DescribedAudio, FloatArray, Layout, describe_waves
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class LatentStatistics:
         pipe: Any,
         *,
         duration_s: float | None = None,
-        block_s: float = 0.5,
+        block_s: float = 0.16,
         codec: LatentCodec | None = None,
         center: bool = True,
     ) -> LatentStatistics:
@@ -85,6 +85,11 @@ class LatentStatistics:
     def rate_hz(self) -> int:
         """That of the codec."""
         return self.codec.rate_hz
+
+    @property
+    def layout(self) -> Layout:
+        """Blocks, each with its channels and rows."""
+        return Layout((-(-self.frames // self.block), -1), 0, self.block * self.codec.frame_s)
 
     def describe(self, x0: torch.Tensor, step: int = 0) -> torch.Tensor:
         """See :class:`~auscult.guidance.latents.LatentDescriptor`; all steps are alike."""

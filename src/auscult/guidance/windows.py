@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,14 @@ class DescribedAudio:
 
     vectors: list[FloatArray]
     starts_s: list[list[float]]
+
+
+class Layout(NamedTuple):
+    """How a vector is laid out: its shape, which of the axes is time, and how far apart the steps of time are."""
+
+    shape: tuple[int, ...]
+    time_axis: int
+    step_s: float
 
 
 @dataclass(frozen=True)
