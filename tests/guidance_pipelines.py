@@ -226,12 +226,11 @@ def made(name: str, scheduler: Any = None) -> Subject:
     return of_pipe(pipe)
 
 
-CAPTIONED = (
+SUBJECTS = (
     *(f"{OURS}/{family}" for family in ("retrieval", "tango", "audioldm2")),
     *("AudioLDMPipeline", "AudioLDM2Pipeline", "MusicLDMPipeline", "StableAudioPipeline", "StableAudio3Pipeline"),
-    *("tango", "flow"),
+    *("LongCatAudioDiTPipeline", "tango", "flow"),
 )
-SUBJECTS = (*CAPTIONED, "LongCatAudioDiTPipeline")  # the last cannot encode captions for guidance
 
 
 # --- planted references -----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from auscult.guidance.amg import DEGENERATE, AmgConfig, AntiMemorization
 from auscult.guidance.attach import attach
 from auscult.guidance.schedule import threshold
 from auscult.guidance.terms import Correction, Moment, norms
-from guidance_pipelines import CAPTIONED, PROMPTS, SUBJECTS, Fixed, Flat, Subject, index_of, one_each
+from guidance_pipelines import PROMPTS, SUBJECTS, Fixed, Flat, Subject, index_of, one_each
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEEDS = [3, 1, 4, 5]
@@ -137,7 +137,7 @@ def test_any_sampler(name: str) -> None:
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_despecification_is_lower_guidance_and_so_is_deduplication_from_ones_own_caption(name: str) -> None:
     it, lower = subject(name), plain(name, scale=4)
-    for term in ("despecification", "deduplication") if name in CAPTIONED else ("despecification",):
+    for term in ("despecification", "deduplication"):
         with it.guided(amg(one_each(PROMPTS), Fixed(), **{**OFF, **ALWAYS, term: 4.0})) as run:
             found = it(PROMPTS, SEEDS, steps=3, scale=6)
         close(found, lower)
@@ -169,7 +169,7 @@ class Again:
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_the_denoiser_is_asked_again_as_the_loop_asked_it(name: str) -> None:
     it = subject(name)
-    with it.guided(Again(PROMPTS if name in CAPTIONED else None)) as run:
+    with it.guided(Again(PROMPTS)) as run:
         assert torch.equal(it(PROMPTS, SEEDS, steps=3), plain(name))
     assert len(run.trace.rows)
 
@@ -221,8 +221,7 @@ def test_a_batch_is_its_rows_alone_in_any_order(name: str, gradient: str) -> Non
 @pytest.mark.parametrize("name", ["StableAudioPipeline", "StableAudio3Pipeline", "LongCatAudioDiTPipeline", "AudioLDMPipeline"])
 def test_in_inference_mode_and_again_it_is_the_same_and_draws_no_random_numbers(name: str, gradient: str) -> None:
     it = subject(name)
-    captions = {"deduplication": 1.0 if name in CAPTIONED else 0.0}
-    term = amg(index_of(plain(name)[:1], ["a bell"]), **ALWAYS, **captions, gradient=gradient)
+    term = amg(index_of(plain(name)[:1], ["a bell"]), **ALWAYS, gradient=gradient)
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     with it.guided(term) as run:
         one = it(PROMPTS, SEEDS, steps=3)

@@ -85,7 +85,14 @@ def _stable_audio_3(pipe: Any) -> Adapter:
 
 
 def _longcat(pipe: Any) -> Adapter:
-    return Adapter(conditional_first=True)
+    from diffusers.pipelines.longcat_audio_dit.pipeline_longcat_audio_dit import _normalize_text  # as it does to prompts
+
+    def encode(caption: str) -> Given:
+        tokens, _ = pipe.encode_prompt(_normalize_text(caption), pipe._execution_device)
+        heard = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return {"encoder_hidden_states": tokens, "encoder_attention_mask": heard}
+
+    return Adapter(encode, conditional_first=True)
 
 
 def _audioldm(pipe: Any) -> Adapter:

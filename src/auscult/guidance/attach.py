@@ -120,8 +120,8 @@ def _patched(denoiser: Any, scheduler: Any, watch: _Watch) -> Iterator[None]:
         watch.hearing.calls.clear()
     if unused and not watch.stepped:
         raise ModelError(
-            f"the {type(denoiser).__name__} was called {unused} times, and the {type(scheduler).__name__} under guidance was never "
-            "stepped, so nothing was guided; set the pipeline's scheduler before attaching, or attach to the loop's own"
+            f"the {type(denoiser).__name__} was called {unused} times, and the {type(scheduler).__name__} under guidance was "
+            "never stepped, so nothing was guided; set the pipeline's scheduler before attaching, or attach to the loop's own"
         )
 
 
