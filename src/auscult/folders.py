@@ -49,13 +49,18 @@ _OUR_NAMES = frozenset(
         "controls",
         "audit",
         "dedup",
+        "described",
+        "withheld.jsonl",
         "training",
         "generated",
         "background",
         "null",
     }
     | {f"{REVIEW_DB}{suffix}" for suffix in ("", "-wal", "-shm")}
-    | {f"{name}.parquet" for name in ("matches", "queries", "training", "null", "skipped", "clusters", "pairs", "top1")}
+    | {
+        f"{name}.parquet"
+        for name in ("matches", "queries", "training", "null", "skipped", "clusters", "pairs", "top1", "trace")
+    }
     | {"keys.npy", "center.npy", "neighbors.parquet"}
 )
 _REPORTED_PACKAGES = (
@@ -294,11 +299,15 @@ def refuse_to_lose_verdicts(folder: Path) -> None:
     Raises
     ------
     OutputFolderError
-        Its ``review.db`` holds verdicts, or cannot be read, so that it may.
+        Its ``review.db``, or that of a result inside it, holds verdicts, or cannot be read, so that it may.
     """
-    path = folder / REVIEW_DB
-    if not path.exists():
-        return
+    for path in (folder / REVIEW_DB, *sorted(folder.glob(f"*/{REVIEW_DB}"))):
+        if path.exists():
+            _refuse_to_lose(path)
+
+
+def _refuse_to_lose(path: Path) -> None:
+    folder = path.parent
     try:
         connection = sqlite3.connect(path, timeout=10.0)
         try:
