@@ -48,6 +48,7 @@ _OUR_NAMES = frozenset(
         "stores",
         "controls",
         "audit",
+        "audit.partial",
         "dedup",
         "described",
         "withheld.jsonl",
