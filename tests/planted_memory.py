@@ -7,6 +7,7 @@ clips are copies, and what guidance has to lead away from, without a training.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def mels_of(waves: list[np.ndarray]) -> torch.Tensor:
 
 def save(folder: Path, waves: list[np.ndarray]) -> Path:
     """A pipeline whose codec was fitted on these sounds, with a denoiser of random weights."""
-    unet = build(DenoiserConfig(channels=(8, 16), heads=(2, 2), attention=(False, True), norm_groups=4, latent_channels=COMPONENTS))
+    shape = DenoiserConfig(channels=(8, 16), heads=(2, 2), attention=(False, True), norm_groups=4)
+    unet = build(replace(shape, latent_channels=COMPONENTS))
     pipe = RetrievalAugmentedAudioPipeline.of(
         PatchPCACodec.fit(mels_of(waves), latent_channels=COMPONENTS),
         unet,

@@ -208,8 +208,8 @@ PIPELINES = {
 }
 
 
-def save(folder: Path, kind: str, seed: int = 0, **settings: Any) -> Path:
-    """Save a pipeline of random weights, large enough that every prompt sounds differently."""
+def make(kind: str, seed: int = 0, **settings: Any) -> Any:
+    """A pipeline of random weights, large enough that every prompt sounds differently."""
     with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
@@ -219,5 +219,16 @@ def save(folder: Path, kind: str, seed: int = 0, **settings: Any) -> Path:
                 for parameter in part.parameters() if isinstance(part, torch.nn.Module) else ():
                     if parameter.dim() > 1:
                         parameter.normal_(std=1.0 / parameter[0].numel() ** 0.5)
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval()
+        return pipe
+
+
+def save(folder: Path, kind: str, seed: int = 0, **settings: Any) -> Path:
+    """:func:`make`, saved."""
+    pipe = make(kind, seed, **settings)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         pipe.save_pretrained(folder)
     return folder

@@ -58,11 +58,8 @@ _OUR_NAMES = frozenset(
         "null",
     }
     | {f"{REVIEW_DB}{suffix}" for suffix in ("", "-wal", "-shm")}
-    | {
-        f"{name}.parquet"
-        for name in ("matches", "queries", "training", "null", "skipped", "clusters", "pairs", "top1", "trace")
-    }
-    | {"keys.npy", "center.npy", "neighbors.parquet"}
+    | {f"{name}.parquet" for name in ("matches", "queries", "training", "null", "skipped", "clusters", "pairs", "top1")}
+    | {"keys.npy", "center.npy", "neighbors.parquet", "index.jsonl", "vectors.safetensors", "trace.parquet"}
 )
 _REPORTED_PACKAGES = (
     *("numpy", "scipy", "soundfile", "soxr", "pyarrow", "faiss-cpu", "av", "datasets"),

@@ -38,7 +38,7 @@ Latent = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=GUARD,
-        help="What guidance compares by: mel-latents, mel, clap or latents (default: mel-latents where the model makes log-mels)",
+        help="What guidance compares by: mel-latents, mel, clap or latents (default: mel-latents if the model has log-mels)",
     ),
 ]
 AuditBy = Annotated[
@@ -63,7 +63,7 @@ Deduplication = _strength("deduplication", 2, "c2: away from the caption of the 
 Dissimilarity = _strength("dissimilarity", 3, "c3: down the gradient of similarity (default: 1)")
 ThresholdLow = Annotated[
     float | None,
-    typer.Option("--amg.threshold-low", rich_help_panel=AMG, help="Similarity above which it acts at first (default: measured)"),
+    typer.Option("--amg.threshold-low", rich_help_panel=AMG, help="Similarity from which it acts at first (default: measured)"),
 ]
 ThresholdHigh = Annotated[
     float | None,
@@ -74,7 +74,7 @@ Schedule = Annotated[
     typer.Option("--amg.schedule", rich_help_panel=AMG, help="From low to high: alpha_bar, progress or constant"),
 ]
 UnitsOf = Annotated[
-    str | None, typer.Option("--amg.units", rich_help_panel=AMG, help="Of the dissimilarity: norm, paper or released (default: norm)")
+    str | None, typer.Option("--amg.units", rich_help_panel=AMG, help="Of dissimilarity: norm, paper or released (default: norm)")
 ]
 Gradient = Annotated[
     str | None, typer.Option("--amg.gradient", rich_help_panel=AMG, help="Of the similarity: x0 or denoiser (default: x0)")
@@ -136,7 +136,10 @@ def generate_guarded(
     from ..guidance.guarding import generate_guarded as run
     from ..inputs import source_of
 
-    sources = {name: guard.pop(name, None) for name in ("background", "null")}
+    background, null = (
+        None if (text := guard.pop(name, None)) is None else source_of(text, encoding=encoding)
+        for name in ("background", "null")
+    )
     config = make_config(GuardConfig, guard, where="[guard]")
     return run(
         model,
@@ -145,7 +148,8 @@ def generate_guarded(
         source_of(references, encoding=encoding),
         guard=config,
         amg=amg,
-        **{name: None if text is None else source_of(text, encoding=encoding) for name, text in sources.items()},
+        background=background,
+        null=null,
         encoding=encoding,
         engine=engine_of(None),
         **settings,

@@ -147,7 +147,8 @@ def descriptors(mels: torch.Tensor, spec: MelSpec) -> torch.Tensor:
 
     Returns
     -------
-    Tensor (N, 16 * windows) float32
+    Tensor (N, 16 * windows)
+        float32, or float64 of log-mels in float64; differentiable.
 
     Examples
     --------
@@ -161,7 +162,7 @@ def descriptors(mels: torch.Tensor, spec: MelSpec) -> torch.Tensor:
     power = (2 * mels[:, 0].double()).exp()
     bands = (in_time @ power @ in_bands).mT  # (N, 16, windows), band by band as the descriptor has it
     decibel = 10 * (bands / bands.amax((1, 2), keepdim=True)).clamp(min=10 ** (audit.FLOOR_DB / 10)).log10()
-    return decibel.flatten(1).float()
+    return decibel.flatten(1).to(torch.float64 if mels.dtype == torch.float64 else torch.float32)
 
 
 def found_share(queries: torch.Tensor, keys: torch.Tensor) -> float:

@@ -31,8 +31,8 @@ class GuardConfig:
     strengthen
         Factor of guidance's strengths from attempt to attempt; thresholds are divided by it.
     alpha
-        P-value up to which a clip is made again, whatever the other clips are: the share of innocent clips that are. Where there
-        are too few null scores for it, clips that score above all of them are.
+        P-value up to which a clip is made again, whatever the other clips are: the share of innocent clips that are, too.
+        Where there are too few null scores for it, clips that score above all of them are.
     tau, fdr
         Of the audit, see :class:`~auscult.comparison.AuditConfig`; where one is given it decides alone.
     clap_model

@@ -194,9 +194,9 @@ def _write(partial: Path, order: Order, rounds: Rounds, guard: GuardConfig, fact
         notes.append(f"{clips} withheld, since the audit flagged all that was made in their place; {WITHHELD} lists them")
     if guard.level is not None and rounds.null_scores is not None and rounds.null_scores < 1 / guard.level - 1:
         notes.append(
-            f"the audits had {rounds.null_scores:,} null scores, too few for p-values of {guard.level:g}: only clips that score "
-            f"above all of them were made again; give {math.ceil(1 / guard.level) - 1:,} or more clips that are no training clips "
-            "as --guard-null"
+            f"the audits had {rounds.null_scores:,} null scores, too few for p-values of {guard.level:g}: only clips that "
+            f"score above all of them were made again; give {math.ceil(1 / guard.level) - 1:,} or more clips that are no training "
+            "clips as --guard-null"
         )
     guarded = {**_counts(rounds), **facts, "config": dataclasses.asdict(guard)}
     write_generation(partial, order, rounds.delivered, started, files=(WITHHELD, TRACE), warnings=notes, guard=guarded)
@@ -251,10 +251,10 @@ def _audit_finally(
         auditor = _auditor(stores, guard, engine)  # type: ignore[arg-type]
         if any(map(sounds, done.rows())):
             found = auditor.audit(done.path / MANIFEST, where, progress, lambda folder: write_report(folder, progress))
-            if found.card["counts"]["flagged"]:
+            if flagged := found.card["counts"]["flagged"]:
                 raise StoreError(
-                    f"{where}: flags {found.card['counts']['flagged']:,} clips that it did not flag before they were delivered; "
-                    "were files changed? Generate again with --overwrite"
+                    f"{where}: flags {flagged:,} clips that it did not flag before they were delivered; "
+                    "files were changed. Generate again with --overwrite"
                 )
     if described.is_dir():  # the audit's own now, for reports and reviews
         for store in described.iterdir():

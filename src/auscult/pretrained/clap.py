@@ -155,16 +155,24 @@ def log_mel(sounds: list[FloatArray], extractor: Any, device: Any) -> Any:
     for row, sound in zip(padded, sounds, strict=True):
         repeated = np.tile(sound, WINDOW_SAMPLES // len(sound))
         row[: len(repeated)] = repeated
+    return spectrograms(torch.from_numpy(padded).to(device), extractor).float()
+
+
+def spectrograms(padded: Any, extractor: Any) -> Any:
+    """What the extractor makes of waveforms (n, 480000) that are filled up already: (n, 1, frames, bands) float64, by torch,
+    differentiable."""
+    import torch
+
     size = extractor.fft_window_size
     spectrum = torch.stft(
-        torch.from_numpy(padded).to(device).double(),
+        padded.double(),
         n_fft=size,
         hop_length=extractor.hop_length,
-        window=torch.hann_window(size, periodic=True, dtype=torch.float64, device=device),
+        window=torch.hann_window(size, periodic=True, dtype=torch.float64, device=padded.device),
         center=True,
         pad_mode="reflect",
         return_complex=True,
     )
-    bands = torch.from_numpy(np.asarray(extractor.mel_filters_slaney, np.float64)).to(device)
+    bands = torch.from_numpy(np.asarray(extractor.mel_filters_slaney, np.float64)).to(padded.device)
     power = spectrum.abs().square().transpose(1, 2) @ bands
-    return (10.0 * torch.log10(power.clamp(min=1e-10))).float()[:, None]
+    return (10.0 * torch.log10(power.clamp(min=1e-10)))[:, None]
