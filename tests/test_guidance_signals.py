@@ -45,8 +45,8 @@ def random(*shape: int, seed: int = 0) -> Any:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def gaussian(levels: dict[Any, Level], mean: Any, spread: float) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """The exact denoiser of data N(0, spread^2), and of N(mean, spread^2) with the prompt.
+def gaussian(levels: dict[Any, Level], mean: Any, spread: float, base: Any = 0.0) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """The exact denoiser of data N(base, spread^2), and of N(mean, spread^2) with the prompt.
 
     The expected clean latent is ``mean + a s^2 (x - a mean) / (a^2 s^2 + b^2)``.
     """
@@ -54,8 +54,8 @@ def gaussian(levels: dict[Any, Level], mean: Any, spread: float) -> Callable[[An
     def predict(x: Any, timestep: Any) -> tuple[Any, Any]:
         level = levels[timestep]
         gain = level.a * spread**2 / (level.a**2 * spread**2 + level.b**2)
-        clean = gain * x, mean + gain * (x - level.a * mean)
-        return tuple((each - level.p * x) / level.q for each in clean)
+        u, c = (((each + gain * (x - level.a * each)) - level.p * x) / level.q for each in (base, mean))
+        return u, c
 
     return predict
 
@@ -128,11 +128,14 @@ def start(family: str, noise: Any) -> Any:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_anisotropy_is_the_closed_form_in_every_parameterization(family: str) -> None:
-    noise, mean = random(3, 4, 6, 5), random(3, 4, 6, 5, seed=1)
+    noise, mean, base = (random(3, 4, 6, 5, seed=seed) for seed in range(3))
     table = levels(family)
-    found = anisotropy(gaussian(table, mean, 0.6), start(family, noise), TIMESTEPS, table.__getitem__, weights=(0.5, 3.0))
-    norm = closed_form(80.0, mean, 0.6).flatten(1).norm(dim=1)
-    angle = -(noise * mean).sum(1) / noise.norm(dim=1) / mean.norm(dim=1)  # eps_u points along x, D against the mean
+    predict = gaussian(table, mean, 0.6, base)
+    found = anisotropy(predict, start(family, noise), TIMESTEPS, table.__getitem__, weights=(0.5, 3.0))
+    norm = closed_form(80.0, mean - base, 0.6).flatten(1).norm(dim=1)
+    unconditional = noise - base / math.hypot(1, 2.0)  # noise of variance 1 is shown at sigma 2, where a = 1 / sqrt(5)
+    pull = base - mean
+    angle = (unconditional * pull).sum(1) / unconditional.norm(dim=1) / pull.norm(dim=1)
     cosine = angle.mean(dim=(1, 2))
     assert torch.allclose(found.norm, norm, rtol=1e-8)
     assert torch.allclose(found.cosine, cosine, rtol=1e-8)

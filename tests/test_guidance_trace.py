@@ -164,6 +164,7 @@ def test_steps_that_were_not_looked_at_count_as_steps_only() -> None:
     assert (first.highest_similarity, first.neighbor) == (0.9, "n3")
     assert (second.first_similarity, second.highest_similarity, second.neighbor) == (None, None, None)
     assert (trace.summary().calls, trace.summary().samples, trace.summary().steps) == (2, 2, 7)
+    assert trace.summary().looked_at == pytest.approx(3 / 7)
     assert trace.summary().reasons == (("no references", 1),)
 
 
@@ -231,7 +232,7 @@ def test_no_text_is_cut_off(tmp_path: Path, width: int, both: bool) -> None:
     from PIL import Image
 
     trace, plain = curves(12, strength=0.8), curves(12, strength=0.0)
-    names = ["_$x_1$ $\\frac{", "音" * 60, "W" * 80, "new\nline"]
+    names = ["_$\\frac{$", "音" * 60, "W" * 80, "new\nline"]
     renamed = Trace()
     renamed.add([replace(row, neighbor=names[row.sample % 4]) for row in trace.rows])
     figure = renamed.plot(plain if both else None, tmp_path / "trace.png", width_px=width)

@@ -101,7 +101,7 @@ def trace_summary(rows: Sequence[TraceRow]) -> TraceSummary:
         calls=len({row.call for row in rows}),
         samples=len(samples),
         steps=len({(row.call, row.step) for row in rows}),
-        looked_at=sum(row.similarity is not None for row in rows) / max(len(rows), 1),
+        looked_at=sum(map(_looked_at, rows)) / max(len(rows), 1),
         fired_samples=fired,
         fired_share=fired / max(len(samples), 1),
         fired_steps=sum(one.fired_steps for one in samples) / max(len(samples), 1),
@@ -116,7 +116,7 @@ def trace_summary(rows: Sequence[TraceRow]) -> TraceSummary:
 
 def _sample(rows: Sequence[TraceRow]) -> SampleSummary:
     """Rows of one sample, in the order of their steps."""
-    seen = [row for row in rows if row.similarity is not None and not math.isnan(row.similarity)]
+    seen = [row for row in rows if _looked_at(row)]
     nearest = max(seen, key=_similarity, default=None)  # the first of equals
     return SampleSummary(
         call=rows[0].call,
@@ -130,6 +130,10 @@ def _sample(rows: Sequence[TraceRow]) -> SampleSummary:
         neighbor_caption=nearest.neighbor_caption if nearest else None,
         text_norm=_mean([row.text_norm for row in rows]),
     )
+
+
+def _looked_at(row: TraceRow) -> bool:
+    return row.similarity is not None and not math.isnan(row.similarity)
 
 
 def _similarity(row: TraceRow) -> float:
