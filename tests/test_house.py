@@ -50,6 +50,7 @@ ROOMS = [
     "demo",
     "metrics",
     "generation",
+    "guidance",
     "cli",
 ]
 

@@ -24,6 +24,7 @@ DEGENERATE = "the prompt changes nothing: no scale can be read off"
 NO_GUIDANCE = "no classifier-free guidance: only the dissimilarity term acts"
 NO_CAPTION = "the neighbor has no caption"
 NO_GRADIENT = "the gradient is zero"
+NO_SAY = "the output has no say in the clean sample at this step"
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,9 @@ class AntiMemorization:
         at = fired.nonzero()[:, 0]
         shift = torch.zeros_like(moment.guided)
         shift[at] = self._captions_part(moment, at, similarity[at, 0], facts)
-        if config.dissimilarity:
+        if config.dissimilarity and not moment.coefficients.q:
+            _note(facts, at, NO_SAY)
+        elif config.dissimilarity:
             shift[at] += self._dissimilarity_part(moment, at, x0, rows, facts)
         return Correction(shift, fired, facts)
 

@@ -1,8 +1,8 @@
 """Guidance around any sampler of diffusers: the denoiser is overheard, and the scheduler is given a corrected output.
 
-A forward hook on the denoiser hears its predictions with and without the prompt; the scheduler's ``step`` is wrapped, and what it
-is given is corrected first. No loop is copied, so this works with every pipeline that calls one denoiser and one scheduler, and
-whatever combines the predictions: the scale of classifier-free guidance is read off the result.
+A forward hook on the denoiser hears its predictions with and without the prompt; the scheduler's ``step`` is wrapped, and what
+it is given is corrected first. No loop is copied, so this works with every pipeline that calls one denoiser and one scheduler,
+and whatever combines the predictions: the scale of classifier-free guidance is read off the result.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from ..errors import ModelError
-from .adapters import Adapter, adapter_of, stacked
+from .adapters import Adapter, adapter_of
 from .coefficients import check_scheduler, coefficients
+from .hearing import Hearing, plain
 from .signals import text_norm
 from .terms import Correction, GuidanceTerm, Moment, norms, rows_like
 from .trace import Trace, TraceRow
@@ -86,8 +87,8 @@ def attach(
     check_scheduler(scheduler)
     if getattr(scheduler, _MARK, False) or getattr(denoiser, _MARK, False):
         raise ModelError(
-            f"this {type(scheduler).__name__} or its {type(denoiser).__name__} is under guidance already; give all terms to one "
-            "attach(pipe, term, another), and leave the first context before the next"
+            f"this {type(scheduler).__name__} or its {type(denoiser).__name__} is under guidance already; give all terms "
+            "to one attach(pipe, term, another), and leave the first context before the next"
         )
     _check_offloading(denoiser)
     adapter = adapter or Adapter()
@@ -100,7 +101,7 @@ def attach(
 @contextmanager
 def _patched(denoiser: Any, scheduler: Any, watch: _Watch) -> Iterator[None]:
     own = {name: vars(scheduler)[name] for name in _WRAPPED if name in vars(scheduler)}  # wrapped by somebody else
-    handle = denoiser.register_forward_hook(watch.hear, with_kwargs=True)
+    handle = denoiser.register_forward_hook(watch.hearing.hear, with_kwargs=True)
     for each in (denoiser, scheduler):
         setattr(each, _MARK, True)
     scheduler.step = watch.stepping(scheduler.step)
@@ -114,37 +115,21 @@ def _patched(denoiser: Any, scheduler: Any, watch: _Watch) -> Iterator[None]:
         vars(scheduler).update(own)
         for each in (denoiser, scheduler):
             delattr(each, _MARK)
-        watch.heard.clear()
+        watch.hearing.calls.clear()
 
 
-# --- what is overheard ------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Call:
-    """One call of the denoiser."""
-
-    args: tuple[Any, ...]
-    given: dict[str, Any]
-    output: torch.Tensor
+# --- what is done at a step ------------------------------------------------------------------------------------------
 
 
 class _Watch:
     """Hears the denoiser, and corrects what the scheduler is given."""
 
     def __init__(self, denoiser: Any, scheduler: Any, adapter: Adapter, terms: Sequence[GuidanceTerm]) -> None:
-        self.denoiser, self.scheduler, self.adapter, self.terms = denoiser, scheduler, adapter, terms
-        self.run = Run()
-        self.heard: list[_Call] = []
-        self.muted = False
-        self.call, self.number, self.rows = -1, 0, 0
+        self.scheduler, self.adapter, self.terms = scheduler, adapter, terms
+        self.run, self.hearing = Run(), Hearing(denoiser, adapter)
+        self.call, self.number = -1, 0
         self.states: list[dict[str, Any]] = []
-        self.encoded: dict[str, Mapping[str, Any]] = {}
         self._begin()
-
-    def hear(self, module: Any, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
-        if not self.muted:
-            self.heard.append(_Call(args, given, _tensor(output)))
 
     def beginning(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -171,7 +156,7 @@ class _Watch:
         if self.number or self.call < 0:
             self.call += 1
         self.number = 0
-        self.heard.clear()
+        self.hearing.calls.clear()
         self.states = [{} for _ in self.terms]
 
     def corrected(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
@@ -185,27 +170,26 @@ class _Watch:
             corrections = [self._asked(term, moment, state) for term, state in zip(self.terms, self.states, strict=True)]
             result = _applied(output, moment.guided, corrections)
             self.run.trace.add(self._rows(moment, corrections))
-        self.heard.clear()
+        self.hearing.calls.clear()
         self.number += 1
         return result
 
     def _begin_again(self) -> None:
-        heard = [*self.heard]
+        heard = [*self.hearing.calls]
         self._begin()
-        self.heard.extend(heard)
+        self.hearing.calls.extend(heard)
 
     def _asked(self, term: GuidanceTerm, moment: Moment, state: dict[str, Any]) -> Correction:
         if moment.u is None and getattr(term, "needs_guidance", False):
             raise ModelError(
-                f"{term.name}: despecification and deduplication lower classifier-free guidance, and this sampler runs without; "
-                "give a guidance_scale above 1, or a dissimilarity above 0"
+                f"{term.name}: despecification and deduplication lower classifier-free guidance, and this sampler runs "
+                "without; give a guidance_scale above 1, or a dissimilarity above 0"
             )
         return term(replace(moment, state=state))
 
     def _moment(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor, total: int) -> Moment:
-        x_t, guided = _plain(sample), _plain(output)
-        self.rows = len(x_t)
-        u, c = self._predictions(len(x_t), guided)
+        x_t, guided = plain(sample), plain(output)
+        u, c = self.hearing.predictions(len(x_t), guided)
         scale, direction, degenerate = self._guidance(u, c, guided, output.dtype)
         return Moment(
             self.number,
@@ -219,29 +203,9 @@ class _Watch:
             scale,
             direction,
             degenerate,
-            self._predict_others if self.adapter.encode is not None else None,
-            self._predict_again,
+            self.hearing.predict_others if self.adapter.encode is not None else None,
+            self.hearing.predict_again,
         )
-
-    def _predictions(self, rows: int, guided: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Without and with the prompt, of what was heard since the last step."""
-        if not self.heard:
-            raise ModelError(
-                f"the scheduler was stepped, and the {type(self.denoiser).__name__} under guidance was not called before; attach "
-                "to the denoiser that this loop calls"
-            )
-        outputs = [call.output for call in self.heard]
-        if len(outputs) == 1 and len(outputs[0]) % rows == 0:
-            outputs = list(outputs[0].chunk(len(outputs[0]) // rows))
-        if any(len(each) != rows for each in outputs):
-            raise ModelError(
-                f"expected predictions for {rows} samples each, heard {[len(call.output) for call in self.heard]} rows in "
-                f"{len(self.heard)} calls; write an Adapter for this loop"
-            )
-        if len(outputs) == 1:
-            return None, guided
-        first, last = _plain(outputs[0]), _plain(outputs[-1])
-        return (last, first) if self.adapter.conditional_first else (first, last)
 
     def _guidance(
         self, u: torch.Tensor | None, c: torch.Tensor, guided: torch.Tensor, dtype: torch.dtype
@@ -259,63 +223,13 @@ class _Watch:
         degenerate = norms(apart) <= rounding * norms(c)
         square = apart.flatten(1).double().square().sum(1)
         inner = (moved.flatten(1).double() * apart.flatten(1).double()).sum(1)
-        found = torch.where(degenerate, torch.ones_like(inner), inner / torch.where(degenerate, torch.ones_like(square), square))
+        found = torch.where(
+            degenerate, torch.ones_like(inner), inner / torch.where(degenerate, torch.ones_like(square), square)
+        )
         scale = ones * self.adapter.scale if self.adapter.scale is not None else found.float()
         off = norms(moved - rows_like(scale, apart) * apart) > _TOLERANCE.get(dtype, _HALF_TOLERANCE) * norms(moved)
         own = moved / rows_like(torch.where(scale == 0, ones, scale), moved)
         return scale, torch.where(rows_like(off & ~degenerate, apart), own, apart), degenerate
-
-    # --- the denoiser, asked again ------------------------------------------------------------------------------------
-
-    def _predict_others(self, rows: torch.Tensor, captions: Sequence[str]) -> torch.Tensor:
-        encode = self.adapter.encode
-        assert encode is not None
-        for caption in captions:
-            if caption not in self.encoded:
-                self.encoded[caption] = encode(caption)
-        args, given = self._conditional(rows)
-        others = self.adapter.fit(stacked([self.encoded[caption] for caption in captions]), given)
-        for name, value in others.items():
-            given[name] = value.to(given[name].device, given[name].dtype) if torch.is_tensor(given.get(name)) else value
-        return self._called(args, given)
-
-    def _predict_again(self, x_t: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Conditional predictions as a function of x_t; what the denoiser reads is x_t times a number, whatever the scheduler."""
-        args, given = self._conditional(rows)
-        name, read = _input(args, given)
-        plain = _plain(read).double()
-        factor = float((plain * x_t.detach().double()).sum() / x_t.detach().double().square().sum())
-        scaled = (factor * x_t).to(read.dtype)
-        if name is None:
-            args = (scaled, *args[1:])
-        else:
-            given[name] = scaled
-        flags = [each.requires_grad for each in self.denoiser.parameters()]
-        self.denoiser.requires_grad_(False)  # or activations would be kept for gradients that nobody asks for
-        try:
-            return self._called(args, given)
-        finally:
-            for each, flag in zip(self.denoiser.parameters(), flags, strict=True):
-                each.requires_grad_(flag)
-
-    def _conditional(self, rows: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of the denoiser's call with the prompt, for some rows."""
-        call = self.heard[0 if self.adapter.conditional_first else -1]
-        total, batch = len(call.output), self.rows  # the prompt's rows are the last of a call, or all of it
-
-        def of_rows(value: Any) -> Any:
-            if torch.is_tensor(value) and value.ndim and len(value) == total:
-                return _detached(value[total - batch :][rows.to(value.device)])
-            return value
-
-        return tuple(map(of_rows, call.args)), {name: of_rows(value) for name, value in call.given.items()}
-
-    def _called(self, args: tuple[Any, ...], given: dict[str, Any]) -> torch.Tensor:
-        self.muted = True
-        try:
-            return _tensor(self.denoiser(*args, **given)).float()
-        finally:
-            self.muted = False
 
     # --- the trace ----------------------------------------------------------------------------------------------------
 
@@ -372,40 +286,12 @@ def _applied(output: torch.Tensor, guided: torch.Tensor, corrections: Sequence[C
     return torch.where(rows_like(acts, output), corrected, output)
 
 
-def _tensor(output: Any) -> torch.Tensor:
-    """The prediction in what a denoiser returns."""
-    if torch.is_tensor(output):
-        return output
-    found: torch.Tensor = output[0] if isinstance(output, tuple) else output.sample
-    return found
-
-
-def _plain(values: torch.Tensor) -> torch.Tensor:
-    """float32, without history, and usable outside of an inference mode."""
-    return _detached(values).float()
-
-
-def _detached(values: torch.Tensor) -> torch.Tensor:
-    values = values.detach()
-    return values.clone() if values.is_inference() else values
-
-
-def _input(args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[str | None, torch.Tensor]:
-    """Where a denoiser is given its noisy samples: the first argument, or the name of a keyword."""
-    if args:
-        return None, args[0]
-    for name in ("sample", "hidden_states"):
-        if name in given:
-            return name, given[name]
-    raise ModelError(f"cannot tell which of {', '.join(given)} are the noisy samples; pass them first, or as 'sample'")
-
-
 def _check_captions(terms: Sequence[GuidanceTerm], adapter: Adapter) -> None:
     for term in terms:
         if getattr(term, "needs_captions", False) and adapter.encode is None:
             raise ModelError(
-                f"{term.name}: deduplication predicts with the captions of references, and this loop's adapter cannot encode them; "
-                "give Adapter(encode=...), or set deduplication=0"
+                f"{term.name}: deduplication predicts with the captions of references, and this loop's adapter cannot encode "
+                "them; give Adapter(encode=...), or set deduplication=0"
             )
 
 

@@ -16,8 +16,8 @@ def threshold(
 ) -> float:
     """The similarity above which guidance acts at a step.
 
-    ``"alpha_bar"``: ``low + (high - low) alpha_bar^2``, as the released code of Messina et al. 2025 has it; a parabola in alpha-bar, so on
-    schedules that are fine at high noise it stays at ``low`` for most steps and may never reach ``high``.
+    ``"alpha_bar"``: ``low + (high - low) alpha_bar^2``, as the released code of Messina et al. 2025 has it; a parabola in
+    alpha-bar, so on schedules that are fine at high noise it stays at ``low`` for most steps and may never reach ``high``.
     ``"progress"``: ``low + (high - low) (step / (steps - 1))^2``, which means the same for every sampler.
     ``"constant"``: ``high``.
 
