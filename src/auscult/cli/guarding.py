@@ -74,7 +74,8 @@ Schedule = Annotated[
     typer.Option("--amg.schedule", rich_help_panel=AMG, help="From low to high: alpha_bar, progress or constant"),
 ]
 UnitsOf = Annotated[
-    str | None, typer.Option("--amg.units", rich_help_panel=AMG, help="Of dissimilarity: norm, paper or released (default: norm)")
+    str | None,
+    typer.Option("--amg.units", rich_help_panel=AMG, help="Of dissimilarity: norm, paper, released (default: norm)"),
 ]
 Gradient = Annotated[
     str | None, typer.Option("--amg.gradient", rich_help_panel=AMG, help="Of the similarity: x0 or denoiser (default: x0)")
@@ -94,9 +95,8 @@ def read_tables(path: Path | None) -> tuple[dict[str, Any], dict[str, Any], dict
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path}: not valid TOML ({error})") from error
     tables = [values.pop(name, {}) for name in TABLES]
-    for name, table in zip(TABLES, tables, strict=True):
-        if not isinstance(table, dict):
-            raise ValueError(f"{path}: {name} should be a table, got {table!r}")
+    if wrong := [name for name, table in zip(TABLES, tables, strict=True) if not isinstance(table, dict)]:
+        raise ValueError(f"{path}: {wrong[0]} should be a table, [{wrong[0]}]")
     return values, tables[0], tables[1]
 
 
