@@ -105,7 +105,7 @@ def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Pr
     if codec is None:
         codec = _make_codec(config, clips, rows, spec, cache, device, progress)
     codec = codec.to(device).eval().requires_grad_(False)
-    gates += _codec_gates(config, codec, clips, spec, made_here=config.codec.kind != "pretrained" and start is None)
+    gates += _codec_gates(config, codec, clips, spec, rows, made_here=config.codec.kind != "pretrained" and start is None)
     unet = _new_unet(shape, config, codec, encoders) if start is None else start.unet
     latents = latents_of(clips, codec, spec, cache, weights_digest(codec), progress=progress)
     family = family_of(unet)
@@ -230,13 +230,13 @@ def _make_codec(
     config: TrainConfig, clips: Clips, rows: IntArray, spec: MelSpec, cache: Path, device: Any, progress: Progress
 ) -> Any:
     """Fit or train a codec on the clips, or find it in the cache."""
-    chosen = rows if len(rows) <= MOST_FITTED else np.random.default_rng(config.seed).choice(rows, MOST_FITTED, replace=False)
+    rows = _some_rows(rows, config.seed)
     settings = {name: value for name, value in vars(config.codec).items() if name != "vocoder"}
-    key = [clips_key(clips), chosen.tolist(), spec.to_dict(), settings, config.seed]
+    key = [clips_key(clips), rows.tolist(), spec.to_dict(), settings, config.seed]
     with cached(cache, "codec", key) as (folder, fresh):
         if config.codec.kind == "patch-pca":
             if fresh:
-                mels = mels_of(clips.waves, spec, chosen)
+                mels = mels_of(clips.waves, spec, rows)
                 sizes = {"patch_size": config.codec.patch, "latent_channels": config.codec.components}
                 PatchPCACodec.fit(mels, **sizes).save_pretrained(folder)
             return PatchPCACodec.from_pretrained(folder)
@@ -251,22 +251,27 @@ def _make_codec(
                 learning_rate=config.codec.learning_rate,
                 seed=config.seed,
             )
-            mels = mels_of(clips.waves, spec, chosen)
+            mels = mels_of(clips.waves, spec, rows)
             train_autoencoder(mels, training, device=device, progress=progress).save_pretrained(folder)
         return MelAutoencoder.from_pretrained(folder)
 
 
-def _codec_gates(config: TrainConfig, codec: Any, clips: Clips, spec: MelSpec, *, made_here: bool) -> tuple[GateResult, ...]:
+def _codec_gates(
+    config: TrainConfig, codec: Any, clips: Clips, spec: MelSpec, rows: IntArray, *, made_here: bool
+) -> tuple[GateResult, ...]:
     from .reconstruction import divergence_gate, latent_gate, reconstruction_gate
 
-    rows = np.arange(len(clips))
-    if len(rows) > MOST_FITTED:
-        rows = np.random.default_rng(config.seed).choice(rows, MOST_FITTED, replace=False)
-    mels = mels_of(clips.waves, spec, rows)
+    mels = mels_of(clips.waves, spec, _some_rows(np.arange(len(clips)), config.seed))
     gates = [reconstruction_gate(codec, mels, spec, limit=config.gates.reconstruction)]
     if made_here:  # one that was trained on other clips has the scale of those
-        gates += [latent_gate(codec, mels), divergence_gate(codec, mels)]
+        # held-out clips may be louder or quieter than a small set that was trained on
+        trained_on = mels_of(clips.waves, spec, _some_rows(rows, config.seed))
+        gates += [latent_gate(codec, trained_on), divergence_gate(codec, trained_on)]
     return check(gates)
+
+
+def _some_rows(rows: IntArray, seed: int) -> IntArray:
+    return rows if len(rows) <= MOST_FITTED else np.random.default_rng(seed).choice(rows, MOST_FITTED, replace=False)
 
 
 def _neighbors(

@@ -14,9 +14,9 @@ import torch
 
 from .attach import Run, attach
 from .index import ReferenceIndex
-from .rule import UNITS, Units, caption_shift, dissimilarity_shift, norms, rows_like, spend
+from .rule import UNITS, Units, caption_shift, dissimilarity_shift, spend
 from .schedule import SCHEDULES, CustomSchedule, Schedule, threshold
-from .terms import Correction, Moment, Source
+from .terms import Correction, Moment, Source, norms, rows_like
 
 SHARPNESS = 20.0  # of the soft maximum over several neighbors: a tenth of similarity is a factor of e^2 in weight
 
