@@ -42,15 +42,17 @@ def measured_thresholds(index: ReferenceIndex, *, quantile: float = QUANTILE, se
     """The similarity that a reference seldom has to its nearest other reference.
 
     ``high`` is the 99 % quantile, over references, of the largest similarity between a window of one and a window of any other
-    (identical vectors aside); ``low`` is 0.9 of it. References above a gap in these similarities are duplicates of each other
-    and are left out: what they show is how similar copies are.
+    (identical vectors aside); ``low`` is 0.9 of it. What copies among the references show is how similar copies are, so those
+    above a gap in these similarities are left out, and ``high`` is at most what an exponential tail that begins as the body of
+    the similarities does would have there, ``q50 + (q75 - q50) log(0.5 / 0.01) / log 2``: copies of less than a quarter of the
+    references do not touch it.
 
     Parameters
     ----------
     index
         Of the references.
     quantile
-        Of their similarities, 0 to 1.
+        Of their similarities, 0.75 to 1.
     seed
         Of the sample of 5,000 references that is compared with all.
 
@@ -75,7 +77,9 @@ def measured_thresholds(index: ReferenceIndex, *, quantile: float = QUANTILE, se
             f"thresholds are measured on references that are no copies of each other, at least {FEWEST}, and of "
             f"{len(set(index.ids)):,} references {len(alone):,} are; give more, or give both thresholds"
         )
-    high = float(np.quantile(alone, quantile))
+    middle, upper = np.quantile(alone, [0.5, 0.75])
+    tail = middle + (upper - middle) * np.log2(0.5 / (1 - quantile))
+    high = float(min(np.quantile(alone, quantile), tail))
     return Thresholds(min(high, LOW * high), high, len(nearest), len(nearest) - len(alone))
 
 
