@@ -422,12 +422,46 @@ def test_duplicates_of_other_clips_are_refused(manifest: Path, described: Path, 
 
 def test_a_corpus_without_captions_or_of_one_sound_is_refused(write_sounds, tmp_path: Path) -> None:
     folder = write_sounds("plain", 3)
+
+    def described(*state: object) -> None:
+        raise AssertionError(f"refused only after {state}")
+
     with pytest.raises(CorpusError, match=r"got 0 of 3; the first: 0000.wav: it has no caption.*caption column"):
-        build_datastore(open_corpus(folder), output=tmp_path / "store", config=MEL)
+        build_datastore(open_corpus(folder), output=tmp_path / "store", config=MEL, progress=described)
     with pytest.raises(ValueError, match="3 sounds cannot be told from the mean of all"):
         centered(np.ones((3, 4), np.float32), np.full(4, 0.5, np.float32))
     with pytest.raises(ValueError, match="at least 1, got 0"):
         DatastoreConfig(neighbors=0)
+
+
+def test_what_is_refused_while_it_is_built_leaves_nothing(tmp_path: Path) -> None:
+    lines = [f"{number}.wav,sound {number}" for number in range(3)]
+    (tmp_path / "clips.csv").write_text("\n".join(["path,caption", *lines]))
+    for number in range(3):
+        (tmp_path / f"{number}.wav").write_bytes(b"no sound")
+    with pytest.raises(CorpusError, match="3 files could not be read"):
+        build_datastore(open_corpus(tmp_path / "clips.csv"), output=tmp_path / "store", config=MEL)
+    assert not list(tmp_path.glob("*store*")) and not list(tmp_path.glob(".*"))
+
+
+def test_a_stopped_build_goes_on_and_is_not_lost_to_another_command(manifest: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int | None, what: str) -> None:
+        if not what.startswith("pairs"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_datastore(open_corpus(manifest), output=tmp_path / "store", config=MEL, progress=stop)
+    (part,) = (tmp_path / "store.partial").glob("stores/pairs/vectors/part-*")
+    before = part.stat().st_mtime_ns
+    with pytest.raises(StoreError, match=r"give the same command again, or delete store\.partial"):
+        Datastore.load(tmp_path / "store")
+    with pytest.raises(
+        OutputFolderError, match=r"store\.partial: keeps what was described of an unfinished datastore; .*--over"
+    ):
+        deduplicate(open_corpus(manifest), output=tmp_path / "store")
+    built = build_datastore(open_corpus(manifest), output=tmp_path / "store", config=MEL)
+    assert (built.path / part.relative_to(tmp_path / "store.partial")).stat().st_mtime_ns == before
+    assert not (tmp_path / "store.partial").exists()
 
 
 def test_damage_is_named(by_sound: Datastore, tmp_path: Path) -> None:

@@ -337,7 +337,7 @@ def test_rates_that_no_header_tells_are_found_when_clips_are_decoded(few: Path, 
 
 
 def test_pairs_that_do_not_fit_are_refused(few: Path, models: Path, tmp_path: Path) -> None:
-    config = EvaluateConfig((f"ast:{models / 'ast'}",), resamples=0, brackets=False)
+    config = EvaluateConfig((f"ast:{models / 'ast'}",), ("kl",), resamples=0, brackets=False)
     lines = [(f"{n:03d}.wav", f"{n:03d}.wav") for n in range(8)]
     for rows, message in (
         ([*lines, ("099.wav", "001.wav")], "^a: prompts.csv, line 10: the generated set holds no clip '099.wav'"),
@@ -347,6 +347,23 @@ def test_pairs_that_do_not_fit_are_refused(few: Path, models: Path, tmp_path: Pa
         prompts = table(tmp_path / "prompts.csv", "clip_id,reference", rows)
         with pytest.raises(ManifestError, match=message):
             run(few, config, reference=few / "real", prompts=prompts, a=few / "made")
+
+
+def test_clips_of_other_references_are_scored_by_all_that_needs_no_pairs(few: Path, models: Path, tmp_path: Path) -> None:
+    """As the manifest of clips that were generated from training captions, held against another set."""
+    rows = ((few / "made" / f"{n:03d}.wav", f"train-{n}") for n in range(8))
+    manifest = table(tmp_path / "manifest.csv", "path,reference", rows)
+    config = EvaluateConfig(("logmel", f"ast:{models / 'ast'}"), resamples=0, brackets=False, splits=2)
+    found = run(few, config, reference=few / "real", a=manifest)
+    plain = run(few, config, reference=few / "real", a=few / "made")
+    (note,) = set(found.results[0].warnings) - set(plain.results[0].warnings)
+    assert "pairs are left out: manifest.csv, line 2: the reference set holds no clip 'train-0'" in note
+    scores, others = found.results[0].scores, plain.results[0].scores
+    assert scores.keys() == others.keys() and scores["kad_ast"].value is not None
+    assert {key: score.value for key, score in scores.items()} == {key: score.value for key, score in others.items()}
+    assert scores["kl_ast"].reason.startswith("the clips' own references are not in the reference set")
+    with pytest.raises(ManifestError, match=r"^a: manifest\.csv, line 2: the reference set holds no clip 'train-0'"):
+        run(few, replace(config, metrics=("kad", "kl_sigmoid")), reference=few / "real", a=manifest)
 
 
 def test_a_metric_that_cannot_be_had_is_refused_before_anything_is_embedded(few: Path, models: Path, tmp_path: Path) -> None:
@@ -1113,6 +1130,20 @@ def test_two_systems_of_one_name_are_told_apart_by_the_user(few: Path, tmp_path:
     result = auscult(few / "made", f"made={few / 'real'}", "--reference", few / "real", "-o", tmp_path / "m.json")
     assert str(result.exception) == "two systems are called 'made'; tell them apart: NAME=SRC"
     assert isinstance(result.exception, ValueError)
+
+
+def test_a_manifest_is_called_after_its_folder(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "more/b"):
+        (tmp_path / name).mkdir(parents=True)
+        table(tmp_path / name / "manifest.csv", "path", ((few / "made" / f"{n:03d}.wav",) for n in range(4)))
+    shutil.copy(tmp_path / "a" / "manifest.csv", tmp_path / "c.csv")
+    monkeypatch.chdir(tmp_path / "b")
+    sources = (tmp_path / "a" / "manifest.csv", "manifest.csv", "../c.csv", f"manifest.csv={tmp_path / 'a' / 'manifest.csv'}")
+    options = ("--reference", few / "real", "--metrics", "kad", "--resamples", "0", "--cache", few / "cache")
+    result = auscult(*sources, *options, "-o", tmp_path / "m.json", "--json")
+    assert [one["name"] for one in json.loads(result.stdout)["systems"]] == ["a", "b", "c.csv", "manifest.csv"]
+    result = auscult("manifest.csv", "../more/b/manifest.csv", *options, "-o", tmp_path / "n.json")
+    assert str(result.exception) == "two systems are called 'b'; tell them apart: NAME=SRC"
 
 
 def test_reference_and_systems_share_what_was_embedded(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,11 +21,12 @@ pytest.importorskip("diffusers")
 import torch
 
 import tiny_pipelines
+from auscult import folders
 from auscult.audit import audit
 from auscult.corpus import Clip, open_corpus
 from auscult.engine import Engine
 from auscult.errors import ManifestError, ModelError, OutputFolderError
-from auscult.folders import read_card
+from auscult.folders import building, read_card
 from auscult.generation.calling import Sampling, generate_batch
 from auscult.generation.clips import MADE, clip_path, read_rows, write_clip
 from auscult.generation.datastore import Datastore, DatastoreConfig, build_datastore
@@ -230,6 +231,10 @@ def test_a_damaged_model_is_named(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_pipeline(locate_pipeline(str(folder)))
+    (tmp_path / "prompts.txt").write_text("a dog")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        generate(str(folder), tmp_path / "prompts.txt", tmp_path / "out", config=FEW)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "prompts.txt"]
 
 
 def test_numbers_that_are_not_finite_are_no_clip(pipe: Any) -> None:
@@ -435,6 +440,9 @@ def test_a_stopped_run_continues_to_the_same_bytes(model: str, prompts: Path, tm
     (partial / "audio" / ".x.flac.1.tmp").write_bytes(b"")
     with pytest.raises(OutputFolderError, match="2 clips of a run with other settings \\(steps was 2, now 3\\)"):
         generate(model, prompts, tmp_path / "cut", config=GenerateConfig(steps=3, per_prompt=2))
+    kept = r"cut\.partial: keeps finished clips of an unfinished generation; .* delete cut\.partial or pass --overwrite"
+    with pytest.raises(OutputFolderError, match=kept), building(tmp_path / "cut", "datastore", task={}):
+        pass
     prompts.write_text("other\nprompts\nnow\n")
     with pytest.raises(OutputFolderError, match="prompts was"):
         generate(model, prompts, tmp_path / "cut", config=config)
@@ -446,6 +454,24 @@ def test_a_stopped_run_continues_to_the_same_bytes(model: str, prompts: Path, tm
     assert totals == {8}  # of 4 clips that were missing
     assert (continued.path / "audio" / "000000-00.flac").stat().st_mtime_ns == before
     assert folder_bytes(continued.path) == folder_bytes(whole.path)
+
+
+def test_a_kill_just_before_the_folder_has_its_name_costs_no_clip(
+    model: str, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    def made_again(*state: object) -> None:
+        raise AssertionError(f"clips were made again: {state}")
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(folders, "refuse_to_lose_verdicts", kill)  # asked last, before the folder is renamed
+        generate(model, prompts, tmp_path / "out", config=FEW)
+    made = folder_bytes(tmp_path / "out.partial")
+    assert made.pop("task.json") and MADE not in made
+    result = generate(model, prompts, tmp_path / "out", config=FEW, progress=made_again)
+    assert folder_bytes(result.path) == made
 
 
 def test_a_clip_that_was_lost_is_made_again(model: str, prompts: Path, tmp_path: Path) -> None:

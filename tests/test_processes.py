@@ -15,6 +15,7 @@ import pytest
 
 from auscult.engine import Engine
 from auscult.errors import ModelError
+from auscult.interrupts import interrupts_noted
 from auscult.processes import map_in_processes
 
 
@@ -125,6 +126,54 @@ def test_ctrl_c_ends_the_workers_and_a_second_one_ends_at_once(tmp_path: Path, t
         finally:
             if _is_there(process.pid):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+NOTED = """
+import signal, sys
+from auscult.interrupts import end_at_second_interrupt, interrupts_noted
+
+class Swallows:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+end_at_second_interrupt()
+with interrupts_noted() as interrupt:
+    interrupt.heed("nothing was pressed")
+    Swallows()
+    print(interrupt.pressed, flush=True)
+    if sys.argv[1] == "at work":
+        Swallows()
+    try:
+        interrupt.heed("a note")
+    except KeyboardInterrupt as stop:
+        print(*stop.__notes__, flush=True)
+        Swallows()
+print("not ended")
+"""
+
+
+@pytest.mark.parametrize(("second", "said"), [("at work", "True\n"), ("tidying up", "True\na note\n")])
+def test_a_noted_ctrl_c_waits_and_a_second_one_ends_at_once(second: str, said: str) -> None:
+    """Both are pressed in a ``__del__``, where an exception would be printed and forgotten."""
+    done = subprocess.run([sys.executable, "-c", NOTED, second], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, said, "")
+
+
+def test_a_ctrl_c_that_nobody_heeded_is_heeded_at_the_end() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        reached = []
+        with pytest.raises(KeyboardInterrupt), interrupts_noted():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("the end")
+        assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with interrupts_noted() as interrupt:
+            signal.raise_signal(signal.SIGINT)
+            assert not interrupt.pressed  # ignored before, ignored here
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _is_there(group: int) -> bool:

@@ -112,6 +112,50 @@ def test_a_hub_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
         start_kind("cvssp/audioldm-s-full-v2")
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, in which earlier downloads lie, and no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("kind", ["AudioLDMPipeline", "AudioLDM2Pipeline", "TANGO", "RetrievalAugmentedAudioPipeline"])
+def test_a_revision_of_the_hub_is_the_start(models: dict[str, Path], hub: Path, kind: str) -> None:
+    """The cache holds one revision alone: whatever asked for the default branch would not find it."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = hub / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "v1").write_text(commit)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / commit).symlink_to(models[kind], target_is_directory=True)
+    for part in ("tokenizer", "tokenizer_2"):  # what a download notes of a file that it asked for in vain
+        absent = repository / ".no_exist" / commit / part / "config.json"
+        absent.parent.mkdir(parents=True)
+        absent.touch()
+    settings = ("objective.beta_start=0.00085", "objective.beta_end=0.012") if kind == "TANGO" else EPSILON
+    settings += TINY_MEL if kind.startswith("AudioLDM") else ()
+    expected = load_start(config(models[kind], *settings))
+    for revision in ("v1", commit):
+        found = load_start(config(f"someone/tiny@{revision}", *settings))
+        states = [start.unet.state_dict() for start in (found, expected)]
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    for other in ("someone/tiny", "someone/tiny@v2"):
+        with pytest.raises(ModelError, match=rf"'{other}': no such folder, and the Hugging Face hub does not give it"):
+            load_start(config(other, *settings))
+
+
+def test_a_folder_has_no_revision(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = models["AudioLDMPipeline"]
+    monkeypatch.chdir(folder.parent.parent)
+    name = f"{folder.parent.name}/{folder.name}"
+    with pytest.raises(ModelError, match=f"{name}@main': a revision is for names on the hub, {name} is a folder"):
+        start_kind(f"{name}@main")
+
+
 QUICK = (
     "data.duration_s=0.16",
     "optimizer.batch=2",
@@ -127,17 +171,19 @@ QUICK = (
 )
 
 
+@pytest.mark.parametrize("frozen", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_training_starts_with_the_new_attentions_and_leaves_the_old_alone(
-    models: dict[str, Path], corpus: Path, tmp_path: Path
+    models: dict[str, Path], corpus: Path, tmp_path: Path, frozen: int
 ) -> None:
-    """From the public files to a pipeline folder: frozen for all of its steps, AudioLDM's own weights stay bit by bit."""
-    settings = (*EPSILON, *TINY_MEL, *QUICK, "optimizer.steps=2", "optimizer.freeze_steps=2")
+    """From the public files to a pipeline folder: frozen for all of its steps, AudioLDM's own weights stay bit by bit; frozen
+    for one of two, they move in the other."""
+    settings = (*EPSILON, *TINY_MEL, *QUICK, "optimizer.steps=2", f"optimizer.freeze_steps={frozen}")
     train(config(models["AudioLDMPipeline"], *settings, corpus=corpus), tmp_path / "out")
     before = load_start(config(models["AudioLDMPipeline"], *settings)).unet
     after = RetrievalAugmentedAudioPipeline.from_pretrained(tmp_path / "out" / "pipeline").unet
     moved = {name for name, value in after.named_parameters() if not torch.equal(value, before.state_dict()[name])}
     old = brought_by(before)
-    assert not moved & old
+    assert bool(moved & old) == (frozen < 2)
     assert {name for name in moved if ".proj_out." in name}
 
 

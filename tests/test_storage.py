@@ -968,12 +968,23 @@ def test_a_stopped_search_says_that_its_state_is_kept(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return [note.partition(": ")[2] for note in getattr(caught.value, "__notes__", [])]
 
-    assert notes() == []
-    (tmp_path / "a.partial" / "search" / "empty").mkdir(parents=True)
-    assert notes() == []
+    partial = tmp_path / "a.partial"
+    assert notes() == [] and not partial.exists()
+    (partial / "search" / "empty").mkdir(parents=True)
+    assert notes() == [] and not partial.exists()
     assert notes("search/0123/generated-0.npz") == ["keeps what was searched; the same command continues from there"]
     both = ["keeps what was described and what was searched; the same command continues from there"]
     assert notes("stores/training/vectors/part-00000-x.parquet") == both
+    kept = r"a\.partial: keeps what was described and .* of an unfinished audit; .*delete a\.partial or pass --ov"
+    with pytest.raises(OutputFolderError, match=kept), building(tmp_path / "a", "dedup", task={}):
+        pass
+    assert notes() == both  # nothing is lost by a refusal
+    with building(tmp_path / "a", "dedup", task={}, overwrite=True) as folder:
+        assert [path.name for path in folder.iterdir()] == ["task.json"]
+    assert list((tmp_path / "a").iterdir()) == [] and not partial.exists()
+    assert notes("search/0123/generated-0.npz")
+    (partial / "task.json").write_text("{}")  # as earlier versions wrote it, without the kind
+    assert notes() == ["keeps what was searched; the same command continues from there"]
 
 
 # --- results from what lies at URLs -------------------------------------------------------------------------------------

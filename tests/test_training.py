@@ -8,6 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,10 @@ from auscult.generation.training_config import OptimizerConfig, load_train_confi
 from auscult.generation.training_folder import LOG
 from auscult.generation.training_log import read_log
 from auscult.generation.training_step import learning_rate
+from auscult.generation.validation import Levels, condition_gates
 
 RATE = 16_000
+SETTINGS = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
 WORDS = ("low hum", "high whistle", "noise bursts", "rising sweep")
 TINY = (
     "data.duration_s=1.28",
@@ -84,10 +89,7 @@ def _weights(out: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("finished") / "run"
-    config = _config(
-        corpus, "gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2"
-    )
-    return train(config, out)
+    return train(_config(corpus, *SETTINGS), out)
 
 
 def test_what_a_run_leaves(finished: Any) -> None:
@@ -114,17 +116,15 @@ def test_the_saved_pipeline_makes_sounds(finished: Any) -> None:
 
 
 def test_a_finished_run_is_not_run_again_but_may_go_on(finished: Any, corpus: Path) -> None:
-    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
     with pytest.raises(OutputFolderError, match="finished"):
-        train(_config(corpus, *settings), finished.path)
+        train(_config(corpus, *SETTINGS), finished.path)
     with pytest.raises(OutputFolderError, match=r"other settings.*optimizer\.learning_rate: 0\.001 there, 0\.5 here"):
-        train(_config(corpus, *settings, "optimizer.learning_rate=0.5"), finished.path)
+        train(_config(corpus, *SETTINGS, "optimizer.learning_rate=0.5"), finished.path)
 
 
 def test_a_finished_run_goes_on_to_more_steps(finished: Any, corpus: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(finished.path, tmp_path / "run"))
-    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
-    result = train(_config(corpus, *settings, steps=7), out)
+    result = train(_config(corpus, *SETTINGS, steps=7), out)
     assert result.steps == 7 and result.card["steps"] == 7
     steps = [line["step"] for line in read_log(out / LOG) if "loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6, 7]
@@ -143,8 +143,7 @@ train(load_train_config(preset="tiny-cpu", settings=tuple(sys.argv[2:])), sys.ar
 
 def test_a_killed_run_goes_on_to_the_same_weights(finished: Any, corpus: Path, tmp_path: Path) -> None:
     """kill -9 after step 3 of 6 (the checkpoint is of step 2); the second process ends with the same bits."""
-    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
-    given = [f"data.train={corpus}", "optimizer.steps=6", *TINY, *settings]
+    given = [f"data.train={corpus}", "optimizer.steps=6", *TINY, *SETTINGS]
     out = tmp_path / "run"
     with subprocess.Popen([sys.executable, "-c", CALL, str(out), *given], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -164,6 +163,131 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished: Any, corpus: Path, t
         states = [_tensors(path) for path in paths]
         assert states[0] and all(a.equal(b) for a, b in zip(*states, strict=True))
     assert read_log(finished.path / LOG) == read_log(out / LOG)
+
+
+class _PressedWhereItIsSwallowed:
+    """Ctrl-C in a ``__del__``: an exception that is raised there is printed and forgotten."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
+@pytest.mark.parametrize(
+    ("stage", "at", "note"),
+    [
+        ("training", 3, "the checkpoint of step 3 of 6 is saved"),
+        ("decoding", 2, "no step is saved yet, but what was computed before the first is kept"),
+    ],
+)
+def test_ctrl_c_stops_at_the_next_step_wherever_it_is_pressed(
+    finished: Any, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, stage: str, at: int, note: str
+) -> None:
+    """The run that goes on counts from where it goes on, says so, and ends with the bits of one that was never stopped."""
+    out, seen = tmp_path / "run", []
+
+    def progress(done: int, total: int | None, what: str) -> None:
+        seen.append((what.partition(" | ")[0], done))
+        if seen[-1] == (stage, at) and not out.with_name("pressed").exists():
+            out.with_name("pressed").touch()
+            _PressedWhereItIsSwallowed()
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        train(_config(corpus, *SETTINGS), out, progress=progress)
+    assert stop.value.__notes__ == [f"{out}: {note}"] and seen[-1] == (stage, at)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    seen.clear()
+    with caplog.at_level("INFO", "auscult.generation"):
+        train(_config(corpus, *SETTINGS), out, progress=progress)
+    told = [f"{out / 'checkpoints' / 'step-000003'}: going on from step 3 of 6"] if stage == "training" else []
+    assert caplog.messages == told
+    assert [done for what, done in seen if what == "training"] == list(range(3 if told else 0, 7))
+    one, other = _weights(finished.path), _weights(out)
+    assert all(one[name].equal(other[name]) for name in one)
+    assert read_log(finished.path / LOG) == read_log(out / LOG)
+
+
+@pytest.mark.slow  # a process that imports torch
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
+def test_ctrl_c_ends_the_command_with_a_line_that_says_what_is_saved(corpus: Path, tmp_path: Path) -> None:
+    settings = [*TINY, *SETTINGS, f"data.train={corpus}", "optimizer.steps=100000", "logging.checkpoint_every=5"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    command = [sys.executable, "-m", "auscult", "train", "--preset", "tiny-cpu", "-o", str(tmp_path / "run"), *options]
+
+    def heed_ctrl_c() -> None:  # a shell's background job inherits that it is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c) as process:
+        try:
+            until = time.monotonic() + 120
+            while not list((tmp_path / "run").glob("checkpoints/step-000005")) and time.monotonic() < until:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    last = max((tmp_path / "run" / "checkpoints").iterdir()).name
+    assert process.returncode == 130, errors
+    assert f"the checkpoint of step {int(last[5:])} of 100,000 is saved" in errors and "Traceback" not in errors
+    assert "same command again" in errors
+
+
+def test_the_command_says_what_it_goes_on_from(finished: Any, tmp_path: Path, corpus: Path) -> None:
+    """The last checkpoint of two is cut short; one that is whole is before it."""
+    from typer.testing import CliRunner
+
+    from auscult.cli import app
+
+    out = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    (out / "checkpoints" / "step-000006" / "model.safetensors").write_bytes(b"cut short")
+    settings = [*TINY, *SETTINGS, f"data.train={corpus}", "optimizer.steps=7"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    done = CliRunner().invoke(app, ["train", "--preset", "tiny-cpu", "-o", str(out), *options])
+    assert done.exit_code == 0, done.output
+    lines = done.stderr.splitlines()
+    damaged = next(number for number, line in enumerate(lines) if f"{out / 'checkpoints' / 'step-000006'}: damaged: " in line)
+    assert lines[damaged].endswith("; skipped for the one before it")
+    assert lines[damaged + 1] == f"{out / 'checkpoints' / 'step-000004'}: going on from step 4 of 7"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_gate_that_fails_at_the_end_costs_nothing_that_was_written(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    """Planted: losses with a clip's own conditions that are worse than with any other."""
+    from typer.testing import CliRunner
+
+    from auscult.cli import app
+    from auscult.generation import training_saving
+
+    def worse(levels: Levels, where: str) -> Any:
+        losses = {**levels.losses, "own": tuple(2 + loss for loss in levels.losses["null"])}
+        by_clip = {**levels.by_clip, "own": tuple(2 + loss for loss in levels.by_clip["null"])}
+        return condition_gates(replace(levels, losses=losses, by_clip=by_clip), where)
+
+    monkeypatch.setattr(training_saving, "condition_gates", worse)
+    settings = [*TINY, f"data.train={corpus}", "optimizer.steps=1"]
+    options = [part for setting in settings for part in ("--set", setting)] + ["--json"] * as_json
+    done = CliRunner().invoke(app, ["train", "--preset", "tiny-cpu", "-o", str(tmp_path / "run"), *options])
+    names = ["conditions against those of another clip", "conditions against none"]
+    assert done.exit_code == 1, done.output
+    assert f"gates failed: {', '.join(names)}" in done.stderr
+    if as_json:
+        told = json.loads(done.stdout)
+        assert told["failed"] == names and Path(told["pipeline"]).is_dir()
+        return
+    assert "noise level" in done.stdout and "gate conditions against none FAILED: loss" in done.stdout
+    assert "does not heed its captions: train longer" in done.stdout
+    paths = done.stdout.splitlines()[-2:]
+    assert paths == [str(tmp_path / "run" / name) for name in ("training.png", "pipeline")]
+    assert all(Path(path).exists() for path in paths)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -214,8 +338,7 @@ def test_a_run_killed_behind_its_last_checkpoint_still_gives_that_model(
         save_file(weights, out / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
     else:
         shutil.rmtree(out / "pipeline")
-    settings = ("gates.conditions=false", "mixing.share=0.5", "logging.validate_every=3", "logging.checkpoint_every=2")
-    result = train(_config(corpus, *settings), out)
+    result = train(_config(corpus, *SETTINGS), out)
     assert result.steps == 6 and (out / "card.json").is_file()
     one, other = _weights(finished.path), _weights(out)
     assert all(one[name].equal(other[name]) for name in one)
@@ -271,15 +394,40 @@ def test_an_unreadable_clip_is_named_counted_and_never_replaced(corpus: Path, tm
 def test_clips_without_captions_are_refused(tmp_path: Path) -> None:
     for take in range(2):
         sf.write(tmp_path / f"{take}.wav", _sound(0, take), RATE)
+    out = tmp_path / "out"
     with pytest.raises(CorpusError, match=r"2 of 2 clips have no caption \(0\.wav, 1\.wav\).*column 'caption'"):
-        train(_config(tmp_path), tmp_path.parent / "out")
+        train(_config(tmp_path), out)
+    with pytest.raises(CorpusError, match=r"nope\.csv"):
+        train(_config(tmp_path / "nope.csv"), out)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match="no clip to train on"):
+        train(_config(tmp_path / "empty"), out)
+    assert not out.exists()  # refused before a folder was made, which would refuse another configuration
 
 
 def test_a_gate_that_fails_stops_with_its_reason(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(GateError, match=r"first loss .*: the loss before the first step is"):
         train(_config(corpus, "gates.first_loss=0.0001"), tmp_path / "run")
-    with pytest.raises(GateError, match="one batch by heart .* in 2 steps"):
+    with pytest.raises(GateError, match=r"one batch by heart .* in 2 steps; .*gates\.overfit_steps = 6;"):
         train(_config(corpus, "gates.overfit=0.05", "gates.overfit_steps=2"), tmp_path / "other")
+
+
+def test_what_was_refused_before_its_first_step_may_be_another_run(corpus: Path, tmp_path: Path) -> None:
+    """Of a run that has begun, the folder is its own, though no checkpoint is there yet."""
+    out = tmp_path / "run"
+    with pytest.raises(GateError, match="first loss"):
+        train(_config(corpus, "gates.first_loss=0.0001"), out)
+    other = ("optimizer.learning_rate=0.002", "gates.conditions=false")
+
+    def fails(done: int, total: int | None, what: str) -> None:
+        if (what.partition(" | ")[0], done) == ("training", 1):
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        train(_config(corpus, *other, steps=2), out, progress=fails)
+    with pytest.raises(OutputFolderError, match=r"other settings.*0\.002 there, 0\.001 here"):
+        train(_config(corpus, "gates.conditions=false", steps=2), out)
+    assert train(_config(corpus, *other, steps=2), out).steps == 2
 
 
 def test_learning_rates_of_all_decays_end_at_their_ends() -> None:

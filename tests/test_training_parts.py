@@ -6,11 +6,13 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 pytest.importorskip("diffusers")
 
@@ -33,6 +35,7 @@ from auscult.generation.objective import (
 )
 from auscult.generation.sheets import training_figure
 from auscult.generation.training_config import PRESETS, OptimizerConfig, TrainConfig, load_train_config, preset_values
+from auscult.generation.validation import Levels, condition_gates
 
 RATE = 16_000
 
@@ -351,6 +354,47 @@ def test_a_stage_whose_name_tells_its_loss_is_one_stage(capsys: pytest.CaptureFi
             progress(step, 3, f"training | loss {1 / step:.2f}")
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("training | loss 0.33: 3 of 3")  # not a line for each new name
+
+
+def test_the_rate_of_a_stage_that_goes_on_is_that_of_what_this_run_made(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from auscult.cli import progress as module
+
+    clock = iter(range(100))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    with module.progress_bars() as progress:
+        for stage, first, total in (("training", 400, 404), ("a sheet", 0, 4), ("a sheet", 2, 4)):  # another sheet begins anew
+            for step in range(first, total + 1):
+                progress(step, total, f"{stage} | x")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "training | x: 404 of 404, 1.0/s"  # a second a step, not 101 of them
+    assert [line.partition(", ")[2] for line in lines[1:]] == ["1.0/s", "1.0/s"]
+
+
+def _levels_of(own: np.ndarray, null: np.ndarray) -> Levels:
+    by_clip = {"own": tuple(own.tolist()), "null": tuple(null.tolist())}
+    return Levels((500,), {name: (float(np.mean(values)),) for name, values in by_clip.items()}, len(own), by_clip)
+
+
+def test_the_interval_of_the_gate_of_conditions_is_of_pairs() -> None:
+    """Clips differ by 1 and more, the conditions spare 0.05 of each: unpaired, that would not be told from 0."""
+    rng = np.random.default_rng(0)
+    own, spared = rng.uniform(0.2, 3, 200), rng.normal(0.05, 0.02, 200)
+    message = condition_gates(_levels_of(own, own + spared))[1].message
+    low, high = (float(end) for end in message.partition("interval ")[2].split(" to "))
+    exact = stats.t.interval(0.95, 199, spared.mean(), stats.sem(spared))
+    assert (low, high) == pytest.approx(exact, abs=0.15 * (exact[1] - exact[0]))  # 200 draws
+
+
+@pytest.mark.parametrize(("clips", "interval", "few"), [(5, False, True), (6, True, True), (19, True, True), (20, True, False)])
+def test_the_gate_of_conditions_says_what_is_too_little_to_tell(clips: int, interval: bool, few: bool) -> None:
+    own = np.linspace(0.5, 1, clips)
+    for spared, chance in ((np.full(clips, 0.1), False), (np.resize([0.1, -0.09], clips), interval)):
+        gate = condition_gates(_levels_of(own, own + spared))[1]
+        assert gate.passed and ("95 % interval" in gate.message) == interval
+        assert ("may be chance" in gate.message) == chance
+        assert ("so few clips tell little: hold out more (data.validation_share)" in gate.message) == few
 
 
 def test_gates_on_disk_are_json_and_come_back() -> None:

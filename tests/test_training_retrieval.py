@@ -188,6 +188,8 @@ def test_a_model_that_knows_its_captions_passes_the_gates_and_one_that_does_not_
     assert max(levels.losses["own"]) < 1e-3 < min(levels.losses["other"])  # float32, divided by noise of level 50
     assert levels.losses["own"] == levels.losses["prompt_only"] == levels.losses["swapped"]  # it does not look at references
     assert all(gate.passed for gate in condition_gates(levels))
+    assert levels.by_clip.keys() == levels.losses.keys() and all(len(each) == 4 for each in levels.by_clip.values())
+    assert all(np.mean(each) == pytest.approx(levels.mean(name)) for name, each in levels.by_clip.items())
     zeros = level_losses(lambda noisy, *_: torch.zeros_like(noisy), feed, rows, variants_of(feed), abar, "v_prediction")
     assert all(zeros.losses[name] == zeros.losses["zero"] for name in variants_of(feed))
     assert not any(gate.passed for gate in condition_gates(zeros))

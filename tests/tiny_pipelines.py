@@ -11,8 +11,9 @@ import diffusers as d
 import torch
 import transformers as t
 
+from auscult.generation.audioldm2 import WrittenTokenEncoder
 from auscult.generation.autoencoder import PatchPCACodec
-from auscult.generation.denoiser import DenoiserConfig, build
+from auscult.generation.denoiser import DenoiserConfig, Family, build
 from auscult.generation.encoders import HashedCaptionEncoder, HashedPromptEncoder, MelTokenEncoder
 from auscult.generation.encoding import Encoders
 from auscult.generation.mel import MelSpec
@@ -130,6 +131,13 @@ def musicldm() -> Any:
     )
 
 
+def _writer() -> Any:
+    language = t.GPT2Config(n_embd=WIDTH, n_layer=1, n_head=2, vocab_size=10, n_positions=64)
+    projection = d.AudioLDM2ProjectionModel(text_encoder_dim=WIDTH, text_encoder_1_dim=WIDTH, langauge_model_dim=WIDTH)
+    clap = t.ClapTextModelWithProjection(t.ClapTextConfig(**TEXT))
+    return WrittenTokenEncoder.of(clap, projection, t.GPT2Model(language))
+
+
 def audioldm2(*, headed: bool = False) -> Any:
     """Without a head on its language model, as the public checkpoints are."""
     config = t.GPT2Config(
@@ -181,12 +189,20 @@ def stable_audio(scheduler: Any = None) -> Any:
     )
 
 
-def retrieval_augmented(retrieval: Any = None) -> Any:
+def retrieval_augmented(retrieval: Any = None, family: Family = "retrieval") -> Any:
     """With hashed encoders and a codec of random components; sounds of 0.32 s."""
     mel = MelSpec()
     log_mels = -6.9 + 2.3 * torch.randn(8, 1, 32, mel.n_mels)
-    unet = build(DenoiserConfig(channels=(8, 16), heads=(2, 2), attention=(False, True), norm_groups=4))
-    encoders = Encoders(HashedPromptEncoder(), None, HashedCaptionEncoder(), None, MelTokenEncoder(), None)
+    if family == "audioldm2":
+        unet = d.AudioLDM2UNet2DConditionModel(
+            **{**BLOCKS, "in_channels": 8, "out_channels": 8}, cross_attention_dim=[[None, WIDTH, WIDTH]] * 2
+        )
+        encoders = Encoders(_writer(), _roberta(), _t5(), _t5_tokenizer(), None, None)
+    else:
+        widths = {"prompt_dim": 0, "audio_dim": 0} if family == "tango" else {}
+        unet = build(DenoiserConfig(family, (8, 16), heads=(2, 2), attention=(False, True), norm_groups=4, **widths))
+        prompt = None if family == "tango" else HashedPromptEncoder()
+        encoders = Encoders(prompt, None, HashedCaptionEncoder(), None, MelTokenEncoder(), None)
     return RetrievalAugmentedAudioPipeline.of(
         PatchPCACodec.fit(log_mels),
         unet,

@@ -34,10 +34,12 @@ CARD = "card.json"
 TASK = "task.json"
 SCRATCH = "search"  # folder in a result that is being made, where searches keep their state
 REVIEW_DB = "review.db"
+CLIPS_MADE = "finished clips"
 # What the corridors and the demo write into their folders; anything else there is the user's.
 _OUR_NAMES = frozenset(
     {
         CARD,
+        TASK,  # where a kill came after the renaming
         "report.html",
         "manifest.jsonl",
         "audio",
@@ -153,7 +155,9 @@ def read_card(folder: Path, kind: str | None = None) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         place = folder.absolute()
         if place.with_name(f"{place.name}.partial").exists():
-            raise StoreError(f"{folder}: a run was stopped or failed here; give the same command again") from None
+            raise StoreError(
+                f"{folder}: a run was stopped or failed here; give the same command again, or delete {place.name}.partial"
+            ) from None
         if not folder.is_dir():
             raise StoreError(f"{folder}: {'is a file, not a folder' if folder.exists() else 'does not exist'}") from None
         raise StoreError(f"{folder}: no {CARD} here, so this is no complete auscult folder") from None
@@ -220,12 +224,14 @@ def building(folder: Path, kind: str, *, task: Mapping[str, Any], overwrite: boo
     """Build a folder as ``NAME.partial``; it gets its name when the block ends without an error.
 
     A partial folder that a stopped run of the same ``task`` (inputs and settings, as JSON can hold them) left is handed out
-    again, so that its finished parts can be used; that of another task is thrown away.
+    again, so that its finished parts can be used; that of another task is thrown away. An error within that leaves nothing
+    to go on from leaves no partial folder either.
 
     Raises
     ------
     OutputFolderError
-        ``folder`` exists and is not an empty folder or (with ``overwrite``) a folder of the same ``kind``.
+        ``folder`` exists and is not an empty folder or (with ``overwrite``) a folder of the same ``kind``; or a stopped run
+        of another kind left something in the partial folder, and ``overwrite`` does not say to throw it away.
     """
     folder = Path(os.path.realpath(folder))
     check_output(folder, kind, overwrite=overwrite)
@@ -236,30 +242,44 @@ def building(folder: Path, kind: str, *, task: Mapping[str, Any], overwrite: boo
         raise OutputFolderError(f"{folder}: cannot be made ({error.strerror}); choose another -o") from error
     with locked(partial):
         remove_stale_temporaries(partial)
-        _claim(partial, task)
+        _claim(partial, kind, task, overwrite=overwrite)
         try:
             yield partial
         except BaseException as error:
-            kept = {
-                "what was described": any(partial.glob("stores/*/vectors/part-*")),
-                "what was searched": any(path.is_file() for path in (partial / SCRATCH).rglob("*")),
-            }
-            if any(kept.values()):
-                what = " and ".join(name for name, there in kept.items() if there)
+            what = _kept(partial)
+            if not what:
+                shutil.rmtree(partial, ignore_errors=True)  # or other commands would take it for a run to be finished
+            elif what != CLIPS_MADE:  # whoever makes clips says how many
                 error.add_note(f"{partial}: keeps {what}; the same command continues from there")
             raise
         refuse_to_lose_verdicts(folder)  # again: hours may have passed, and somebody may have reviewed
-        (partial / TASK).unlink()
         if folder.exists():
             shutil.rmtree(folder)
         partial.replace(folder)
+        (folder / TASK).unlink()  # last: without it, what is done could not be told from what another command left
 
 
-def _claim(partial: Path, task: Mapping[str, Any]) -> None:
+def _kept(partial: Path) -> str:
+    """What a stopped run left that the same command goes on from; nothing where it begins anew."""
+    kept = {
+        "what was described": any(partial.glob("stores/*/vectors/part-*")),
+        "what was searched": any(path.is_file() for path in (partial / SCRATCH).rglob("*")),
+        CLIPS_MADE: any(partial.glob("audio/*.flac")),
+    }
+    return " and ".join(what for what, there in kept.items() if there)
+
+
+def _claim(partial: Path, kind: str, task: Mapping[str, Any], *, overwrite: bool) -> None:
     """Empty a partial folder that was begun for another task, and write down this one."""
-    wanted = json.dumps(task, sort_keys=True, default=str)
-    if (partial / TASK).is_file() and (partial / TASK).read_text("utf-8") == wanted:
+    wanted = json.dumps({"kind": kind, **task}, sort_keys=True, default=str)
+    begun = {"kind": kind, **json.loads((partial / TASK).read_text("utf-8"))} if (partial / TASK).is_file() else {}
+    if begun == json.loads(wanted):
         return
+    if begun.get("kind", kind) != kind and not overwrite and (what := _kept(partial)):
+        raise OutputFolderError(
+            f"{partial}: keeps {what} of an unfinished {begun['kind']}; give its command again to finish it, choose another "
+            f"-o, or delete {partial.name} or pass --overwrite to throw it away"
+        )
     for path in partial.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     write_text(partial / TASK, wanted)

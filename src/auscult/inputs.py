@@ -113,7 +113,10 @@ def describe_sources(
             )
         counts = stores[role].card["counts"]
         if counts["windows"] == 0:
-            raise CorpusError(f"{role}: no clip to compare in {', '.join(stores[role].card['source'])}; {_why(stores[role])}")
+            why = f"no clip to compare in {', '.join(stores[role].card['source'])}; {_why(stores[role])}"
+            if not isinstance(source, DescriptorStore):
+                shutil.rmtree(folder / role)  # nothing to go on from
+            raise CorpusError(f"{role}: {why}")
     return stores
 
 

@@ -1,7 +1,7 @@
 """The command line: each subcommand parses, calls one function, and prints what was written and where.
 
-Exit codes: 0 done; 1 done, but more inputs were skipped than ``--max-skipped``, or there is no score at all; 2 cannot run; 130
-stopped by Ctrl-C.
+Exit codes: 0 done; 1 done, but more inputs were skipped than ``--max-skipped``, there is no score at all, or a trained model
+does not heed its captions; 2 cannot run; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -220,11 +221,20 @@ def _systems(generated: list[str], audits: list[str], audio_root: str | None, en
 
 
 def _named(text: str) -> tuple[str, str]:
-    """``NAME=SRC``, or the last part of a path as the name."""
+    """``NAME=SRC``, or the last part of a path as the name; that of its folder for what is called ``manifest``.
+
+    Examples
+    --------
+    >>> _named("a=runs/b"), _named("runs/b/"), _named("runs/b/manifest.jsonl")
+    (('a', 'runs/b'), ('b', 'runs/b/'), ('b', 'runs/b/manifest.jsonl'))
+    """
     name, sign, source = text.partition("=")
     if sign and name and "/" not in name and "://" not in text.partition("=")[0]:
         return name, source
-    return text.rstrip("/").rpartition("/")[2] or text, text
+    folder, _, last = text.rstrip("/").rpartition("/")
+    if PurePath(last).stem == "manifest" and PurePath(last).suffix:
+        last = (folder if "://" in text else os.path.abspath(folder)).rpartition("/")[2] or last
+    return last or text, text
 
 
 def _table(table: Board) -> Table:

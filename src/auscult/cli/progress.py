@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -70,6 +71,27 @@ def _keeps_shards(store: Path | str) -> bool:
     return False
 
 
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(Text(record.getMessage()))  # the console's, which goes round the bars
+
+
+@contextmanager
+def log_as_lines(name: str) -> Iterator[None]:
+    """Print what a part of the library logs, with and without --verbose."""
+    logger, lines = logging.getLogger(name), _Lines()
+    level, passed_on = logger.level, logger.propagate
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # else --verbose would print it twice
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)
+        logger.setLevel(level)
+        logger.propagate = passed_on
+
+
 def print_notes(error: BaseException) -> None:
     for note in getattr(error, "__notes__", ()):
         err.print(Text(note))
@@ -94,7 +116,7 @@ def _bars() -> Iterator[ProgressCallable]:
         def show(done: int, total: int | None, what: str) -> None:
             stage = what.partition(DETAIL)[0]
             if stage not in tasks or bars.tasks[tasks[stage]].completed > done:
-                tasks[stage] = bars.add_task(what, total=total)
+                tasks[stage] = bars.add_task(what, total=total, completed=done)
             bars.update(tasks[stage], completed=done, total=total, description=what)
 
         yield show
@@ -102,16 +124,19 @@ def _bars() -> Iterator[ProgressCallable]:
 
 def _plain_progress() -> ProgressCallable:
     last: dict[str, float] = {}
-    begun: dict[str, float] = {}
+    begun: dict[str, tuple[float, int]] = {}  # when, and how much was done: a run that goes on made only the rest
+    latest: dict[str, int] = {}
 
     def show(done: int, total: int | None, what: str) -> None:
         now = time.monotonic()
         stage = what.partition(DETAIL)[0]
-        begun.setdefault(stage, now)
+        if stage not in latest or done < latest[stage]:
+            begun[stage] = (now, done)  # for the first time, or once more
+        latest[stage] = done
         if done == total or now - last.setdefault(stage, now) >= 5:
             last[stage] = now
-            elapsed = now - begun[stage]
-            rate = f", {done / elapsed:,.1f}/s" if done and elapsed > 0.5 else ""
+            elapsed, made = now - begun[stage][0], done - begun[stage][1]
+            rate = f", {made / elapsed:,.1f}/s" if made and elapsed > 0.5 else ""
             err.print(Text(f"{what}: {done:,}{'' if total is None else f' of {total:,}'}{rate}"))
 
     return show

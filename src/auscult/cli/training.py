@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .options import AsJson, local_path
-from .printing import out, print_json, print_paths
-from .progress import progress_bars
+from .printing import err, out, print_json, print_paths
+from .progress import log_as_lines, progress_bars
 
 if TYPE_CHECKING:
     from ..generation.training_saving import TrainResult
@@ -33,25 +33,37 @@ def train(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a text-to-audio model, plain or retrieval-augmented; give the same command again to go on."""
+    """Train a text-to-audio model, plain or retrieval-augmented; give the same command again to go on.
+
+    Ends with 1 if the model is made, but does not heed its captions on held-out clips.
+    """
     from ..generation.requirements import require_models
     from ..generation.training_config import load_train_config
 
     chosen = load_train_config(config, preset=preset, settings=tuple(settings or ()))
     require_models("auscult train")
     from ..generation.training import train as run
-    from ..generation.training_folder import FIGURE, SHEETS
 
-    with progress_bars() as progress:
+    with progress_bars() as progress, log_as_lines("auscult.generation"):
         result = run(chosen, output, progress=progress)
     if not result.main:
         return  # of several processes one speaks
+    failed = [gate.name for gate in result.failed]
     if as_json:
-        print_json({"path": str(result.path), "pipeline": str(result.pipeline), "card": result.card})
-        return
+        print_json({"path": str(result.path), "pipeline": str(result.pipeline), "failed": failed, "card": result.card})
+    else:
+        _print(result)
+    if failed:
+        err.print(Text(f"done, but {len(failed)} of {len(result.gates)} gates failed: {', '.join(failed)}"))
+        raise typer.Exit(1)
+
+
+def _print(result: TrainResult) -> None:
+    from ..generation.training_folder import FIGURE, SHEETS
+
     out.print(_table(result))
     for gate in result.gates:
-        out.print(Text(f"gate {gate.name}: {gate.message}"))
+        out.print(Text(f"gate {gate.name}{'' if gate.passed else ' FAILED'}: {gate.message}"))
     if result.card["preview_quality"]:
         out.print("note: without a trained vocoder, sounds are of preview quality: judge spectrograms, not timbre")
     sheets = [result.path / SHEETS] if (result.path / SHEETS).is_dir() else []

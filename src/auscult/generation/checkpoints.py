@@ -108,7 +108,7 @@ def save_checkpoint(
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """The last whole checkpoint; None where there is none at all.
 
-    One that is damaged is passed over with a warning in the log, for the one before it leads to the same weights.
+    One that is damaged is skipped with a warning in the log, for the one before it leads to the same weights.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             return read_checkpoint(path)
         except ModelError as error:
-            LOGGER.warning("%s; going back to the one before", error)
+            LOGGER.warning("%s; skipped for the one before it", error)
             reasons.append(str(error))
     if reasons:
         raise ModelError(f"no whole checkpoint is left ({'; '.join(reasons)}); delete {folder} to train from the beginning")

@@ -33,6 +33,7 @@ from .mel import MelSpec, log_mel, prepare_waveform
 from .training_config import DataConfig
 
 IntArray = npt.NDArray[np.int64]
+Listed = list[tuple[int, Clip | Skipped]]
 
 BATCH = 16  # clips that go through a codec or an encoder at once
 _DONE = "done.json"
@@ -87,25 +88,39 @@ def duration_samples(duration_s: float, spec: MelSpec, fold: int) -> int:
     return frames * spec.hop_length
 
 
-def read_clips(
-    sources: Sequence[str], data: DataConfig, spec: MelSpec, samples: int, cache: Path, *, progress: Progress = no_progress
-) -> Clips:
-    """Decode the clips of corpora once.
+def list_clips(data: DataConfig) -> Listed:
+    """What the corpora say of their clips, with the number of the corpus (0: train, 1: validation); no sound is decoded.
 
     Raises
     ------
     CorpusError
-        A clip has no caption, two have one id, more clips than ``data.max_unreadable`` cannot be read, or there is none at
-        all. The message names the first of them; no other clip ever stands in for one.
+        A corpus cannot be read, a clip has no caption, two have one id, or there is none at all.
     """
-    items = list(_items(sources, data))
-    numbered = [(number, clip) for number, clip in items if isinstance(clip, Clip)]
-    clips, where = [clip for _, clip in numbered], ", ".join(sources)
+    items = list(_items(_sources(data), data))
+    clips, where = [clip for _, clip in items if isinstance(clip, Clip)], ", ".join(_sources(data))
+    if not items:
+        raise CorpusError(f"{where}: no clip to train on was found here")
     if nameless := [clip.clip_id for clip in clips if not (clip.caption or "").strip()]:
         raise CorpusError(
             f"{where}: {len(nameless):,} of {len(clips):,} clips have no caption ({shortened(nameless)}); training needs one "
             "for each: give a manifest with a column 'caption'"
         )
+    return items
+
+
+def read_clips(
+    items: Listed, data: DataConfig, spec: MelSpec, samples: int, cache: Path, *, progress: Progress = no_progress
+) -> Clips:
+    """Decode the clips of :func:`list_clips` once.
+
+    Raises
+    ------
+    CorpusError
+        More clips than ``data.max_unreadable`` cannot be read, or none is left. The message names the first of them; no other
+        clip ever stands in for one.
+    """
+    numbered = [(number, clip) for number, clip in items if isinstance(clip, Clip)]
+    where = ", ".join(_sources(data))
     key = [(number, c.clip_id, c.path, c.start_s, c.duration_s, c.caption, _stamp(c.path)) for number, c in numbered]
     passed_over = [(item.path, item.reason) for _, item in items if isinstance(item, Skipped)]
     with cached(cache, "clips", [key, passed_over, spec.sample_rate_hz, samples]) as (folder, fresh):
@@ -127,6 +142,10 @@ def read_clips(
     return Clips(**tuples, waves=waves[: len(facts["ids"])], cut=facts["cut"], padded=facts["padded"], skipped=skipped)
 
 
+def _sources(data: DataConfig) -> list[str]:
+    return [data.train, data.validation] if data.validation else [data.train]
+
+
 def _items(sources: Sequence[str], data: DataConfig) -> Iterator[tuple[int, Clip | Skipped]]:
     """Clips and unreadable inputs of the sources, with the number of the source."""
     seen: dict[str, int] = {}
@@ -143,7 +162,7 @@ def _items(sources: Sequence[str], data: DataConfig) -> Iterator[tuple[int, Clip
                 yield number, item
 
 
-def _decode(items: Sequence[tuple[int, Clip | Skipped]], rate_hz: int, samples: int, folder: Path, progress: Progress) -> None:
+def _decode(items: Listed, rate_hz: int, samples: int, folder: Path, progress: Progress) -> None:
     """Write ``waves.npy`` (one row for each readable clip) and ``clips.json``."""
     waves = np.lib.format.open_memmap(folder / "waves.npy", mode="w+", dtype=np.float32, shape=(max(len(items), 1), samples))
     facts: dict[str, Any] = {"ids": [], "captions": [], "paths": [], "digests": [], "silent": [], "skipped": [], "sources": []}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..errors import ModelError
 from ..folders import Progress, remove_stale_temporaries
 from .calling import Sampling, generate_batch
-from .clips import AUDIO, MADE, Row, append_rows, manifest_row, mend_rows, rows_still_there, write_clip
+from .clips import AUDIO, MADE, MANIFEST, Row, append_rows, manifest_row, mend_rows, rows_still_there, write_clip
 from .pipelines import LocatedPipeline, load_pipeline, sample_rate_hz, truncated
 from .prompts import PlannedClip
 from .retrieving import Looked, LookUp, load_look_up
@@ -155,6 +155,8 @@ def make_all(
     folder = maker.folder
     (folder / AUDIO).mkdir(exist_ok=True)
     remove_stale_temporaries(folder / AUDIO)
+    if not (folder / MADE).is_file() and (folder / MANIFEST).is_file():  # all was done, and the folder had yet to be renamed
+        (folder / MANIFEST).replace(folder / MADE)
     mend_rows(folder / MADE)
     made = rows_still_there(folder)
     # Batches are cut from the whole plan, whatever is done: so a run that was stopped makes the same bits as one that was not.

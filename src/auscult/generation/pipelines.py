@@ -21,6 +21,7 @@ from ..errors import MissingExtraError, ModelError
 from ..folders import CARD, TASK, file_digest
 from ..pretrained.loading import first_line, model_errors
 from ..pretrained.loading import quiet as quiet_transformers
+from ..pretrained.locating import split_revision
 
 INDEX = "model_index.json"
 PIPELINE = "pipeline"  # where auscult train puts it
@@ -30,7 +31,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 NEEDED_FOR = "auscult generate"
 # Of a pipeline's folder, what decides what it does; not its README and pictures.
 _DIGESTED = frozenset({".json", ".safetensors", ".txt", ".model"})
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def locate_pipeline(name: str, *, offline: bool = False) -> LocatedPipeline:
             raise ModelError(f"{name}: expected a folder of a diffusers pipeline, but there is no {INDEX} in it")
         kind = _class_of(name, folder / INDEX)
         return LocatedPipeline(name, kind, folder.resolve(), digest=_digest(folder))
-    if folder.exists() or not _HUB_NAME.fullmatch(name):
+    if folder.exists() or not HUB_NAME.fullmatch(name):
         raise ModelError(f"{name}: no folder of a model here, and no name on the hub such as 'cvssp/audioldm2'")
     return _from_hub(name, offline)
 
@@ -206,7 +207,7 @@ def _from_hub(name: str, offline: bool) -> LocatedPipeline:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise MissingExtraError("models", NEEDED_FOR) from error
-    repository, _, revision = name.partition("@")
+    repository, revision = split_revision(name)
     with in_words(name), quiet():
         index = Path(hf_hub_download(repository, INDEX, revision=revision or None, local_files_only=offline))
         commit = index.parent.name  # the cache keeps each commit's files in snapshots/COMMIT

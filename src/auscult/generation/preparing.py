@@ -22,10 +22,12 @@ from .denoiser import preset as denoiser_preset
 from .encoding import HASHED_TOKENS, Encoders, load_encoders
 from .examples import (
     Clips,
+    Listed,
     cached,
     clips_key,
     duration_samples,
     latents_of,
+    list_clips,
     mels_of,
     prompt_vectors,
     read_clips,
@@ -79,8 +81,12 @@ class Prepared:
     gates: tuple[GateResult, ...]
 
 
-def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Progress = no_progress) -> Prepared:
+def prepare(
+    config: TrainConfig, out: Path, *, listed: Listed | None = None, device: Any = "cpu", progress: Progress = no_progress
+) -> Prepared:
     """Read, compute and check everything that training needs; what was computed before is found in ``out/cache``.
+
+    ``listed`` is what :func:`~auscult.generation.examples.list_clips` gave, where it was asked already.
 
     Raises
     ------
@@ -98,8 +104,8 @@ def prepare(config: TrainConfig, out: Path, *, device: Any = "cpu", progress: Pr
     levels = len(start.unet.config.block_out_channels if shape is None else shape.channels)
     by = (fold(codec) if codec is not None else _FOLDS.get(config.codec.kind, config.codec.patch)) * 2 ** (levels - 1)
     samples = duration_samples(config.data.duration_s, spec, by)
-    sources = [config.data.train] + ([config.data.validation] if config.data.validation else [])
-    clips = read_clips(sources, config.data, spec, samples, cache, progress=progress)
+    listed = list_clips(config.data) if listed is None else listed
+    clips = read_clips(listed, config.data, spec, samples, cache, progress=progress)
     rows, held_out = _split(clips, config)
     gates = list(check([split_gate(clips, rows, held_out)]))
     if codec is None:

@@ -13,6 +13,7 @@ from transformers import SpeechT5HifiGan
 
 from ..errors import ModelError
 from ..pretrained.loading import model_errors, place_of, quiet
+from ..pretrained.locating import split_revision
 from .mel import MelSpec
 from .weights import aligned
 
@@ -28,6 +29,12 @@ def in_words(source: str, what: str) -> Iterator[None]:
         yield
 
 
+def at_revision(source: str) -> tuple[str, dict[str, str]]:
+    """A folder or ``NAME[@REVISION]`` as the libraries take it: the folder or name, and the revision by keyword."""
+    name, revision = split_revision(source)
+    return name, {"revision": revision} if revision else {}
+
+
 def load_part(kind: Any, source: str, subfolder: str) -> Any:
     """A model of diffusers' or transformers' out of a pipeline, in float32, in evaluation mode.
 
@@ -36,9 +43,10 @@ def load_part(kind: Any, source: str, subfolder: str) -> Any:
     ModelError
         It cannot be loaded, or some of its weights are missing.
     """
+    name, at = at_revision(source)
     dtype = {"torch_dtype" if kind.__module__.startswith("diffusers") else "dtype": torch.float32}
     with in_words(source, subfolder):
-        model, report = kind.from_pretrained(source, subfolder=subfolder, output_loading_info=True, **dtype)
+        model, report = kind.from_pretrained(name, subfolder=subfolder, output_loading_info=True, **dtype, **at)
         if missing := sorted(report["missing_keys"]):
             raise ModelError(
                 f"{source}: the weights of {subfolder} lack {len(missing)} of {kind.__name__}'s, for example {missing[0]}; "
@@ -49,11 +57,12 @@ def load_part(kind: Any, source: str, subfolder: str) -> Any:
 
 def load_codec(source: str) -> Any:
     """The autoencoder, the scheduler and the vocoder that AudioLDM and AudioLDM 2 share; the scheduler never clips latents."""
+    name, at = at_revision(source)
     vae = load_part(AutoencoderKL, source, "vae")
     vocoder = load_part(SpeechT5HifiGan, source, "vocoder")
     with in_words(source, "scheduler"):
         # saved by whichever sampler it was, the noise schedule is the same; clipping is for images in [-1, 1]
-        scheduler = DDIMScheduler.from_pretrained(source, subfolder="scheduler", clip_sample=False)
+        scheduler = DDIMScheduler.from_pretrained(name, subfolder="scheduler", clip_sample=False, **at)
     return vae, scheduler, vocoder
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from ..pretrained import first_line
+from ..pretrained import first_line, split_revision
 from .encoding import Encoders
 from .mel import MelSpec
 from .pipeline import RetrievalAugmentedAudioPipeline
-from .pipelines import quiet
+from .pipelines import HUB_NAME, quiet
+from .public_parts import at_revision
 from .tango_checkpoint import CONFIGS, convert_tango, is_tango
 from .training_config import ObjectiveConfig, TrainConfig
 from .warmstart import brought_by, from_audioldm, from_audioldm2
@@ -21,7 +21,6 @@ from .warmstart import brought_by, from_audioldm, from_audioldm2
 OURS, TANGO = RetrievalAugmentedAudioPipeline.__name__, "TANGO"
 KINDS = (OURS, "AudioLDMPipeline", "AudioLDM2Pipeline", TANGO)
 INDEX = "model_index.json"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,8 @@ def load_start(config: TrainConfig, *, device: Any = "cpu") -> Start:
 
 
 def start_kind(source: str) -> tuple[str, str]:
-    """The class of a pipeline, or ``"TANGO"``, and where it is: the folder itself, the one in a training's, or the hub name.
+    """The class of a pipeline, or ``"TANGO"``, and where it is: the folder itself, the one in a training's, or the hub name as
+    given.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def start_kind(source: str) -> tuple[str, str]:
     folder = Path(source).expanduser()
     if is_tango(folder):
         return TANGO, str(folder)
-    if not folder.exists() and _HUB_NAME.fullmatch(source):
+    if not folder.exists() and HUB_NAME.fullmatch(source):
         return _hub_kind(source), source
     inside = folder if (folder / INDEX).is_file() else folder / "pipeline"
     try:
@@ -102,19 +102,24 @@ def start_kind(source: str) -> tuple[str, str]:
         ) from error
 
 
-def _hub_kind(name: str) -> str:
+def _hub_kind(source: str) -> str:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    name, revision = split_revision(source)
+    if Path(name).is_dir():
+        raise ModelError(f"[start] from = {source!r}: a revision is for names on the hub, {name} is a folder; leave it out")
+    at = revision or None
     try:
         with quiet():
-            return str(json.loads(Path(hf_hub_download(name, INDEX)).read_text("utf-8")).get("_class_name"))
+            return str(json.loads(Path(hf_hub_download(name, INDEX, revision=at)).read_text("utf-8")).get("_class_name"))
     except (OSError, ValueError, EntryNotFoundError) as error:
         offline = isinstance(error, LocalEntryNotFoundError)
-        if isinstance(try_to_load_from_cache(name, CONFIGS[0]), str) if offline else isinstance(error, EntryNotFoundError):
+        cached = offline and isinstance(try_to_load_from_cache(name, CONFIGS[0], revision=at), str)
+        if cached or (isinstance(error, EntryNotFoundError) and not offline):
             return TANGO  # no diffusers pipeline; the conversion names what it misses
         raise ModelError(
-            f"[start] from = {name!r}: no such folder, and the Hugging Face hub does not give it ({first_line(error)}); "
+            f"[start] from = {source!r}: no such folder, and the Hugging Face hub does not give it ({first_line(error)}); "
             "check the name and the network, or download it elsewhere and give its folder"
         ) from error
 
@@ -133,7 +138,8 @@ def _load(kind: str, place: str, config: TrainConfig) -> Any:
         own = names.caption if names.caption != "hashed" else None
         return convert_tango(place, text_encoder=own, prediction_type=config.objective.prediction)
     try:
-        return RetrievalAugmentedAudioPipeline.from_pretrained(place)
+        name, at = at_revision(place)
+        return RetrievalAugmentedAudioPipeline.from_pretrained(name, **at)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{place}: cannot be loaded ({first_line(error)}); copy it anew, or train it again") from error
 

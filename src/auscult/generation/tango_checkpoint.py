@@ -18,7 +18,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from ..errors import ModelError
-from ..pretrained import first_line
+from ..pretrained import first_line, split_revision
 from .denoiser import build, family_of, preset
 from .encoding import T5_EXAMPLE, Encoders
 from .ldm_weights import autoencoder_of, loaded, vocoder_of
@@ -116,7 +116,8 @@ def _folder(source: str) -> Path:
         from huggingface_hub import snapshot_download
 
         with in_words(source, "TANGO checkpoint"):
-            folder = Path(snapshot_download(source, allow_patterns=[MAIN, VAE, "*.json"]))
+            name, revision = split_revision(source)
+            folder = Path(snapshot_download(name, allow_patterns=[MAIN, VAE, "*.json"], revision=revision or None))
     absent = [name for name in (*CONFIGS, MAIN, VAE) if not (folder / name).is_file()]
     if absent:
         raise ModelError(

@@ -25,16 +25,18 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from ..folders import Progress, no_progress, write_text
+from ..interrupts import NotedInterrupt, interrupts_noted
 from .conditioning import Conditions
 from .denoiser import predict
-from .gates import GateResult, check, gates_text, read_gates
+from .examples import list_clips
+from .gates import GateResult, gates_text, read_gates
 from .preparing import Prepared, prepare
 from .recomputing import recompute_activations
 from .training_config import OptimizerConfig, TrainConfig
 from .training_folder import GATES, LOG, workplace
 from .training_gates import first_gates
 from .training_log import TrainLog
-from .training_saving import TrainResult, finish, resume, save_pipeline, save_sheet, save_state
+from .training_saving import TrainResult, finish, resume, save_pipeline, save_sheet, save_state, where_it_stands
 from .training_step import Denoiser, check_shares, learning_rate, noise_schedule, train_step
 from .validation import Levels, level_losses, variants_of
 
@@ -43,7 +45,8 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
     """Train a model, or go on where a run of the same configuration was stopped.
 
     On one CPU with the same number of threads, a run that was killed at any moment and goes on ends with the same weights,
-    to the bit, as one that was never stopped.
+    to the bit, as one that was never stopped. The first Ctrl-C is heeded after the step that is being made, when its checkpoint
+    is saved, or between two items of what comes before and after the steps.
 
     Parameters
     ----------
@@ -57,33 +60,38 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
     Raises
     ------
     GateError
-        A check before training failed; or the one after it, when the model is there all the same, and the error says where.
+        A check before training failed. Those after it raise nothing, for the model is there: see ``TrainResult.failed``.
     OutputFolderError
         The folder holds another run or something else.
     CorpusError, ModelError, StoreError, StorageError
         A clip, a model, a datastore or a checkpoint cannot be read or written.
+    KeyboardInterrupt
+        At a Ctrl-C, with a note of which step is saved.
     """
     from accelerate.utils import DistributedType
 
     accelerator = _accelerator(config)
     alone = accelerator.distributed_type == DistributedType.NO
-    with _threads(config.threads), workplace(Path(output), config, accelerator) as out:
+    listed = list_clips(config.data)  # before there is a folder: what is refused here leaves nothing behind
+    with _threads(config.threads), workplace(Path(output), config, accelerator) as out, interrupts_noted() as interrupt:
         begun = time.monotonic()
+        shown = progress if accelerator.is_main_process else no_progress
+        heeding = _heeding(shown, interrupt, out, config.optimizer.steps)
         with accelerator.main_process_first():
-            shown = progress if accelerator.is_main_process else no_progress
-            prepared = prepare(config, out, device=accelerator.device, progress=shown)
+            prepared = prepare(config, out, listed=listed, device=accelerator.device, progress=heeding)
         feed, schedule = prepared.feed, noise_schedule(config.objective)
         alphas = schedule.alphas_cumprod.to(accelerator.device)
         unet = prepared.unet.to(accelerator.device).train()
-        gates = _gates_before(prepared, config, alphas, accelerator, out, shown)
+        gates = _gates_before(prepared, config, alphas, accelerator, out, heeding)
         if config.optimizer.gradient_checkpointing:
             recompute_activations(unet)
         average = EMAModel(unet.parameters(), decay=config.optimizer.ema)
         averaged = copy.deepcopy(unet).eval()
         model, optimizer = accelerator.prepare(Denoiser(unet), _adamw(unet, config.optimizer))
         accelerator.register_for_checkpointing(average)
-        step = resume(accelerator, out, average)
+        step = resume(accelerator, out, average, config.optimizer.steps)
         log = TrainLog(out / LOG, step, accelerator.is_main_process, config.logging.tensorboard)
+        shown(step, config.optimizer.steps, "training")  # rates count from here
         while step < config.optimizer.steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config.optimizer)
@@ -95,28 +103,51 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
                 log.write(step, learning_rate(step - 1, config.optimizer))
             if accelerator.is_main_process:
                 shown(step, config.optimizer.steps, f"training | loss {log.recent:.3f}")
+            stopping = _any_stops(accelerator, interrupt)
             if step % config.logging.validate_every == 0 or last:
                 average.copy_to(averaged.parameters())
                 _validate(log, averaged, prepared, config, alphas, step)
-            if step % config.logging.checkpoint_every == 0 or last:
+            if step % config.logging.checkpoint_every == 0 or last or stopping:
                 save_state(accelerator, out, step, config)
                 if not last:
                     average.copy_to(averaged.parameters())
                     save_pipeline(accelerator, out, averaged, prepared, config)
+            if stopping:
+                interrupt.heed(where_it_stands(out, config.optimizer.steps))
+                raise KeyboardInterrupt  # it was another process that was told
             if config.logging.sheet_every and step % config.logging.sheet_every == 0 and not last:
                 average.copy_to(averaged.parameters())
                 save_sheet(accelerator, out, averaged, prepared, config, step, shown)
         average.copy_to(averaged.parameters())
         # not in the loop: a run may have been killed between its last checkpoint and this
         save_pipeline(accelerator, out, averaged, prepared, config)
-        save_sheet(accelerator, out, averaged, prepared, config, step, shown)
+        save_sheet(accelerator, out, averaged, prepared, config, step, heeding)
         validation, training = _levels(averaged, prepared, config, alphas)
         accelerator.wait_for_everyone()
         result = finish(out, config, prepared, gates, validation, training, step, unet, time.monotonic() - begun, accelerator)
         if not alone:
             accelerator.end_training()
-    check(result.gates)  # the last ones may have failed: the model is there, and the error says why it is of no use
+        interrupt.heed(f"{out}: the training has ended, and all is written")
     return result
+
+
+def _heeding(progress: Progress, interrupt: NotedInterrupt, out: Path, steps: int) -> Progress:
+    """Progress at which a Ctrl-C is heeded: between two items, and never where torch would swallow it."""
+
+    def shown(done: int, total: int | None, what: str) -> None:
+        progress(done, total, what)
+        if interrupt.pressed:
+            interrupt.heed(where_it_stands(out, steps))
+
+    return shown
+
+
+def _any_stops(accelerator: Any, interrupt: NotedInterrupt) -> bool:
+    """Whether Ctrl-C was pressed for any of the processes: all stop at one step, for all take part in its checkpoint."""
+    if accelerator.num_processes == 1:
+        return interrupt.pressed
+    told = torch.tensor([int(interrupt.pressed)], device=accelerator.device)
+    return bool(accelerator.gather(told).any())
 
 
 def _adamw(unet: Any, config: OptimizerConfig) -> torch.optim.Optimizer:

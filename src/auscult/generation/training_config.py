@@ -202,8 +202,9 @@ class OptimizerConfig:
 class StartConfig:
     """``[start]``: weights to start from.
 
-    ``from`` is a pipeline folder of ours, or folder or hub name of AudioLDM, AudioLDM 2 or TANGO; its codec, vocoder and
-    encoders are taken too. While ``optimizer.freeze_steps`` last, only what the start did not bring is trained.
+    ``from`` is a pipeline folder of ours, or folder or hub name (``OWNER/NAME[@REVISION]``) of AudioLDM, AudioLDM 2 or TANGO;
+    its codec, vocoder and encoders are taken too. While ``optimizer.freeze_steps`` last, only what the start did not bring is
+    trained.
     ``heads``: attention heads of AudioLDM's denoiser, per level, instead of those its configuration names.
     """
 

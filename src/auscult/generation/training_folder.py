@@ -69,6 +69,10 @@ def _claim(out: Path, config: TrainConfig) -> None:
         key for key in sorted(_flat(wanted).keys() | _flat(there).keys()) if _flat(wanted).get(key) != _flat(there).get(key)
     ]
     changed = [key for key in changed if key.partition(".")[0] not in _MAY_CHANGE]
+    if changed and not (out / GATES).exists() and not (out / CHECKPOINTS).exists():
+        # refused or stopped before its first step: there is only a cache, of which each part knows what it was made of
+        write_text(path, json.dumps(wanted, indent=1, sort_keys=True))
+        return
     longer = there["optimizer"]["steps"] < wanted["optimizer"]["steps"]
     if changed == ["optimizer.steps"] and longer:
         (out / CARD).unlink(missing_ok=True)

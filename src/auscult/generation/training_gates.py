@@ -129,8 +129,13 @@ def overfit_gate(
         optimizer.zero_grad()
     progress(steps, steps, "learning one batch by heart")
     passed = loss < limit
-    advice = (
-        "" if passed else "; raise optimizer.learning_rate, or check the objective: what cannot learn one batch learns none"
-    )
+    advice = "" if passed else _more_steps(steps)
     message = f"the loss of one batch fell from {first:.3f} to {loss:.3f} in {step} steps{advice}"
     return GateResult("one batch by heart", passed, loss, limit, message)
+
+
+def _more_steps(steps: int) -> str:
+    return (
+        f"; if it was still falling, allow it more: gates.overfit_steps = {3 * steps}; if it was not, raise "
+        "optimizer.learning_rate or check the objective: what cannot learn one batch learns none"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,7 +15,7 @@ from diffusers.training_utils import EMAModel
 
 from ..configuration import config_values
 from ..folders import Progress, write_card, write_text
-from .checkpoints import latest_checkpoint, partial_path, save_checkpoint
+from .checkpoints import checkpoint_steps, latest_checkpoint, partial_path, save_checkpoint
 from .feed import Feed
 from .gates import GateResult, gate_rows, gates_text
 from .pipeline import RetrievalAugmentedAudioPipeline
@@ -26,6 +27,8 @@ from .training_folder import CHECKPOINTS, FIGURE, GATES, KIND, LOG, PIPELINE, SH
 from .training_log import read_log
 from .training_step import noise_schedule
 from .validation import Levels, condition_gates
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,30 @@ class TrainResult:
         """Folder of the model."""
         return self.path / PIPELINE
 
+    @property
+    def failed(self) -> tuple[GateResult, ...]:
+        """Gates at the end that did not pass; those before the first step raise instead."""
+        return tuple(gate for gate in self.gates if not gate.passed)
 
-def resume(accelerator: Any, out: Path, average: EMAModel) -> int:
-    """Load the last whole checkpoint; the number of steps that are done."""
+
+def resume(accelerator: Any, out: Path, average: EMAModel, steps: int) -> int:
+    """Load the last whole checkpoint, and say so in the log; the number of steps that are done, of ``steps``."""
     found = latest_checkpoint(out / CHECKPOINTS)
     if found is None:
         return 0
     accelerator.load_state(str(found.path))
     average.to(accelerator.device)  # accelerate reads what was registered onto the CPU
+    if accelerator.is_main_process:
+        LOGGER.info(f"{found.path}: going on from step {found.step:,} of {steps:,}")
     return found.step
+
+
+def where_it_stands(out: Path, steps: int) -> str:
+    """What a stopped run would go on from, as a line."""
+    done = checkpoint_steps(out / CHECKPOINTS)
+    if not done:
+        return f"{out}: no step is saved yet, but what was computed before the first is kept"
+    return f"{out}: the checkpoint of step {done[-1]:,} of {steps:,} is saved"
 
 
 def save_state(accelerator: Any, out: Path, step: int, config: TrainConfig) -> None:

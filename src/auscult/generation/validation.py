@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..metrics.intervals import FEWEST, mean_interval
 from .batches import noise_seed
 from .conditioning import Conditions
 from .feed import Feed, Variant, draw_noise
@@ -20,6 +21,7 @@ IntArray = npt.NDArray[np.int64]
 Predict = Callable[[torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
 ZERO = "zero"
 _BATCH = 16
+_FEW = 20  # clips; of fewer, percentiles of a bootstrap are narrower than Student's interval by about a tenth and more
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,14 @@ class Levels:
         By variant of the conditions: one for each level. ``zero`` is what a predictor of zero has.
     clips
         How many were looked at.
+    by_clip
+        By variant: the mean over all levels for each clip. Noise is the same for all variants, so that they are pairs.
     """
 
     timesteps: tuple[int, ...]
     losses: dict[str, tuple[float, ...]]
     clips: int
+    by_clip: dict[str, tuple[float, ...]]
 
     def mean(self, variant: str) -> float:
         """Mean over all levels."""
@@ -78,9 +83,10 @@ def level_losses(
         Of the denoiser.
     """
     steps = level_timesteps(feed.timesteps, LEVELS)
-    sums = {name: np.zeros(LEVELS) for name in (*variants, ZERO)}
+    errors = {name: np.zeros((LEVELS, len(rows))) for name in (*variants, ZERO)}
     for start in range(0, len(rows), _BATCH):
-        some = rows[start : start + _BATCH]
+        here = slice(start, start + _BATCH)
+        some = rows[here]
         latents = feed.latents[some].to(device)
         conditions = {variant: feed.fixed(some, variant).to(device) for variant in variants}
         for level, step in enumerate(steps.tolist()):
@@ -88,11 +94,12 @@ def level_losses(
             at = torch.full((len(some),), step, device=device)
             wanted = target(latents, noise, alphas_cumprod, at, prediction)
             noisy = noisy_latents(latents, noise, alphas_cumprod, at)
-            sums[ZERO][level] += float(squared_errors(torch.zeros_like(wanted), wanted).sum())
+            errors[ZERO][level, here] = squared_errors(torch.zeros_like(wanted), wanted).cpu()
             for variant in variants:
-                sums[variant][level] += float(squared_errors(predict(noisy, at, conditions[variant]), wanted).sum())
-    means = {name: tuple((total / len(rows)).tolist()) for name, total in sums.items()}
-    return Levels(tuple(steps.tolist()), means, len(rows))
+                errors[variant][level, here] = squared_errors(predict(noisy, at, conditions[variant]), wanted).float().cpu()
+    by_level = {name: tuple(found.mean(1).tolist()) for name, found in errors.items()}
+    by_clip = {name: tuple(found.mean(0).tolist()) for name, found in errors.items()}
+    return Levels(tuple(steps.tolist()), by_level, len(rows), by_clip)
 
 
 def variants_of(feed: Feed) -> tuple[Variant, ...]:
@@ -106,7 +113,10 @@ def variants_of(feed: Feed) -> tuple[Variant, ...]:
 
 
 def condition_gates(levels: Levels, where: str = "the model") -> tuple[GateResult, ...]:
-    """Whether a clip's own conditions help where it was not trained on: less loss than with another's, and than with none."""
+    """Whether a clip's own conditions help where it was not trained on: less loss than with another's, and than with none.
+
+    The mean decides; the message has the interval of the difference (a bootstrap of clips, each with its own difference).
+    """
     own = levels.mean("own")
     gates = []
     for variant, words in (("other", "those of another clip"), ("null", "none")):
@@ -119,7 +129,20 @@ def condition_gates(levels: Levels, where: str = "the model") -> tuple[GateResul
         if not passed:
             advice = f"; {where} is there, but does not heed its captions: train longer, or on more clips whose captions differ"
         message = (
-            f"loss {own:.4f} with the own conditions and {other:.4f} with {words}, on {levels.clips} held-out clips{advice}"
+            f"loss {own:.4f} with the own conditions and {other:.4f} with {words}, on {levels.clips} held-out clips"
+            f"{_how_sure(levels, variant)}{advice}"
         )
         gates.append(GateResult(f"conditions against {words}", passed, own, other, message))
     return tuple(gates)
+
+
+def _how_sure(levels: Levels, variant: str) -> str:
+    """The interval of what the own conditions spare, over clips, and how much it can be trusted."""
+    spared = mean_interval(np.subtract(levels.by_clip[variant], levels.by_clip["own"]))
+    told = ""
+    if levels.clips >= FEWEST:
+        told = f"; the own ones spare {spared.value:.4f}, 95 % interval {spared.low:.4f} to {spared.high:.4f}"
+        told += ", so it may be chance" if spared.low <= 0 <= spared.high else ""
+    if levels.clips < _FEW:
+        told += "; so few clips tell little: hold out more (data.validation_share), and look at more (logging.validation_clips)"
+    return told

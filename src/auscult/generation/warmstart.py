@@ -27,7 +27,7 @@ from .encoding import AST_EXAMPLE, T5_EXAMPLE, Encoders, load_encoders
 from .gates import GateResult, check
 from .mel import MelSpec
 from .pipeline import RetrievalAugmentedAudioPipeline
-from .public_parts import in_words, load_codec, load_part, mel_of
+from .public_parts import at_revision, in_words, load_codec, load_part, mel_of
 
 TEXT_DIM, AUDIO_DIM = 1024, 768  # of flan-t5-large and AudioMAE, where no encoder is loaded
 POOLED_2 = 8  # patches along time and frequency that are one token in AudioLDM 2
@@ -54,7 +54,7 @@ def from_audioldm(
     Parameters
     ----------
     source
-        Folder or hub name of an ``AudioLDMPipeline``, such as ``"cvssp/audioldm-s-full-v2"``.
+        Folder or hub name (``OWNER/NAME[@REVISION]``) of an ``AudioLDMPipeline``, such as ``"cvssp/audioldm-s-full-v2"``.
     caption, audio
         Encoders of references, as :func:`~auscult.generation.encoding.load_encoders` takes them; None leaves one out, and its
         stream is as wide as flan-t5-large's (1024) or AudioMAE's (768) tokens.
@@ -81,12 +81,12 @@ def from_audioldm(
     GateError
         The new denoiser does not compute what the old one does.
     """
-    from transformers import AutoTokenizer, ClapTextModelWithProjection
+    from transformers import ClapTextModelWithProjection
 
     unet = with_heads(load_part(UNet2DConditionModel, source, "unet"), heads)
     prompt = load_part(ClapTextModelWithProjection, source, "text_encoder")
     with in_words(source, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source, subfolder="tokenizer")
+        tokenizer = _tokenizer(source, "tokenizer")
     vae, scheduler, vocoder = load_codec(source)
     spec = mel_of(vocoder, source, mel)
     others = load_encoders(None, caption, audio, mel=spec)
@@ -108,7 +108,8 @@ def from_audioldm2(
     Parameters
     ----------
     source
-        Folder or hub name of an ``AudioLDM2Pipeline`` of sounds or music, such as ``"cvssp/audioldm2"``.
+        Folder or hub name (``OWNER/NAME[@REVISION]``) of an ``AudioLDM2Pipeline`` of sounds or music, such as
+        ``"cvssp/audioldm2"``.
     audio
         Encoder of retrieved sounds: ``"audiomae"``, the space that its first stream is in (pooled by 8 x 8, as in its training,
         to 8 tokens of a sound); or another whose tokens are as wide, which it would have to be trained for; or None, captions
@@ -128,7 +129,7 @@ def from_audioldm2(
     MissingExtraError
         timm is not installed and AudioMAE was asked for.
     """
-    from transformers import AutoTokenizer, ClapTextModelWithProjection, GPT2Model, T5EncoderModel
+    from transformers import ClapTextModelWithProjection, GPT2Model, T5EncoderModel
 
     projection = load_part(AudioLDM2ProjectionModel, source, "projection_model")
     if projection.config.use_learned_position_embedding is not None:
@@ -139,7 +140,7 @@ def from_audioldm2(
             f"{source}: its denoiser does not read two streams (cross_attention_dim of {unet.config.cross_attention_dim})"
         )
     with in_words(source, "tokenizers"):
-        tokenizers = [AutoTokenizer.from_pretrained(source, subfolder=name) for name in ("tokenizer", "tokenizer_2")]
+        tokenizers = [_tokenizer(source, name) for name in ("tokenizer", "tokenizer_2")]
     clap = load_part(ClapTextModelWithProjection, source, "text_encoder")
     prompt = WrittenTokenEncoder.of(clap, projection, load_part(GPT2Model, source, "language_model"))
     caption = load_part(T5EncoderModel, source, "text_encoder_2")
@@ -151,6 +152,13 @@ def from_audioldm2(
     encoders = Encoders(prompt, tokenizers[0], caption, tokenizers[1], heard.audio, heard.audio_extractor)
     _check_widths(source, unet, encoders)
     return RetrievalAugmentedAudioPipeline.of(vae, unet, scheduler, vocoder, encoders, mel=spec, duration_s=duration_s)
+
+
+def _tokenizer(source: str, subfolder: str) -> Any:
+    from transformers import AutoTokenizer
+
+    name, at = at_revision(source)
+    return AutoTokenizer.from_pretrained(name, subfolder=subfolder, **at)
 
 
 def _check_widths(source: str, unet: Any, encoders: Encoders) -> None:

@@ -61,7 +61,7 @@ def adapter_of(pipe: Any) -> tuple[Any, Adapter]:
 
 def _stable_audio(pipe: Any) -> Adapter:
     def encode(caption: str) -> Given:
-        return {"encoder_hidden_states": pipe.encode_prompt(caption, pipe.device, False)}
+        return {"encoder_hidden_states": pipe.encode_prompt(caption, pipe._execution_device, False)}
 
     def fit(captions: Given, own: Given) -> Given:
         # behind the text stand a token for the start and one for the length: the user's timing stays
@@ -73,7 +73,7 @@ def _stable_audio(pipe: Any) -> Adapter:
 
 def _stable_audio_3(pipe: Any) -> Adapter:
     def encode(caption: str) -> Given:
-        tokens, mask = pipe.encode_prompt(caption, pipe.device, 1)
+        tokens, mask = pipe.encode_prompt(caption, pipe._execution_device, 1)
         return {"encoder_hidden_states": tokens, "encoder_attention_mask": mask}
 
     def fit(captions: Given, own: Given) -> Given:
@@ -89,7 +89,7 @@ def _longcat(pipe: Any) -> Adapter:
 
 
 def _audioldm(pipe: Any) -> Adapter:
-    return Adapter(lambda caption: {"class_labels": pipe._encode_prompt([caption], pipe.device, 1, False)})
+    return Adapter(lambda caption: {"class_labels": pipe._encode_prompt([caption], pipe._execution_device, 1, False)})
 
 
 def _musicldm(pipe: Any) -> Adapter:
@@ -98,7 +98,7 @@ def _musicldm(pipe: Any) -> Adapter:
 
 def _audioldm2(pipe: Any) -> Adapter:
     def encode(caption: str) -> Given:
-        tokens, mask, written = pipe.encode_prompt(caption, pipe.device, 1, False)
+        tokens, mask, written = pipe.encode_prompt(caption, pipe._execution_device, 1, False)
         return {"encoder_hidden_states": written, "encoder_hidden_states_1": tokens, "encoder_attention_mask_1": mask}
 
     return Adapter(encode)

@@ -137,8 +137,11 @@ class AntiMemorization:
 
     @property
     def needs_guidance(self) -> bool:
-        """Whether nothing of it could act in a sampler without classifier-free guidance."""
-        return self.config.dissimilarity == 0 and self.config.despecification + self.config.deduplication > 0
+        """Whether a sampler without classifier-free guidance is refused: nothing could act, or not as it is meant."""
+        config = self.config
+        if config.dissimilarity:
+            return config.units == "norm"
+        return config.despecification + config.deduplication > 0
 
     @property
     def needs_captions(self) -> bool:

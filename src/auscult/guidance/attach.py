@@ -75,11 +75,12 @@ def attach(
     ------
     ModelError
         The pipeline or its scheduler cannot be guided, it is guided already, the scheduler is called without the denoiser, or
-        the term could never act.
+        the term could never act. At the end: the denoiser was called, and the scheduler never stepped.
     ValueError
-        Neither a pipeline nor a denoiser with its scheduler.
+        Neither a pipeline nor a denoiser with its scheduler, or both.
     """
-    if (pipe is None) == (denoiser is None or scheduler is None):
+    own = [each is not None for each in (denoiser, scheduler)]
+    if any(own) if pipe is not None else not all(own):
         raise ValueError("give a pipeline, or None and a denoiser and a scheduler")
     if pipe is not None:
         denoiser, known = adapter_of(pipe)
@@ -115,7 +116,13 @@ def _patched(denoiser: Any, scheduler: Any, watch: _Watch) -> Iterator[None]:
         vars(scheduler).update(own)
         for each in (denoiser, scheduler):
             delattr(each, _MARK)
+        unused = len(watch.hearing.calls)
         watch.hearing.calls.clear()
+    if unused and not watch.stepped:
+        raise ModelError(
+            f"the {type(denoiser).__name__} was called {unused} times, and the {type(scheduler).__name__} under guidance was never "
+            "stepped, so nothing was guided; set the pipeline's scheduler before attaching, or attach to the loop's own"
+        )
 
 
 # --- what is done at a step ------------------------------------------------------------------------------------------
@@ -127,7 +134,7 @@ class _Watch:
     def __init__(self, denoiser: Any, scheduler: Any, adapter: Adapter, terms: Sequence[GuidanceTerm]) -> None:
         self.scheduler, self.adapter, self.terms = scheduler, adapter, terms
         self.run, self.hearing = Run(), Hearing(denoiser, adapter)
-        self.call, self.number = -1, 0
+        self.call, self.number, self.stepped = -1, 0, False
         self.states: list[dict[str, Any]] = []
         self._begin()
 
@@ -161,6 +168,7 @@ class _Watch:
 
     def corrected(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
         """What the scheduler should be given: ``output`` itself where nothing acts."""
+        self.stepped = True
         total = len(self.scheduler.timesteps)
         if self.number >= total:  # a loop of one's own that goes through the same steps again
             self._begin_again()
@@ -182,8 +190,9 @@ class _Watch:
     def _asked(self, term: GuidanceTerm, moment: Moment, state: dict[str, Any]) -> Correction:
         if moment.u is None and getattr(term, "needs_guidance", False):
             raise ModelError(
-                f"{term.name}: despecification and deduplication lower classifier-free guidance, and this sampler runs "
-                "without; give a guidance_scale above 1, or a dissimilarity above 0"
+                f"{term.name}: despecification and deduplication lower classifier-free guidance, dissimilarity in units 'norm' "
+                "is a share of it, and this sampler runs without; give a guidance_scale above 1, or a dissimilarity in units "
+                "'paper'"
             )
         return term(replace(moment, state=state))
 
@@ -219,7 +228,8 @@ class _Watch:
         if u is None:
             return ones, torch.zeros_like(c), torch.zeros_like(ones, dtype=torch.bool)
         apart, moved = c - u, guided - u
-        rounding = 4 * torch.finfo(dtype).eps
+        # the rounding of ``guided`` is spread over all its numbers: s0 is known well where none of them alone would tell it
+        rounding = max(8 * torch.finfo(dtype).eps / apart[0].numel() ** 0.5, 4 * torch.finfo(torch.float32).eps)
         degenerate = norms(apart) <= rounding * norms(c)
         square = apart.flatten(1).double().square().sum(1)
         inner = (moved.flatten(1).double() * apart.flatten(1).double()).sum(1)
@@ -278,7 +288,7 @@ def _applied(output: torch.Tensor, guided: torch.Tensor, corrections: Sequence[C
         rows = rows_like(each.acts, guided)
         total = torch.where(rows, total + each.shift, total)
         acts = acts | each.acts
-    corrected = (guided + total).to(output.dtype)
+    corrected = output.to(torch.promote_types(output.dtype, total.dtype)).add(total).to(output.dtype)
     if not torch.isfinite(corrected[acts]).all():
         raise ModelError(
             "guidance gave numbers that are not finite; lower its strengths, or run in float32 (bfloat16) instead of float16"

@@ -125,12 +125,11 @@ def coefficients(scheduler: Any, timestep: Any) -> Coefficients:
 
     Examples
     --------
-    >>> from diffusers import EulerDiscreteScheduler
-    >>> euler = EulerDiscreteScheduler()
-    >>> euler.set_timesteps(10)
-    >>> step = coefficients(euler, euler.timesteps[0])
-    >>> step.a, step.p, round(step.sigma, 1), step.q == -step.b
-    (1.0, 1.0, 157.4, True)
+    >>> from diffusers import FlowMatchEulerDiscreteScheduler
+    >>> flow = FlowMatchEulerDiscreteScheduler()
+    >>> flow.set_timesteps(sigmas=[1.0, 0.75, 0.5])
+    >>> coefficients(flow, flow.timesteps[1])
+    Coefficients(a=0.25, b=0.75, p=1.0, q=-0.75)
     """
     check_scheduler(scheduler)
     family, _ = _SUPPORTED[_known_class(scheduler).__name__]

@@ -112,7 +112,7 @@ class Hearing:
         def of_rows(value: Any) -> Any:
             if torch.is_tensor(value) and value.ndim and len(value) == total:
                 return _detached(value[total - batch :][rows.to(value.device)])
-            return value
+            return _detached(value)
 
         return tuple(map(of_rows, call.args)), {name: of_rows(value) for name, value in call.given.items()}
 
@@ -134,12 +134,18 @@ def _tensor(output: Any) -> torch.Tensor:
 
 def plain(values: torch.Tensor) -> torch.Tensor:
     """float32, without history, and usable outside of an inference mode."""
-    return _detached(values).float()
+    found: torch.Tensor = _detached(values).float()
+    return found
 
 
-def _detached(values: torch.Tensor) -> torch.Tensor:
-    values = values.detach()
-    return values.clone() if values.is_inference() else values
+def _detached(value: Any) -> Any:
+    """Tensors, also those in a tuple or list, that autograd may keep: those of an inference mode it may not."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_detached, value))
+    if not torch.is_tensor(value):
+        return value
+    value = value.detach()
+    return value.clone() if value.is_inference() else value
 
 
 def _input(args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[str | None, torch.Tensor]:

@@ -19,6 +19,7 @@ from ..corpus import Corpus
 from ..engine import HERE, MIB, Engine
 from ..errors import ManifestError
 from ..folders import Progress, no_progress
+from ..search.exact import IntArray
 from .addressing import prompts_by_system
 from .brackets import Brackets, make_brackets
 from .card import backend_facts, evaluation_card
@@ -27,8 +28,8 @@ from .embeddings import Backend, load_backend
 from .features import AudioPolicy, FeatureSet, default_cache, extract, probe_rates
 from .findings import Findings, pairings_of
 from .measuring import Task
-from .pairing import REFERENCE_COLUMN, Prompts, check_columns, pair_captions, pair_references
-from .request import EvaluateConfig, System, check_metrics, check_request, has_captions, labeled
+from .pairing import REFERENCE_COLUMN, OtherReferencesError, Prompts, check_columns, pair_captions, pair_references
+from .request import EvaluateConfig, System, asked_for_pairs, check_metrics, check_request, has_captions, labeled
 from .scores import SystemResult
 from .sets import REFERENCE, SetClips, check_rates, check_usable, native_rates
 from .tails import Tail, check_tails, scores_by_class
@@ -179,7 +180,8 @@ class _Bench:
         tasks = {}
         for name, one in found.items():
             try:
-                tasks[name] = _task(sets[name], real, backend, one.prompts, self.config)
+                pairs = self._pairs(sets[name], real, one)
+                tasks[name] = _task(sets[name], real, backend, one.prompts, pairs, self.config)
             except ManifestError as error:
                 raise ManifestError(f"{name}: {error}") from error
             one.take(label, sets[name], self.config)
@@ -189,6 +191,20 @@ class _Bench:
             self.progress(0, None, f"{name}: scores by {label}")
             one.score(label, tasks[name], brackets, self.config, pairings=pairings)
         return real
+
+    def _pairs(self, generated: FeatureSet, reference: FeatureSet, found: Findings) -> IntArray | None:
+        """Rows of the reference that the clips belong to, where that is known; if they belong to another set, it is noted,
+        as only metrics of pairs mind."""
+        if found.prompts is None or REFERENCE_COLUMN not in found.prompts.columns:
+            return None
+        skipped = {"skipped": generated.skipped, "skipped_references": reference.skipped}
+        try:
+            return pair_references(generated.clips, reference.clips, found.prompts, **skipped)
+        except OtherReferencesError as error:
+            if asked_for_pairs(self.config):
+                raise
+            found.unpaired = str(error)
+            return None
 
     def features(self, name: str, corpus: Corpus, backend: Backend) -> FeatureSet:
         """Features of a set that is called ``name`` in messages; a ``CorpusError`` if too much of it cannot be used."""
@@ -215,18 +231,15 @@ class _Bench:
 
 
 def _task(
-    generated: FeatureSet, reference: FeatureSet, backend: Backend, prompts: Prompts | None, config: EvaluateConfig
+    generated: FeatureSet,
+    reference: FeatureSet,
+    backend: Backend,
+    prompts: Prompts | None,
+    pairs: IntArray | None,
+    config: EvaluateConfig,
 ) -> Task:
     """Pairs where they are known, and captions where they are read, too: all of them, or none."""
-    pairs = captions = None
-    if prompts is not None and REFERENCE_COLUMN in prompts.columns:
-        pairs = pair_references(
-            generated.clips,
-            reference.clips,
-            prompts,
-            skipped=generated.skipped,
-            skipped_references=reference.skipped,
-        )
+    captions = None
     rows = prompts if has_captions(prompts) else None  # a table of references leaves the corpus's own captions alone
     if backend.embed_texts is not None and (rows is not None or any(generated.clips["caption"].to_pylist())):
         captions = pair_captions(generated.clips, rows, skipped=generated.skipped)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from .addressing import captions_named, labels_named
 from .brackets import Brackets
 from .features import FeatureSet
-from .measuring import FAMILIES, Family, Task, measure, names, per_clip
+from .measuring import FAMILIES, Task, measure, names, per_clip
 from .memorization import COLUMNS, OtherClipsError, replication_columns
 from .pairing import Prompts
 from .request import EvaluateConfig, System, asked
@@ -22,6 +22,7 @@ UNPAIRED = {
     "reference": "no clip is paired with a reference: give --prompts a table with the columns clip_id and reference",
     "captions": "no clip has a caption: give --prompts a table with the columns clip_id and caption",
 }
+OTHER_REFERENCES = "the clips' own references are not in the reference set (see the note)"
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Findings:
         By name (``kad_logmel``).
     columns
         Scores of single clips by metric and backend, of each clip by its id.
+    unpaired
+        Why the references that its table names are passed over; empty: they are not.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Findings:
     by_backend: dict[str, dict[str, int]] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     columns: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    unpaired: str = ""
     _replication: dict[str, Score] | None = None
 
     def take(self, label: str, features: FeatureSet, config: EvaluateConfig) -> None:
@@ -91,7 +95,10 @@ class Findings:
             if family.pairing in pairings_of(task):
                 scores = measure(task, family, brackets, captions, label)
             else:
-                scores = _refused(family, wanted if family.pairing in pairings else wanted[:1], label, task)
+                assert family.pairing is not None
+                other = self.unpaired and family.pairing == "reference"
+                reason = OTHER_REFERENCES if other else UNPAIRED[family.pairing]
+                scores = _refused(wanted if family.pairing in pairings else wanted[:1], label, task, reason)
             self.scores.update({f"{name}_{label}": scores[name] for name in wanted if name in scores})
         for metric, values in per_clip(task, distances=asked("fad_per_clip", config, optional=True)).items():
             self.columns[metric, label] = values
@@ -133,7 +140,8 @@ class Findings:
             **({} if audit is None else {"audit": str(audit)}),
         }
         scores = {**self.scores, **({} if audit is None else self._replication_scores(config))}
-        return SystemResult(self.name, scores, facts, tuple(set_warnings(self.clips, reference)))
+        noted = [f"metrics of pairs are left out: {self.unpaired}"] if self.unpaired else []
+        return SystemResult(self.name, scores, facts, (*set_warnings(self.clips, reference), *noted))
 
     def _replication_scores(self, config: EvaluateConfig) -> Mapping[str, Score]:
         """Those of the audit; what was computed for hours is not lost because it is of other clips."""
@@ -168,8 +176,7 @@ def pairings_of(task: Task) -> frozenset[str | None]:
     return frozenset(pairing for pairing, there in known.items() if there)
 
 
-def _refused(family: Family, wanted: list[str], label: str, task: Task) -> dict[str, Score]:
+def _refused(wanted: list[str], label: str, task: Task, reason: str) -> dict[str, Score]:
     """A family's metrics whose pairs are not known."""
-    assert family.pairing is not None
     clips = {"n_generated": len(task.generated), "n_reference": len(task.reference)}
-    return {name: Score.refused(name, label, UNPAIRED[family.pairing], **clips) for name in wanted}
+    return {name: Score.refused(name, label, reason, **clips) for name in wanted}

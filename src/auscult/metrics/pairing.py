@@ -35,6 +35,10 @@ REFERENCE_COLUMN = "reference"
 WANTED_COLUMNS = ("caption", REFERENCE_COLUMN, "labels")
 
 
+class OtherReferencesError(ManifestError):
+    """A table pairs generated clips with clips that are not in the reference set."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One row: the generated clip that it is about, and what belongs to that.
@@ -245,7 +249,9 @@ def pair_references(
     Raises
     ------
     ManifestError
-        As for :func:`pair_captions`; or a reference is not there, was skipped, or may be one of two clips.
+        As for :func:`pair_captions`; or a reference was skipped, or may be one of two clips.
+    OtherReferencesError
+        A reference is not there.
 
     Examples
     --------
@@ -273,7 +279,7 @@ def pair_references(
                 f"{prompt.where}: the reference {name!r} was skipped and has no features; mend it, or leave out its pair"
             )
         if row is None:
-            raise ManifestError(f"{prompt.where}: the reference set holds no clip {name!r}{names.near(name)}")
+            raise OtherReferencesError(f"{prompt.where}: the reference set holds no clip {name!r}{names.near(name)}")
         rows[name] = row
     return np.array([rows[found[row]] for row in range(generated.num_rows)], np.int64)
 

@@ -93,6 +93,11 @@ def asked(metric: str, config: EvaluateConfig, *, optional: bool = False) -> boo
     return not (config.metrics or optional) or same in {wanted.replace("fad", "fd", 1) for wanted in config.metrics}
 
 
+def asked_for_pairs(config: EvaluateConfig) -> bool:
+    """Whether a metric that compares a clip with its own reference was asked for by name."""
+    return any(metric in family.metrics for family in FAMILIES if family.pairing == "reference" for metric in config.metrics)
+
+
 def check_request(systems: Mapping[str, System], reference: Corpus) -> None:
     """Refuse what no hour of embedding would make right.
 

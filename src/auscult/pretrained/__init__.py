@@ -2,7 +2,7 @@
 
 from .clap import CLAP, ClapTower, load_clap, log_mel
 from .loading import Pretrained, choose_device, first_line, hub_commit, load
-from .locating import Kind, Located, folder_digest, locate
+from .locating import Kind, Located, folder_digest, locate, split_revision
 
 __all__ = [
     "CLAP",
@@ -18,4 +18,5 @@ __all__ = [
     "load_clap",
     "locate",
     "log_mel",
+    "split_revision",
 ]

@@ -176,6 +176,8 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # AST's own setting: the lowest of its 128 bands hold no frequency of the transform, as when it was trained
             warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
+            # diffusers' own way of asking the hub's client
+            warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
             yield
     finally:
         logging.set_verbosity(level)

@@ -97,6 +97,20 @@ def locate(text: str, kind: Kind, *, also: tuple[str, ...] = ()) -> Located:
     return Located(text)
 
 
+def split_revision(text: str) -> tuple[str, str]:
+    """``NAME@REVISION`` in two; of what is there on this machine, or names no revision, the text itself and nothing.
+
+    Examples
+    --------
+    >>> split_revision("cvssp/audioldm2@refs/pr/3"), split_revision("cvssp/audioldm2")
+    (('cvssp/audioldm2', 'refs/pr/3'), ('cvssp/audioldm2', ''))
+    """
+    if Path(text).expanduser().exists():
+        return text, ""
+    name, _, revision = text.partition("@")
+    return name, revision
+
+
 def folder_digest(folder: Path, kind: Kind, *, also: tuple[str, ...] = ()) -> str:
     """First 128 bits of a SHA-256 over the configurations and weights in a model's folder, hexadecimal.
 

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ...engine import HERE, Engine
-from ...errors import CorpusError
 from ...folders import Progress, atomic_file, building, file_digests, no_progress, write_card, write_table
 from ...inputs import Source, describe_sources, input_facts, input_warnings, skipped_table, task_sources
 from ...search.exact import FloatArray, IntArray
@@ -27,6 +26,7 @@ from ...storage import local_path
 from ...store import DescriptorStore
 from ...vectors import Vectors
 from ..gates import check
+from .captioned import NO_CAPTION, SILENT, refuse_without_captions, usable_clips
 from .duplicates import Known, duplicate_groups, read_duplicates
 from .encoding import Encoders, Key, centered, choose_encoders, clip_vectors, mean_of
 from .report import RetrievalReport, retrieval_gate, retrieval_report
@@ -34,7 +34,6 @@ from .search import Groups, nearest
 from .store import CENTER, KEYS, KIND, NEIGHBORS, PAIRS, SKIPPED, Datastore
 
 TEXTS_AT_ONCE = 1024
-NO_CAPTION, SILENT = "it has no caption", "it is silent"
 WINDOW_POLICY = "mean of the unit vectors of a clip's windows that are not silent, at unit length"
 NO_DUPLICATES = (
     "No duplicates were given, so only clips of identical or overlapping audio count as duplicates of a target; its "
@@ -114,6 +113,7 @@ def build_datastore(
     """
     config = config or DatastoreConfig()
     started = time.time()
+    refuse_without_captions(source)
     known = None if duplicates is None else read_duplicates(duplicates)
     encoders = choose_encoders(source, config.key, config.model, config.duration_s, engine.device)
     task = {
@@ -135,7 +135,7 @@ def build_datastore(
 
 def _make(vectors: Vectors, known: Known | None, encoders: Encoders, config: DatastoreConfig, progress: Progress) -> Made:
     """Clips -> pairs -> keys -> neighbors."""
-    clips, left_out = _usable(vectors)
+    clips, left_out = usable_clips(vectors)
     pairs = _pairs_table(vectors.clips.take(clips), known)
     captions = pairs["caption"].to_pylist()
     keys, queries, center = _keys(vectors, clips, captions, encoders, config.key, progress)
@@ -151,33 +151,6 @@ def _make(vectors: Vectors, known: Known | None, encoders: Encoders, config: Dat
 
 def _specs(encoders: Encoders) -> dict[str, str | None]:
     return {"audio": str(encoders.audio.spec), "text": None if encoders.text is None else encoders.text.spec}
-
-
-def _usable(vectors: Vectors) -> tuple[IntArray, pa.Table]:
-    """Rows of the clips that make pairs, and a table of the others with the reason."""
-    heard = np.zeros(vectors.clips.num_rows, np.bool_)
-    heard[vectors.clip] = True
-    rows, others = [], []
-    for row, clip in enumerate(vectors.clips.select(["clip_id", "path", "caption"]).to_pylist()):
-        reason = None
-        if not (clip["caption"] or "").strip():
-            reason = NO_CAPTION
-        elif not heard[row]:
-            reason = SILENT
-        if reason is None:
-            rows.append(row)
-        else:
-            others.append(
-                {"path": clip["path"], "reason": reason, "kind": "no_pair", "clip_id": clip["clip_id"], "role": "pairs"}
-            )
-    if len(rows) < 2:
-        first = f"; the first: {others[0]['clip_id']}: {others[0]['reason']}" if others else ""
-        raise CorpusError(
-            f"expected at least two clips with sound and captions, got {len(rows)} of {vectors.clips.num_rows}{first}. Give a "
-            "manifest with a caption column (captions and text are read as well)"
-        )
-    schema = pa.schema([(name, pa.string()) for name in ("path", "reason", "kind", "clip_id", "role")])
-    return np.array(rows, np.int64), pa.Table.from_pylist(others, schema)
 
 
 def _pairs_table(clips: pa.Table, known: Known | None) -> pa.Table:
