@@ -43,9 +43,9 @@ def measured_thresholds(index: ReferenceIndex, *, quantile: float = QUANTILE, se
 
     ``high`` is the 99 % quantile, over references, of the largest similarity between a window of one and a window of any other
     (identical vectors aside); ``low`` is 0.9 of it. What copies among the references show is how similar copies are, so those
-    above a gap in these similarities are left out, and ``high`` is at most what an exponential tail that begins as the body of
-    the similarities does would have there, ``q50 + (q75 - q50) log(0.5 / 0.01) / log 2``: copies of less than a quarter of the
-    references do not touch it.
+    above a gap in these similarities are left out, and ``high`` is at most what an exponential tail would have there that begins
+    as the body of the similarities ends: ``tanh(z50 + (z75 - z50) log2(0.5 / 0.01))`` with quantiles of ``z = artanh(s)``, the
+    scale on which cosines spread evenly. Copies of less than a quarter of the references hardly touch it.
 
     Parameters
     ----------
@@ -77,8 +77,8 @@ def measured_thresholds(index: ReferenceIndex, *, quantile: float = QUANTILE, se
             f"thresholds are measured on references that are no copies of each other, at least {FEWEST}, and of "
             f"{len(set(index.ids)):,} references {len(alone):,} are; give more, or give both thresholds"
         )
-    middle, upper = np.quantile(alone, [0.5, 0.75])
-    tail = middle + (upper - middle) * np.log2(0.5 / (1 - quantile))
+    middle, upper = np.quantile(np.arctanh(alone), [0.5, 0.75])
+    tail = np.tanh(middle + (upper - middle) * np.log2(0.5 / (1 - quantile)))
     high = float(min(np.quantile(alone, quantile), tail))
     return Thresholds(min(high, LOW * high), high, len(nearest), len(nearest) - len(alone))
 
