@@ -159,7 +159,7 @@ def audioldm2(*, headed: bool = False) -> Any:
 def stable_audio(scheduler: Any = None) -> Any:
     return d.StableAudioPipeline(
         vae=d.AutoencoderOobleck(
-            encoder_hidden_size=4,
+            encoder_hidden_size=8,  # of which half are means
             downsampling_ratios=[1, 2, 4],
             decoder_channels=4,
             decoder_input_channels=4,

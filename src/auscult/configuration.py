@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -94,6 +95,8 @@ def _fits(value: Any, wanted: Any) -> bool:
     """Whether a value is of an annotated type; whole numbers pass for float, booleans never for numbers."""
     if get_origin(wanted) is Literal:
         return value in get_args(wanted)
+    if get_origin(wanted) is Callable:
+        return callable(value)
     if get_origin(wanted) is tuple:  # tuple[str, ...]; a list where it comes from TOML
         return isinstance(value, (list, tuple)) and all(_fits(one, get_args(wanted)[0]) for one in value)
     if get_args(wanted):
@@ -112,6 +115,6 @@ def _name(wanted: Any) -> str:
         return f"a list, of which each is {_name(get_args(wanted)[0])}"
     if dataclasses.is_dataclass(wanted):
         return "a table"
-    options = get_args(wanted) or (wanted,)
+    options = [option for option in get_args(wanted) if get_origin(option) is not Callable] or [wanted]  # no file holds one
     words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "left out"}
-    return " or ".join(words.get(option, str(option)) for option in options)
+    return " or ".join(_name(option) if get_args(option) else words.get(option, str(option)) for option in options)

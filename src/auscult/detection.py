@@ -128,6 +128,22 @@ def detect(
     )
 
 
+def check_background(source: LevelSet, *, seed: int = 0, own: bool) -> None:
+    """See that clips can serve as background, before hours of work whose audit would fail; see :func:`detect`.
+
+    Parameters
+    ----------
+    own
+        Whether the clips are the references themselves.
+
+    Raises
+    ------
+    ValueError
+        Too few in which anything but a steady tone is heard.
+    """
+    _background_prints(source, seed, own=own)
+
+
 def _background_prints(source: LevelSet, seed: int, *, own: bool) -> list[Frames]:
     """Fingerprints of `BACKGROUND_CLIPS` clips in which something is heard.
 

@@ -50,7 +50,10 @@ _OUR_NAMES = frozenset(
         "stores",
         "controls",
         "audit",
+        "audit.partial",
         "dedup",
+        "described",
+        "withheld.jsonl",
         "training",
         "generated",
         "background",
@@ -58,7 +61,7 @@ _OUR_NAMES = frozenset(
     }
     | {f"{REVIEW_DB}{suffix}" for suffix in ("", "-wal", "-shm")}
     | {f"{name}.parquet" for name in ("matches", "queries", "training", "null", "skipped", "clusters", "pairs", "top1")}
-    | {"keys.npy", "center.npy", "neighbors.parquet", "index.jsonl", "vectors.safetensors"}
+    | {"keys.npy", "center.npy", "neighbors.parquet", "index.jsonl", "vectors.safetensors", "trace.parquet"}
 )
 _REPORTED_PACKAGES = (
     *("numpy", "scipy", "soundfile", "soxr", "pyarrow", "faiss-cpu", "av", "datasets"),
@@ -314,11 +317,15 @@ def refuse_to_lose_verdicts(folder: Path) -> None:
     Raises
     ------
     OutputFolderError
-        Its ``review.db`` holds verdicts, or cannot be read, so that it may.
+        Its ``review.db``, or that of a result inside it, holds verdicts, or cannot be read, so that it may.
     """
-    path = folder / REVIEW_DB
-    if not path.exists():
-        return
+    for path in (folder / REVIEW_DB, *sorted(folder.glob(f"*/{REVIEW_DB}"))):
+        if path.exists():
+            _refuse_to_lose(path)
+
+
+def _refuse_to_lose(path: Path) -> None:
+    folder = path.parent
     try:
         connection = sqlite3.connect(path, timeout=10.0)
         try:

@@ -8,12 +8,13 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from .corpus import Corpus, open_corpus
+from .corpus import Clip, Corpus, open_corpus
 from .corpus.folder import printable
 from .descriptors import Descriptor, load_descriptor
 from .descriptors.base import check_request
@@ -27,6 +28,24 @@ from .store import KIND as STORE_KIND
 
 DEFAULT_DESCRIPTOR = "contrast"
 Source = Corpus | DescriptorStore
+
+
+@dataclass(frozen=True)
+class StoredClips(Corpus):
+    """The clips that a store was made of, to be described by another descriptor: their audio is read where it was then."""
+
+    store: DescriptorStore | None = None
+
+    @classmethod
+    def of(cls, store: DescriptorStore) -> StoredClips:
+        """The clips of a store, under the names of its own sources."""
+        return cls(tuple(store.card["source"]), store=store)
+
+    def __iter__(self) -> Iterator[Clip]:
+        columns = ("clip_id", "path", "start_s", "duration_s", "caption")
+        assert self.store is not None
+        for row in self.store.clips().select([*columns, "labels"]).to_pylist():
+            yield Clip(**{name: row[name] for name in columns}, labels=tuple(row["labels"] or ()))
 
 
 def choose_descriptor(sources: dict[str, Source], name: str | None, duration_s: float | None) -> Descriptor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .options import AsJson, ConfigFile, Device, Encoding, Output, Overwrite, local_path, settings_of
+from . import guarding as of
+from .options import AsJson, ConfigFile, Device, Encoding, Output, Overwrite, local_path
 from .printing import print_summary
 from .progress import progress_bars
 
@@ -54,18 +55,40 @@ def generate(
         float | None, typer.Option(help="Guidance by the retrieved pairs alone (default: one guidance by prompt and pairs)")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Take models from the cache, and ask nobody.")] = False,
+    guard: of.References = None,
+    guard_attempts: of.Attempts = None,
+    guard_descriptor: of.Latent = None,
+    guard_audit: of.AuditBy = None,
+    guard_alpha: of.Alpha = None,
+    guard_background: of.GuardBackground = None,
+    guard_null: of.GuardNull = None,
+    max_withheld: of.MaxWithheld = None,
+    amg_despecification: of.Despecification = None,
+    amg_deduplication: of.Deduplication = None,
+    amg_dissimilarity: of.Dissimilarity = None,
+    amg_threshold_low: of.ThresholdLow = None,
+    amg_threshold_high: of.ThresholdHigh = None,
+    amg_schedule: of.Schedule = None,
+    amg_units: of.UnitsOf = None,
+    amg_gradient: of.Gradient = None,
+    amg_every: of.Every = None,
     config: ConfigFile = None,
     encoding: Encoding = "utf-8",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Generate clips from prompts. Writes FLAC files and a manifest that audit and evaluate take as it is."""
-    from ..generation.generating import GenerateConfig
-    from ..generation.generating import generate as run
+    """Generate clips from prompts. Writes FLAC files and a manifest that audit and evaluate take as it is.
 
-    settings = settings_of(
+    With --guard it delivers no clip that an audit against these clips flags; what it withholds is listed.
+    """
+    from ..configuration import make_config
+    from ..generation.generating import GenerateConfig
+
+    own, guard_table, amg_table = of.read_tables(config)
+    settings = make_config(
         GenerateConfig,
-        config,
+        own,
+        where=str(config),
         steps=steps,
         guidance_scale=guidance_scale,
         per_prompt=per_prompt,
@@ -76,26 +99,54 @@ def generate(
         k=k,
         retrieval_scale=retrieval_scale,
     )
+    guard_table |= of.given(attempts=guard_attempts, descriptor=guard_descriptor, audit=guard_audit, alpha=guard_alpha)
+    guard_table |= of.given(background=guard_background, null=guard_null)
+    amg_table |= of.given(
+        despecification=amg_despecification,
+        deduplication=amg_deduplication,
+        dissimilarity=amg_dissimilarity,
+        threshold_low=amg_threshold_low,
+        threshold_high=amg_threshold_high,
+        schedule=amg_schedule,
+        units=amg_units,
+        gradient=amg_gradient,
+        every=amg_every,
+    )
+    common: dict[str, Any] = {
+        "config": settings,
+        "device": device,
+        "workers": workers,
+        "batch_size": batch_size,
+        "datastore": datastore,
+        "offline": offline,
+        "encoding": encoding,
+        "overwrite": overwrite,
+    }
     with progress_bars() as progress:
-        result = run(
-            model,
-            prompts,
-            output,
-            config=settings,
-            device=device,
-            workers=workers,
-            batch_size=batch_size,
-            datastore=datastore,
-            offline=offline,
-            encoding=encoding,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        common["progress"] = progress
+        if guard is None:
+            of.check_unguarded(guard_table | of.given(max_withheld=max_withheld), amg_table)
+            from ..generation.generating import generate as run
+
+            result = run(model, prompts, output, **common)
+        else:
+            result = of.generate_guarded(model, prompts, output, guard, guard_table, amg_table, **common)
     counts = result.card["counts"]
+    sentence = f"{counts['clips']:,} clips of {counts['prompts']:,} prompts by {result.card['model']['name']}"
+    if guard is None:
+        print_summary(as_json, result.card, sentence, output / "audio", result.manifest)
+        return
+    facts = result.card["guard"]
+    paths = [path for path in (output / "withheld.jsonl", output / "audit" / "report.html") if path.is_file()]
     print_summary(
         as_json,
         result.card,
-        f"{counts['clips']:,} clips of {counts['prompts']:,} prompts by {result.card['model']['name']}",
+        f"{sentence}; {of.guard_sentence(facts)}",
         output / "audio",
         result.manifest,
+        *paths,
+        guard={name: facts[name] for name in ("counts", "similarity")},
     )
+    withheld = facts["counts"]["withheld"]
+    if (max_withheld is not None and withheld > max_withheld) or not counts["clips"]:
+        raise typer.Exit(1)

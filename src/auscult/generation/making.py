@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,12 @@ from .workers import Tick, Work, work_on_devices
 WHAT = "denoising steps"
 
 FloatArray = npt.NDArray[np.float32]
+Made = TypeVar("Made")
+Around = Callable[[Sequence[PlannedClip]], AbstractContextManager[list[Row]]]
+"""Clips that are about to be made at once -> a context around the call of the pipeline. It gives a list, in which there is a
+row for each clip when it has ended: what the manifest is to say of it besides."""
+Guide = Callable[[Any], Around]
+"""A pipeline -> what surrounds its calls. Picklable, and called once in each process; anti-memorization guidance is one."""
 
 
 @dataclass(frozen=True)
@@ -45,32 +51,36 @@ class Maker:
     folder: Path
     datastore: str | None = None
     k: int = 0
+    guide: Guide | None = None
 
     def __call__(self, device: str) -> Work[Batch, list[Row]]:
         pipe = load_pipeline(self.located, device=device, dtype=self.dtype)
         rate_hz = sample_rate_hz(pipe)
         look_up = self._look_up(pipe, device)
+        around = _nothing_around if self.guide is None else self.guide(pipe)
         limit: list[int] = []  # clips that fitted into memory when more did not
 
-        def call(clips: Sequence[PlannedClip], tick: Tick, looked: Mapping[str, Looked]) -> list[FloatArray]:
-            return generate_batch(
-                pipe,
-                [clip.prompt.caption for clip in clips],
-                [clip.seed for clip in clips],
-                self.sampling,
-                references=None if look_up is None else [looked[clip.clip_id].pairs for clip in clips],
-                on_step=lambda: tick(len(clips)),
-            )
+        def call(clips: Sequence[PlannedClip], tick: Tick, looked: Mapping[str, Looked]) -> list[tuple[FloatArray, Row]]:
+            with around(clips) as facts:
+                audio = generate_batch(
+                    pipe,
+                    [clip.prompt.caption for clip in clips],
+                    [clip.seed for clip in clips],
+                    self.sampling,
+                    references=None if look_up is None else [looked[clip.clip_id].pairs for clip in clips],
+                    on_step=lambda: tick(len(clips)),
+                )
+            return list(zip(audio, facts, strict=True))
 
         def work(batch: Batch, tick: Tick) -> list[Row]:
             looked = {}
             if look_up is not None:
                 prompts = [clip.prompt for clip in batch.clips]
                 looked = dict(zip((clip.clip_id for clip in batch.clips), look_up(prompts), strict=True))
-            audio = within_memory(lambda part: call(part, tick, looked), batch.clips, limit)
+            made = within_memory(lambda part: call(part, tick, looked), batch.clips, limit)
             return [
-                self._row(pipe, clip, one, rate_hz, looked.get(clip.clip_id))
-                for clip, one in zip(batch.clips, audio, strict=True)
+                self._row(pipe, clip, audio, rate_hz, looked.get(clip.clip_id), more)
+                for clip, (audio, more) in zip(batch.clips, made, strict=True)
             ]
 
         return work
@@ -81,7 +91,7 @@ class Maker:
         duration_s = self.sampling.duration_s or float(pipe.config.duration_s)
         return load_look_up(self.datastore, self.k, rate_hz=sample_rate_hz(pipe), duration_s=duration_s, device=device)
 
-    def _row(self, pipe: Any, clip: PlannedClip, audio: FloatArray, rate_hz: int, looked: Looked | None) -> Row:
+    def _row(self, pipe: Any, clip: PlannedClip, audio: FloatArray, rate_hz: int, looked: Looked | None, more: Row) -> Row:
         facts = write_clip(self.folder, clip, audio, rate_hz)
         settings = {
             "model": self.located.name,
@@ -95,18 +105,22 @@ class Maker:
             "preview_quality": getattr(pipe, "preview_quality", False) or None,
             "truncated": truncated(pipe, clip.prompt.caption),
         }
-        return manifest_row(clip, facts, settings)
+        return manifest_row(clip, facts, settings | more)
+
+
+def _nothing_around(clips: Sequence[PlannedClip]) -> AbstractContextManager[list[Row]]:
+    return nullcontext([{} for _ in clips])
 
 
 def within_memory(
-    make: Callable[[Sequence[PlannedClip]], list[FloatArray]], clips: Sequence[PlannedClip], limit: list[int]
-) -> list[FloatArray]:
+    make: Callable[[Sequence[PlannedClip]], list[Made]], clips: Sequence[PlannedClip], limit: list[int]
+) -> list[Made]:
     """Make clips at once, or in halves where memory runs out.
 
     Parameters
     ----------
     make
-        Clips -> their audio.
+        Clips -> what is made of each.
     limit
         Empty, or how many may be tried at once; what is found is left there for the next batch.
 
@@ -119,7 +133,7 @@ def within_memory(
 
     size = min([len(clips), *limit])
     try:
-        return [audio for first in range(0, len(clips), size) for audio in make(clips[first : first + size])]
+        return [one for first in range(0, len(clips), size) for one in make(clips[first : first + size])]
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
             raise

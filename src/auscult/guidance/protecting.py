@@ -1,0 +1,137 @@
+"""The references of a guard, as its sampler and its auditor know them; each is described once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..calibration import MIN_SCORES
+from ..configuration import make_config
+from ..detection import check_background
+from ..engine import Engine
+from ..folders import Progress, is_folder_of
+from ..generation.clips import Row
+from ..generation.making import devices_of
+from ..generation.order import Order
+from ..generation.pipelines import load_pipeline
+from ..inputs import Source, StoredClips, choose_descriptor, describe_sources
+from ..levels import load_levels
+from ..store import DescriptorStore
+from .amg import AmgConfig
+from .guard_config import THRESHOLDS, GuardConfig
+from .guided import Guided, LatentChoice
+from .index import KIND as INDEX_KIND
+from .index import ReferenceIndex
+from .terms import GuidanceTerm
+from .thresholds import measured_thresholds
+
+INDEX = "index"
+
+
+def described_for_audits(
+    sources: dict[str, Source], folder: Path, guard: GuardConfig, engine: Engine, progress: Progress
+) -> dict[str, DescriptorStore]:
+    """Stores of the auditing descriptor, made once for all audits.
+
+    Parameters
+    ----------
+    sources
+        By the role that they have in an audit.
+    folder
+        Where the stores of corpora are made.
+
+    Raises
+    ------
+    ValueError
+        Too few references, or background clips, for an audit.
+    CorpusError
+        A source has no sound.
+    """
+    heard: dict[str, Source] = {
+        role: StoredClips.of(source) if isinstance(source, DescriptorStore) and source.spec.name != guard.audit else source
+        for role, source in sources.items()
+    }
+    descriptor = choose_descriptor(heard, guard.audit, None)
+    stores = describe_sources(heard, folder, descriptor, engine=engine, progress=progress)
+    if guard.audit == "contrast":
+        own = "background" not in stores
+        check_background(load_levels(stores["references" if own else "background"], engine), own=own)
+    elif guard.tau in (None, "gap") and guard.fdr is None and stores["references"].card["counts"]["clips"] < MIN_SCORES:
+        raise ValueError(
+            f"audits by {guard.audit} read their threshold off at least {MIN_SCORES} references, got "
+            f"{stores['references'].card['counts']['clips']}; give a tau, or audit by contrast"
+        )
+    return stores
+
+
+def guide_of(
+    order: Order,
+    references: Source,
+    guard: GuardConfig,
+    strengths: Mapping[str, Any],
+    terms: Sequence[GuidanceTerm],
+    partial: Path,
+    progress: Progress,
+) -> tuple[Guided, Row]:
+    """The guide, and what the card says of it; ``notes`` are warnings.
+
+    Raises
+    ------
+    ValueError
+        Deduplication is asked for, and no reference has a caption; or too few references to measure thresholds on.
+    """
+    choice = LatentChoice(guard.descriptor, order.config.duration_s, _window_of(references), guard.clap_model)
+    index = _index(order, references, choice, partial / INDEX, progress)
+    notes, settings = [], dict(strengths)
+    if not any(index.captions) and "deduplication" not in settings:
+        settings["deduplication"] = 0.0
+        notes.append("no reference has a caption, so that guidance went without caption deduplication")
+    measured = [name for name in THRESHOLDS if settings.get(name) is None]
+    if measured:
+        found = measured_thresholds(index)
+        low = settings.get("threshold_low")
+        high = settings.get("threshold_high")
+        settings["threshold_high"] = max(found.high, found.high if low is None else low) if high is None else high
+        settings["threshold_low"] = min(found.low, settings["threshold_high"]) if low is None else low
+    config = make_config(AmgConfig, settings)
+    if config.deduplication and not any(index.captions):
+        raise ValueError(
+            "deduplication leads away from the captions of references, and no reference has one; give them as a manifest with "
+            "a caption column, or set deduplication to 0"
+        )
+    facts = {
+        "descriptor": index.spec,
+        "references": {"clips": len(set(index.ids)), "vectors": len(index), "silent": index.silent},
+        "amg": json.loads(json.dumps(dataclasses.asdict(config), default=repr)),
+        "terms": [repr(term) for term in terms],
+        "thresholds_measured": measured,
+        "notes": notes,
+    }
+    return Guided(partial / INDEX, choice, config, partial, terms=tuple(terms)), facts
+
+
+def _window_of(references: Source) -> float | None:
+    """Of a store of mel descriptors, so that its vectors can be taken as they are."""
+    if not isinstance(references, DescriptorStore) or references.spec.name != "mel":
+        return None
+    return float(dict(references.spec.parameters)["duration_s"])
+
+
+def _index(order: Order, references: Source, choice: LatentChoice, folder: Path, progress: Progress) -> ReferenceIndex:
+    """The references as guidance knows them; described once."""
+    if is_folder_of(folder, INDEX_KIND):
+        return ReferenceIndex.load(folder)
+    device = devices_of(order.device, 1)[0]
+    descriptor = choice.of(load_pipeline(order.located, device=device, dtype=order.config.dtype), device)
+    if isinstance(references, DescriptorStore):
+        if references.spec == descriptor.store_spec:
+            index = ReferenceIndex.from_store(references, descriptor)
+        else:
+            index = ReferenceIndex.from_audio(StoredClips.of(references), descriptor, progress=progress)
+    else:
+        index = ReferenceIndex.from_audio(references, descriptor, progress=progress)
+    index.save(folder)
+    return index
