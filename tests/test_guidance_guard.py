@@ -303,7 +303,7 @@ def test_too_few_references_for_thresholds() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"audit": "mel"}, "guidance compares by mel and so would the audit.*audit by contrast or clap"),
+        ({"descriptor": "mel", "audit": "mel"}, "guidance compares by mel and so would the audit.*audit by contrast or clap"),
         ({"descriptor": "mel-latents", "audit": "mel"}, "audit by contrast or clap"),
         ({"descriptor": "clap", "audit": "clap"}, "audit by contrast or mel"),
         ({"attempts": -1}, "attempts should be 0 to 20"),

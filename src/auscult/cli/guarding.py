@@ -38,7 +38,7 @@ Latent = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=GUARD,
-        help="What guidance compares by: mel-latents, mel, clap or latents (default: mel-latents if the model has log-mels)",
+        help="What guidance compares by: latents, mel-latents, mel or clap (default: latents)",
     ),
 ]
 AuditBy = Annotated[

@@ -39,7 +39,7 @@ class GuardConfig:
         For the descriptor ``clap``.
     """
 
-    descriptor: LatentName | None = None
+    descriptor: LatentName = "latents"
     audit: Literal["contrast", "mel", "clap"] = "contrast"
     attempts: int = 2
     strengthen: float = 1.5
@@ -49,7 +49,7 @@ class GuardConfig:
     clap_model: str = LatentChoice.clap_model
 
     def __post_init__(self) -> None:
-        guided = FAMILY[self.descriptor or "mel"]
+        guided = FAMILY[self.descriptor]
         if guided == self.audit:
             others = [name for name in ("contrast", "mel", "clap") if name != guided]
             raise ValueError(

@@ -25,6 +25,7 @@ from .clap_latents import ClapOnAudio
 from .decoded import DecodedMel
 from .index import ReferenceIndex
 from .latents import LatentDescriptor, MelOnLatents
+from .shifting import at_every_moment
 from .statistics import LatentStatistics
 from .terms import GuidanceTerm
 from .trace import SCHEMA, Trace, TraceRow
@@ -45,8 +46,8 @@ class LatentChoice:
     Attributes
     ----------
     name
-        ``mel-latents``: the log-mel that the autoencoder makes; ``mel``: of the decoded sound; ``clap``; ``latents``: means of
-        the latents. None: ``mel-latents`` where the pipeline has log-mels, else ``mel``.
+        ``latents``: means of the latents, with references at every shift in time where memory allows; ``mel-latents``: the
+        log-mel that the autoencoder makes; ``mel``: of the decoded sound; ``clap``.
     duration_s
         Length of the clips that are made; None: the pipeline's own.
     window_s
@@ -55,19 +56,18 @@ class LatentChoice:
         Name of a CLAP model, or its folder.
     """
 
-    name: LatentName | None = None
+    name: LatentName = "latents"
     duration_s: float | None = None
     window_s: float | None = None
     clap_model: str = DEFAULT_MODEL
 
     def of(self, pipe: Any, device: str = "auto") -> LatentDescriptor:
         """The descriptor of a pipeline."""
-        name = self.name or ("mel-latents" if getattr(pipe, "vocoder", None) is not None else "mel")
-        if name == "latents":
+        if self.name == "latents":
             return LatentStatistics.of(pipe, duration_s=self.duration_s)
-        if name == "clap":
+        if self.name == "clap":
             return ClapOnAudio.of(pipe, self.clap_model, device=device, duration_s=self.duration_s)
-        kind = MelOnLatents if name == "mel-latents" else DecodedMel
+        kind = MelOnLatents if self.name == "mel-latents" else DecodedMel
         return kind.of(pipe, window_s=self.window_s or self.duration_s, duration_s=self.duration_s)
 
 
@@ -101,8 +101,9 @@ class Guided:
     def __call__(self, pipe: Any) -> Around:
         """Load index and descriptor, and give what surrounds each call."""
         device = str(pipe.device)
-        index = ReferenceIndex.load(self.index).to(device)
-        term = AntiMemorization(index, self.descriptor.of(pipe, device), self.config)
+        descriptor = self.descriptor.of(pipe, device)
+        index = at_every_moment(ReferenceIndex.load(self.index), descriptor).to(device)
+        term = AntiMemorization(index, descriptor, self.config)
 
         @contextmanager
         def around(clips: Sequence[PlannedClip]) -> Iterator[list[Row]]:

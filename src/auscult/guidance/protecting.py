@@ -25,6 +25,8 @@ from .guard_config import THRESHOLDS, GuardConfig
 from .guided import Guided, LatentChoice
 from .index import KIND as INDEX_KIND
 from .index import ReferenceIndex
+from .latents import LatentDescriptor
+from .shifting import at_every_moment, has_time
 from .terms import GuidanceTerm
 from .thresholds import measured_thresholds
 
@@ -84,14 +86,20 @@ def guide_of(
         Deduplication is asked for, and no reference has a caption; or too few references to measure thresholds on.
     """
     choice = LatentChoice(guard.descriptor, order.config.duration_s, _window_of(references), guard.clap_model)
-    index = _index(order, references, choice, partial / INDEX, progress)
+    index, descriptor = _index(order, references, choice, partial / INDEX, progress)
+    moments = at_every_moment(index, descriptor)
     notes, settings = [], dict(strengths)
     if not any(index.captions) and "deduplication" not in settings:
         settings["deduplication"] = 0.0
         notes.append("no reference has a caption, so that guidance went without caption deduplication")
+    if has_time(descriptor) and descriptor.window_s is None and moments is index and len(index):
+        notes.append(
+            "the references are too many to be compared at every shift in time: a copy that plays earlier or later is left "
+            "to the audit"
+        )
     measured = [name for name in THRESHOLDS if settings.get(name) is None]
     if measured:
-        found = measured_thresholds(index)
+        found = measured_thresholds(index, others=moments)
         low = settings.get("threshold_low")
         high = settings.get("threshold_high")
         settings["threshold_high"] = max(found.high, found.high if low is None else low) if high is None else high
@@ -104,7 +112,7 @@ def guide_of(
         )
     facts = {
         "descriptor": index.spec,
-        "references": {"clips": len(set(index.ids)), "vectors": len(index), "silent": index.silent},
+        "references": {"clips": len(set(index.ids)), "vectors": len(moments), "silent": index.silent},
         "amg": json.loads(json.dumps(dataclasses.asdict(config), default=repr)),
         "terms": [repr(term) for term in terms],
         "thresholds_measured": measured,
@@ -120,18 +128,18 @@ def _window_of(references: Source) -> float | None:
     return float(dict(references.spec.parameters)["duration_s"])
 
 
-def _index(order: Order, references: Source, choice: LatentChoice, folder: Path, progress: Progress) -> ReferenceIndex:
-    """The references as guidance knows them; described once."""
-    if is_folder_of(folder, INDEX_KIND):
-        return ReferenceIndex.load(folder)
+def _index(
+    order: Order, references: Source, choice: LatentChoice, folder: Path, progress: Progress
+) -> tuple[ReferenceIndex, LatentDescriptor]:
+    """The references as guidance knows them, described once; and by what."""
     device = devices_of(order.device, 1)[0]
     descriptor = choice.of(load_pipeline(order.located, device=device, dtype=order.config.dtype), device)
-    if isinstance(references, DescriptorStore):
-        if references.spec == descriptor.store_spec:
-            index = ReferenceIndex.from_store(references, descriptor)
-        else:
-            index = ReferenceIndex.from_audio(StoredClips.of(references), descriptor, progress=progress)
+    if is_folder_of(folder, INDEX_KIND):
+        return ReferenceIndex.load(folder), descriptor
+    if isinstance(references, DescriptorStore) and references.spec == descriptor.store_spec:
+        index = ReferenceIndex.from_store(references, descriptor)
     else:
-        index = ReferenceIndex.from_audio(references, descriptor, progress=progress)
+        clips = StoredClips.of(references) if isinstance(references, DescriptorStore) else references
+        index = ReferenceIndex.from_audio(clips, descriptor, progress=progress)
     index.save(folder)
-    return index
+    return index, descriptor

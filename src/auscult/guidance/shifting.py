@@ -18,6 +18,28 @@ LEAST_SHARE = 0.3
 MOST_BYTES = 4 * 2**30
 
 
+def has_time(descriptor: Any) -> bool:
+    """Whether the vectors of a descriptor have an axis of time, and are of the whole sound."""
+    return getattr(descriptor, "layout", None) is not None
+
+
+def shifted_bytes(index: ReferenceIndex, descriptor: Any) -> int:
+    """What an index takes at most with all shifts."""
+    if not len(index):
+        return 0
+    shape, axis, _ = descriptor.layout
+    return 2 * index.vectors[0].reshape(shape).shape[axis] * index.vectors.numel() * 4
+
+
+def at_every_moment(index: ReferenceIndex, descriptor: Any) -> ReferenceIndex:
+    """:func:`shifted`, for means of latents that fit into memory so; otherwise the index as it is.
+
+    Mel and CLAP descriptors look at a window at a time, which their references overlap.
+    """
+    whole = has_time(descriptor) and descriptor.window_s is None
+    return shifted(index, descriptor) if whole and shifted_bytes(index, descriptor) <= MOST_BYTES else index
+
+
 def shifted(index: ReferenceIndex, descriptor: Any, *, least: float = LEAST_SHARE) -> ReferenceIndex:
     """The index with each reference at every shift in time, a step of the descriptor apart.
 
@@ -47,15 +69,14 @@ def shifted(index: ReferenceIndex, descriptor: Any, *, least: float = LEAST_SHAR
         The descriptor's vectors have no axis of time, or the index would take more than 4 GiB.
     """
     index.check(descriptor)
-    layout = getattr(descriptor, "layout", None)
-    if layout is None:
+    if not has_time(descriptor):
         raise ValueError(f"{descriptor.spec} has no axis of time in its vectors; shifts mean nothing to it")
     if not len(index):
         return index
-    shape, axis, step_s = layout
+    shape, axis, step_s = descriptor.layout
     laid = index.vectors.reshape(len(index), *shape).movedim(axis + 1, 1)
     steps = laid.shape[1]
-    if (needed := 2 * steps * index.vectors.numel() * 4) > MOST_BYTES:
+    if (needed := shifted_bytes(index, descriptor)) > MOST_BYTES:
         raise ValueError(
             f"{len(index):,} references at {2 * steps - 1} shifts would take {needed / 2**30:.0f} GiB; take fewer "
             "references or longer blocks"

@@ -38,19 +38,23 @@ class Thresholds:
     copies: int
 
 
-def measured_thresholds(index: ReferenceIndex, *, quantile: float = QUANTILE, seed: int = 0) -> Thresholds:
+def measured_thresholds(
+    index: ReferenceIndex, *, others: ReferenceIndex | None = None, quantile: float = QUANTILE, seed: int = 0
+) -> Thresholds:
     """The similarity that a reference seldom has to its nearest other reference.
 
     ``high`` is the 99 % quantile, over references, of the largest similarity between a window of one and a window of any other
     (identical vectors aside); ``low`` is 0.9 of it. What copies among the references show is how similar copies are, so those
-    above a gap in these similarities are left out, and ``high`` is at most what an exponential tail would have there that begins
-    as the body of the similarities ends: ``tanh(z50 + (z75 - z50) log2(0.5 / 0.01))`` with quantiles of ``z = artanh(s)``, the
+    above a gap in these similarities are left out, and ``high`` is at most what an exponential tail would have there that
+    begins as the body of the similarities ends: ``tanh(z50 + (z75 - z50) log2(0.5 / 0.01))`` with quantiles of ``z = artanh(s)``, the
     scale on which cosines spread evenly. Copies of less than a quarter of the references hardly touch it.
 
     Parameters
     ----------
     index
         Of the references.
+    others
+        What samplers are compared with, of the same references: such as these at every shift. By default the index.
     quantile
         Of their similarities, 0.75 to 1.
     seed
@@ -69,7 +73,7 @@ def measured_thresholds(index: ReferenceIndex, *, quantile: float = QUANTILE, se
     >>> round(measured_thresholds(index).high, 4), round(float(np.cos(2 / 19)), 4)
     (0.9945, 0.9945)
     """
-    nearest = _nearest_others(index, seed)
+    nearest = _nearest_others(index, others or index, seed)
     heard = nearest[np.isfinite(nearest)]
     alone = null_from_training(heard)
     if len(alone) < FEWEST:
@@ -83,18 +87,19 @@ def measured_thresholds(index: ReferenceIndex, *, quantile: float = QUANTILE, se
     return Thresholds(min(high, LOW * high), high, len(nearest), len(nearest) - len(alone))
 
 
-def _nearest_others(index: ReferenceIndex, seed: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _nearest_others(index: ReferenceIndex, others: ReferenceIndex, seed: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """(n,) the largest similarity of each sampled reference to another; NaN where only copies of it are there."""
     names, clip = np.unique(np.array(index.ids, object).astype(str), return_inverse=True)
     sample = np.sort(np.random.default_rng(seed).permutation(len(names))[:SAMPLE])
     rows = np.flatnonzero(np.isin(clip, sample))
     best = np.full(len(names), -np.inf)
     owners = torch.from_numpy(clip).to(index.vectors.device)
-    at_once = max(1, _COSINES // max(1, len(index)))
+    theirs = torch.from_numpy(np.searchsorted(names, np.array(others.ids, object).astype(str))).to(owners.device)
+    at_once = max(1, _COSINES // max(1, len(others)))
     for first in range(0, len(rows), at_once):
         some = torch.from_numpy(rows[first : first + at_once]).to(owners.device)
-        cosines = index.vectors[some] @ index.vectors.T
-        cosines[(owners[some, None] == owners[None]) | (cosines >= IDENTICAL)] = -torch.inf
+        cosines = index.vectors[some] @ others.vectors.T
+        cosines[(owners[some, None] == theirs[None]) | (cosines >= IDENTICAL)] = -torch.inf
         np.maximum.at(best, clip[rows[first : first + at_once]], cosines.amax(1).double().cpu().numpy())
     found = best[sample]
     return np.where(np.isfinite(found), found, np.nan)
