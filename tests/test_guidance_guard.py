@@ -384,8 +384,8 @@ def wave(number: int) -> np.ndarray:
 
 @pytest.fixture
 def memorizing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts a and b replay their clips, x and y clips that are no references. Guidance cannot tell c and d from what the model
-    makes without a prompt: c replays whatever its seed, d where its noise begins above 0."""
+    """Prompts a and b replay their clips, x and y clips that are no references. Guidance cannot tell c and d from what the
+    model makes without a prompt: c replays whatever its seed, d where its noise begins above 0."""
     becomes = {name: wave(number) for number, name in zip(REFERENCES[:4], NAMES, strict=False)}
     becomes |= {"sound x": wave(100), "sound y": wave(102)}
     real = making.load_pipeline
@@ -465,10 +465,10 @@ def test_a_guard_that_is_stopped_anywhere_continues(scene: Scene, tmp_path: Path
         return show
 
     first: list[int] = []
+    made = cut.with_name("cut.partial") / "attempts" / "0" / "audio" / "000000-00.flac"
     for place in ("references described", "attempt 1:", "generated clips scored", "attempt 2:", "attempt 3:"):
         with pytest.raises(KeyboardInterrupt):
             guarded(scene, cut, guard=GuardConfig(attempts=2), progress=stop_at(place))
-        made = cut.with_name("cut.partial") / "attempts" / "0" / "audio" / "000000-00.flac"
         first += [made.stat().st_mtime_ns] if made.is_file() else []
     assert len(first) >= 3 and len(set(first)) == 1  # what was made is made once
     with pytest.raises(OutputFolderError, match="other settings \\(guard was"):

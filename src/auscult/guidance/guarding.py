@@ -194,9 +194,9 @@ def _write(partial: Path, order: Order, rounds: Rounds, guard: GuardConfig, fact
         notes.append(f"{clips} withheld, since the audit flagged all that was made in their place; {WITHHELD} lists them")
     if guard.level is not None and rounds.null_scores is not None and rounds.null_scores < 1 / guard.level - 1:
         notes.append(
-            f"the audits had {rounds.null_scores:,} null scores, too few for p-values of {guard.level:g}: only clips "
-            f"that score above all of them were made again; give {math.ceil(1 / guard.level) - 1:,} or more clips that are no training "
-            "clips as --guard-null"
+            f"the audits had {rounds.null_scores:,} null scores, too few for p-values of {guard.level:g}: only clips that "
+            f"score above all of them were made again; give {math.ceil(1 / guard.level) - 1:,} or more clips that are no "
+            "training clips as --guard-null"
         )
     guarded = {**_counts(rounds), **facts, "config": dataclasses.asdict(guard)}
     write_generation(partial, order, rounds.delivered, started, files=(WITHHELD, TRACE), warnings=notes, guard=guarded)
