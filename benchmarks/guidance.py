@@ -3,10 +3,11 @@
     python benchmarks/guidance.py ../shared/data/esc10 [-o OUT] [--images docs/results/images]
 
 The patient is the preset ``tiny-cpu`` on eight clips, one a category, of fold 1 of ESC-10, 700 steps. Guidance compares
-latents; the audits, of descriptors that guidance does not use, have fold 2 as background and fold 3 as clips known not to be
-in training.
-``--larger FOLDER``, a plain model of ``benchmarks/generation.py``, adds one that memorizes a part of its 80 clips. Settings were
-chosen with seeds from 1,000 up; what is reported has seeds from 0 up. What is finished is not done again.
+latents; the audits, of descriptors that guidance does not use, have fold 2 as background and fold 3 as clips known not
+to be in training.
+``--larger FOLDER``, a plain model of ``benchmarks/generation.py``, adds one that memorizes a part of its 80 clips. Settings
+were chosen with seeds from 1,000 up; what is reported, sweeps of single settings included, has seeds from 0 up. What is
+finished is not done again.
 """
 
 from __future__ import annotations
@@ -48,11 +49,21 @@ from generation import told, write_manifests
 from report import print_table, write_json
 
 SAMPLING = Sampling(steps=50, guidance_scale=3.0)
-PER_PROMPT = 5
+PER_PROMPT, SWEPT_PER_PROMPT = 5, 2
 BATCH = 20
 DURATION_S = 5.12
 LOW, HIGH = 0.2, 0.3  # thresholds
-ALL = AmgConfig(despecification=4.0, deduplication=3.0, dissimilarity=2.0, threshold_low=LOW, threshold_high=HIGH)
+ALL = AmgConfig(despecification=4.0, deduplication=3.0, dissimilarity=3.0, threshold_low=LOW, threshold_high=HIGH)
+SWEEPS: dict[str, tuple[str, Sequence[Any]]] = {
+    "despecification c1": ("despecification", (0.0, 1.0, 4.0, 8.0)),
+    "deduplication c2": ("deduplication", (0.0, 1.0, 3.0, 8.0)),
+    "dissimilarity c3": ("dissimilarity", (0.0, 0.5, 1.0, 2.0, 3.0, 4.0)),
+    "threshold (low; high is 0.1 above)": ("threshold_low", (0.1, 0.2, 0.4, 0.6, 0.8)),
+    "schedule": ("schedule", ("alpha_bar", "progress", "constant")),
+    "neighbors": ("nearest", (1, 4, 16)),
+    "looks every n steps": ("every", (1, 2, 5, 10)),
+    "stops at": ("stop", (0.25, 0.5, 0.75, 1.0)),
+}
 AUDITS = {"contrast": AuditConfig(descriptor="contrast", fdr=0.1), "mel": AuditConfig(duration_s=5.12, fdr=0.1)}
 
 
@@ -114,8 +125,7 @@ def arms(pipe: Any, training: Path, background: Path) -> dict[str, tuple[Around,
         "deduplication + dissimilarity": only(dup, sim),
         "all three": only(spe, dup, sim),
         "all three, thresholds 0.4 to 0.5": amg(at_every_moment, latents, threshold_low=0.4, threshold_high=0.5),
-        "all three, c3 = 1": amg(at_every_moment, latents, dissimilarity=1.0),
-        "all three, c3 = 4": amg(at_every_moment, latents, dissimilarity=4.0),
+        "all three, c3 = 2": amg(at_every_moment, latents, dissimilarity=2.0),
         "all three, gradient through the denoiser": amg(at_every_moment, latents, gradient="denoiser"),
         "all three, references not shifted": amg(aligned, latents),
         "all three, mel of latents, not shifted": amg(by_mel, mel),
@@ -123,7 +133,15 @@ def arms(pipe: Any, training: Path, background: Path) -> dict[str, tuple[Around,
         "attraction basin, dynamic": term(AttractionBasin.dynamic()),
         "subspace of 8 neighbors": term(subspace),
     }
+    for field, values in SWEEPS.values():
+        for value in values:
+            beside = {"threshold_high": value + 0.1} if field == "threshold_low" else {}
+            plain[swept(field, value)] = amg(at_every_moment, latents, **{field: value}, **beside)
     return {name: (around, False) for name, around in plain.items()} | {"adjusted noise": (lambda pipe: attach(pipe), True)}
+
+
+def swept(field: str, value: Any) -> str:
+    return f"{field} = {value}"
 
 
 def sample(
@@ -211,7 +229,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name, (folder, training) in models.items():
         rows += of_model(name, folder, training, manifests, given)
-    print_table(rows)
+    print_table([{key: value for key, value in row.items() if not key.startswith("share")} for row in rows])
     write_json(given.output / "table.json", rows, {key: str(value) for key, value in vars(given).items()})
     if given.images:
         draw(given.output, given.images, manifests)
@@ -225,17 +243,20 @@ def of_model(name: str, folder: Path, training: Path, manifests: dict[str, Path]
     prompts = [caption for caption in captions for _ in range(given.per_prompt if len(captions) < 20 else 1)]
     made, results = given.output / "made" / name, {}
     wanted = arms(pipe, training, manifests["2"])
-    chosen = given.only.split(";") if given.only else list(wanted) if name == "patient" else LARGER
-    for arm in chosen:
+    compared = [arm for arm in wanted if " = " not in arm or "," in arm]
+    chosen = given.only.split(";") if given.only else compared if name == "patient" else LARGER
+    sweeps = [arm for arm in wanted if arm not in compared] if name == "patient" and not given.only else []
+    for arm in [*chosen, *sweeps]:
         around, adjusted = wanted[arm]
+        texts = captions * SWEPT_PER_PROMPT if arm in sweeps else prompts
         note = made / f"{slug(arm)}.json"
         if not note.exists():
-            facts = sample(pipe, around, prompts, made / slug(arm), adjusted=adjusted, first_seed=given.first_seed)
+            facts = sample(pipe, around, texts, made / slug(arm), adjusted=adjusted, first_seed=given.first_seed)
             facts["flagged"] = audited(made / slug(arm), training, manifests, given.output / "audits" / name)
             note.write_text(json.dumps(facts))
         results[arm] = json.loads(note.read_text())
         print(arm, {key: rate(flags) for key, flags in results[arm]["flagged"].items()}, flush=True)
-    scores = quality({arm: made / slug(arm) for arm in chosen}, manifests, given.output)
+    scores = quality({arm: made / slug(arm) for arm in results}, manifests, given.output)
     rows = []
     for arm, facts in results.items():
         unchanged = [same(made / slug(arm), made / "none", number) for number in facts["never fired"]]
@@ -244,6 +265,7 @@ def of_model(name: str, folder: Path, training: Path, manifests: dict[str, Path]
                 "model": name,
                 "guidance": arm,
                 **{f"flagged by {key}": rate(flags) for key, flags in facts["flagged"].items()},
+                **{f"share {key}": float(np.mean(flags)) for key, flags in facts["flagged"].items()},
                 "similarity": "-" if facts["similarity at the end"] is None else f"{facts['similarity at the end']:.2f}",
                 "never fired": len(unchanged),
                 "of these unchanged": sum(unchanged) if arm != "none" else "-",
@@ -281,7 +303,32 @@ def draw(output: Path, images: Path, manifests: dict[str, Path]) -> None:
     )
     sheet(["training clip", *shown], columns, images / "guidance-sheet.png")
     guided, plain = (Trace.read(output / "made" / "patient" / f"{slug(arm)}.parquet") for arm in ("all three", "none"))
+    knobs(json.loads((output / "table.json").read_text())["rows"], images / "guidance-knobs.png")
     guided.plot(plain, images / "guidance-trace.png", ids=[(0, number * per_prompt) for number in range(4)])
+
+
+def knobs(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """What each setting does to the share of clips that is flagged, and to FD, all others as they are."""
+    from matplotlib.figure import Figure
+
+    from auscult.figures import QUERY_COLOR, REFERENCE_COLOR
+
+    by_name = {row["guidance"]: row for row in rows if row["model"] == "patient"}
+    drawn = {name: sweep for name, sweep in SWEEPS.items() if all(swept(sweep[0], value) in by_name for value in sweep[1])}
+    if not drawn:
+        return
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    axes = figure.subplots(2, -(-len(drawn) // 2), squeeze=False).ravel()
+    for area, (name, (field, values)) in zip(axes, drawn.items(), strict=False):
+        found = [by_name[swept(field, value)] for value in values]
+        for key, color in (("contrast", QUERY_COLOR), ("mel", REFERENCE_COLOR)):
+            area.plot([100 * row[f"share {key}"] for row in found], color=color, marker="o", label=f"flagged by {key}, %")
+        area.plot([float(row["fd"]) for row in found], color="#6b7280", linestyle="--", marker=".", label="FD")
+        area.set_xticks(range(len(values)), [str(value) for value in values])
+        area.set_title(name, fontsize=10)
+        area.set_ylim(0, 200)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=80)
 
 
 def sheet(names: Sequence[str], rows: Sequence[Sequence[Any]], path: Path) -> None:
