@@ -125,6 +125,7 @@ def arms(pipe: Any, training: Path, background: Path) -> dict[str, tuple[Around,
         "deduplication + dissimilarity": only(dup, sim),
         "all three": only(spe, dup, sim),
         "all three, thresholds 0.4 to 0.5": amg(at_every_moment, latents, threshold_low=0.4, threshold_high=0.5),
+        "all three, thresholds 0.6 to 0.7": amg(at_every_moment, latents, threshold_low=0.6, threshold_high=0.7),
         "all three, c3 = 2": amg(at_every_moment, latents, dissimilarity=2.0),
         "all three, gradient through the denoiser": amg(at_every_moment, latents, gradient="denoiser"),
         "all three, references not shifted": amg(aligned, latents),
@@ -276,7 +277,13 @@ def of_model(name: str, folder: Path, training: Path, manifests: dict[str, Path]
     return rows
 
 
-LARGER = ["none", "all three", "all three, thresholds 0.4 to 0.5", "all three, references not shifted"]
+LARGER = [
+    "none",
+    "all three",
+    "all three, thresholds 0.4 to 0.5",
+    "all three, thresholds 0.6 to 0.7",
+    "all three, references not shifted",
+]
 
 
 def slug(arm: str) -> str:

@@ -12,18 +12,19 @@ from auscult.guidance.shifting import MOST_BYTES, shifted
 from auscult.guidance.windows import Layout
 
 STEPS, REST = 12, 5
+TIME_FIRST = Layout((STEPS, -1), 0, 0.5)
 
 
 @dataclass(frozen=True)
 class Flat:
     """Vectors as they are."""
 
-    layout: Layout | None = Layout((STEPS, -1), 0, 0.5)
+    layout: Layout | None = TIME_FIRST
     spec: str = "flat"
     center: bool = True
 
 
-def index_of(vectors: torch.Tensor, layout: Layout | None = Flat.layout) -> tuple[ReferenceIndex, Flat]:
+def index_of(vectors: torch.Tensor, layout: Layout | None = TIME_FIRST) -> tuple[ReferenceIndex, Flat]:
     units = torch.nn.functional.normalize(vectors.flatten(1), dim=1)
     names = tuple("abcdefgh"[: len(units)])
     center = torch.zeros(units.shape[1])
@@ -42,7 +43,7 @@ def test_a_copy_at_another_moment_is_found_with_where_it_begins(references: torc
     for step in range(STEPS):
         if 0 <= step - shift < STEPS:
             moved[:, step] = references[:, step - shift]
-    layout = Layout((STEPS, -1), 0, 0.5) if time_axis == 0 else Layout((REST, -1), 1, 0.5)
+    layout = TIME_FIRST if time_axis == 0 else Layout((REST, -1), 1, 0.5)
     if time_axis == 1:
         references, moved = references.mT, moved.mT
     index, descriptor = index_of(references, layout)
