@@ -46,8 +46,9 @@ def measured_thresholds(
     ``high`` is the 99 % quantile, over references, of the largest similarity between a window of one and a window of any other
     (identical vectors aside); ``low`` is 0.9 of it. What copies among the references show is how similar copies are, so those
     above a gap in these similarities are left out, and ``high`` is at most what an exponential tail would have there that
-    begins as the body of the similarities ends: ``tanh(z50 + (z75 - z50) log2(0.5 / 0.01))`` with quantiles of ``z = artanh(s)``, the
-    scale on which cosines spread evenly. Copies of less than a quarter of the references hardly touch it.
+    begins as the body of the similarities ends: ``tanh(z50 + (z75 - z50) log2(0.5 / 0.01))`` with quantiles of
+    ``z = artanh(s)``, the scale on which cosines spread evenly. Copies of less than a quarter of the references hardly touch
+    it.
 
     Parameters
     ----------
