@@ -55,14 +55,14 @@ DURATION_S = 5.12
 LOW, HIGH = 0.2, 0.3  # thresholds
 ALL = AmgConfig(despecification=4.0, deduplication=3.0, dissimilarity=3.0, threshold_low=LOW, threshold_high=HIGH)
 SWEEPS: dict[str, tuple[str, Sequence[Any]]] = {
-    "despecification c1": ("despecification", (0.0, 1.0, 4.0, 8.0)),
-    "deduplication c2": ("deduplication", (0.0, 1.0, 3.0, 8.0)),
-    "dissimilarity c3": ("dissimilarity", (0.0, 0.5, 1.0, 2.0, 3.0, 4.0)),
-    "threshold (low; high is 0.1 above)": ("threshold_low", (0.1, 0.2, 0.4, 0.6, 0.8)),
+    "despecification c1": ("despecification", (0.0, 4.0, 8.0)),
+    "deduplication c2": ("deduplication", (0.0, 3.0, 8.0)),
+    "dissimilarity c3": ("dissimilarity", (0.0, 1.0, 2.0, 3.0, 4.0)),
+    "threshold (low; high is 0.1 above)": ("threshold_low", (0.1, 0.2, 0.4, 0.6)),
     "schedule": ("schedule", ("alpha_bar", "progress", "constant")),
-    "neighbors": ("nearest", (1, 4, 16)),
-    "looks every n steps": ("every", (1, 2, 5, 10)),
-    "stops at": ("stop", (0.25, 0.5, 0.75, 1.0)),
+    "neighbors": ("nearest", (1, 16)),
+    "looks every n steps": ("every", (1, 5)),
+    "stops at": ("stop", (0.5, 1.0)),
 }
 AUDITS = {"contrast": AuditConfig(descriptor="contrast", fdr=0.1), "mel": AuditConfig(duration_s=5.12, fdr=0.1)}
 
@@ -142,6 +142,9 @@ def arms(pipe: Any, training: Path, background: Path) -> dict[str, tuple[Around,
 
 
 def swept(field: str, value: Any) -> str:
+    """The name of a setting; where it is that of all three terms, all sweeps share one."""
+    if value == getattr(ALL, field):
+        field, value = "dissimilarity", ALL.dissimilarity
     return f"{field} = {value}"
 
 
