@@ -262,9 +262,9 @@ def building(folder: Path, kind: str, *, task: Mapping[str, Any], overwrite: boo
 def _kept(partial: Path) -> str:
     """What a stopped run left that the same command goes on from; nothing where it begins anew."""
     kept = {
-        "what was described": any(partial.glob("stores/*/vectors/part-*")),
+        "what was described": any(any(partial.glob(f"{where}/*/vectors/part-*")) for where in ("stores", "described")),
         "what was searched": any(path.is_file() for path in (partial / SCRATCH).rglob("*")),
-        CLIPS_MADE: any(partial.glob("audio/*.flac")),
+        CLIPS_MADE: any(any(partial.glob(f"{where}audio/*.flac")) for where in ("", "attempts/*/")),
     }
     return " and ".join(what for what, there in kept.items() if there)
 

@@ -259,8 +259,10 @@ def _refuse_other_settings(output: Path, task: dict[str, Any]) -> None:
     clips = len(list(partial.rglob(f"{AUDIO}/*.flac")))
     if not clips or not (partial / TASK).is_file():
         return
-    begun = json.loads((partial / TASK).read_text("utf-8"))
-    wanted = json.loads(json.dumps(task))
+    begun = {"kind": KIND, **json.loads((partial / TASK).read_text("utf-8"))}
+    if begun["kind"] != KIND:
+        return  # the folder is asked for in a moment, and says so
+    wanted = {"kind": KIND, **json.loads(json.dumps(task))}
     other = [key for key in {**wanted, **begun} if begun.get(key) != wanted.get(key)]
     if other:
         named = "; ".join(f"{key} was {_short(begun.get(key))}, now {_short(wanted.get(key))}" for key in other[:_SHOWN])
