@@ -337,6 +337,8 @@ def test_published_hyper_parameters() -> None:
         ("mixing.ratio=1.0", "ratio"),
         ("data.duration_s=0", "positive"),
         ("codec.kind=pretrained", "source"),
+        ("logging.validation_clips=0", "validation_clips should be at least 1, got 0"),
+        ("logging.every=0", "every should be at least 1, got 0"),
         ("optimizer", "such as optimizer.steps=100"),
     ],
 )
