@@ -101,11 +101,22 @@ def test_a_mixture_retrieves_by_its_joint_caption_without_its_own_halves(prepare
     ids = neighbors.store.pairs["clip_id"].to_pylist()
     captions = dict(zip(prepared.feed.clips.ids, prepared.feed.clips.captions, strict=True))
     held = {prepared.feed.clips.ids[row] for row in prepared.held_out}
-    found = [ids[row] for row in neighbors.of_mixture(mixed_caption(captions["c1"], captions["c9"]), ("c1", "c9"))]
+    halves = (captions["c1"], captions["c9"])
+    found = [ids[row] for row in neighbors.of_mixture(mixed_caption(*halves), ("c1", "c9"), halves)]
     assert found and not {"c1", "c9"} & set(found) and not held & set(found)
     kinds = {int(name[1:]) // 4 for name in found[:2]}
     assert kinds <= {0, 2}  # dogs and engines, for the caption has the words of both; no rain
-    assert not {"c0", "c3"} & {ids[row] for row in neighbors.of_mixture("x and y", ("c0", "c9"))}
+    assert not {"c0", "c3"} & {ids[row] for row in neighbors.of_mixture("x and y", ("c0", "c9"), (captions["c0"], halves[1]))}
+
+
+@pytest.mark.parametrize("known", [(), ("c2",)], ids=["not in the datastore", "there under another caption"])
+def test_no_half_of_a_mixture_retrieves_its_caption_whatever_the_datastore_holds(prepared: Any, known: tuple[str, ...]) -> None:
+    """Sources that are other audio, with captions that pairs of the datastore happen to have."""
+    neighbors = replace(prepared.feed.neighbors, own={"x": known, "y": ()}, hidden=frozenset())
+    ids, captions = (neighbors.store.pairs[name].to_pylist() for name in ("clip_id", "caption"))
+    halves = (captions[ids.index("c1")].upper(), captions[ids.index("c9")] + ".")
+    shown = {ids[row] for row in neighbors.of_mixture(mixed_caption(*halves), ("x", "y"), halves)}
+    assert shown == set(ids) - {"c1", "c9", *known}
 
 
 @pytest.mark.parametrize("key", ["text", "audio"])
@@ -132,7 +143,7 @@ def test_clips_are_known_by_their_audio_where_the_datastore_names_them_otherwise
         assert len(there) >= 11 - len(held) - 2 and not there & {clip_id[1:], *held}
         assert clip_id not in ("c0", "c3") or not {"0", "3"} & there  # one audio
     if key == "text":
-        assert not {"1", "9", *held} & {files[row] for row in neighbors.of_mixture("dog and engine", ("c1", "c9"))}
+        assert not {"1", "9", *held} & {files[row] for row in neighbors.of_mixture("dog and engine", ("c1", "c9"), ("", ""))}
     gate = next(gate for gate in ready.gates if gate.name == "pairs")
     assert gate.value == (key == "text") and gate.passed
     assert ("(c11)" in gate.message) == (key == "text")

@@ -137,7 +137,9 @@ class Feed:
             latents = to_latents(self.codec, mels.to(self.codec.device)).float().cpu()
         found = self.neighbors
         lists = [
-            np.zeros(0, np.int64) if found is None else found.of_mixture(caption, (ids[one], ids[other]))
+            np.zeros(0, np.int64)
+            if found is None
+            else found.of_mixture(caption, (ids[one], ids[other]), (captions[one], captions[other]))
             for caption, one, other in zip(joint, first, second, strict=True)
         ]
         return encode_prompts(self.encoders, self.family, joint), latents, lists
