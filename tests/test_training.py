@@ -23,7 +23,9 @@ pytest.importorskip("diffusers")
 import torch
 from safetensors.torch import load_file, save_file
 
-from auscult.errors import CorpusError, GateError, OutputFolderError
+from auscult.errors import AudioDecodeError, CorpusError, GateError, OutputFolderError
+from auscult.generation import examples
+from auscult.generation.mel import MelSpec
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
 from auscult.generation.training import train
 from auscult.generation.training_config import OptimizerConfig, load_train_config
@@ -389,6 +391,30 @@ def test_an_unreadable_clip_is_named_counted_and_never_replaced(corpus: Path, tm
     result = train(config, tmp_path / "allowed")
     assert result.card["counts"]["skipped"] == 1 and "broken.wav" in result.card["skipped"][0][0]
     assert result.card["counts"]["trained_on"] + result.card["counts"]["held_out"] == 12
+
+
+def test_a_read_that_failed_once_is_tried_again(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a disk that was away: the file is the same. What could be read is not decoded again while it still fails."""
+    data, calls = _config(corpus).data, []
+
+    def read(gone: str) -> int:
+        def reading(path: str, **settings: Any) -> Any:
+            calls.append(Path(path).name)
+            if Path(path).name == gone:
+                raise AudioDecodeError("Input/output error")
+            return real(path, **settings)
+
+        calls.clear()
+        monkeypatch.setattr(examples, "read_audio", reading)
+        return len(examples.read_clips(examples.list_clips(data), data, MelSpec(), 1600, tmp_path))
+
+    real = examples.read_audio
+    for tried in (12, 1):
+        with pytest.raises(CorpusError, match=r"1 of 12 clips cannot be read \(.*0-1\.wav: Input/output error"):
+            read("0-1.wav")
+        assert len(calls) == tried
+    assert read("none") == 12
+    assert read("none") == 12 and not calls
 
 
 def test_clips_without_captions_are_refused(tmp_path: Path) -> None:
