@@ -15,6 +15,7 @@ import torch
 from ..errors import CorpusError, ModelError
 from ..folders import Progress, no_progress
 from .autoencoder import MelAutoencoder, PatchPCACodec, fold
+from .checkpoints import told_if_full
 from .conditioning import Conditions, Tokens
 from .data_gates import captions_gate, pairs_gate, split_gate
 from .denoiser import DenoiserConfig, build, family_of
@@ -244,7 +245,9 @@ def _make_codec(
             if fresh:
                 mels = mels_of(clips.waves, spec, rows)
                 sizes = {"patch_size": config.codec.patch, "latent_channels": config.codec.components}
-                PatchPCACodec.fit(mels, **sizes).save_pretrained(folder)
+                fitted = PatchPCACodec.fit(mels, **sizes)
+                with told_if_full(folder, "the codec"):
+                    fitted.save_pretrained(folder)
             return PatchPCACodec.from_pretrained(folder)
         from .autoencoder_training import AutoencoderTraining, train_autoencoder
 
@@ -258,7 +261,9 @@ def _make_codec(
                 seed=config.seed,
             )
             mels = mels_of(clips.waves, spec, rows)
-            train_autoencoder(mels, training, device=device, progress=progress).save_pretrained(folder)
+            trained = train_autoencoder(mels, training, device=device, progress=progress)
+            with told_if_full(folder, "the codec"):
+                trained.save_pretrained(folder)
         return MelAutoencoder.from_pretrained(folder)
 
 

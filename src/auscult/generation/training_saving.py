@@ -15,7 +15,7 @@ from diffusers.training_utils import EMAModel
 
 from ..configuration import config_values
 from ..folders import Progress, write_card, write_text
-from .checkpoints import checkpoint_steps, latest_checkpoint, partial_path, save_checkpoint
+from .checkpoints import checkpoint_steps, latest_checkpoint, partial_path, save_checkpoint, told_if_full
 from .feed import Feed
 from .gates import GateResult, gate_rows, gates_text
 from .pipeline import RetrievalAugmentedAudioPipeline
@@ -125,20 +125,28 @@ def _trained_beside(feed: Feed, config: TrainConfig) -> dict[str, Any] | None:
 
 
 def save_pipeline(accelerator: Any, out: Path, unet: Any, prepared: Prepared, config: TrainConfig) -> None:
-    """The model as a standard folder: all of it the first time, then the denoiser, each under another name first."""
+    """The model as a standard folder: all of it the first time, then the denoiser, each under another name first.
+
+    Raises
+    ------
+    StorageError
+        It could not be written; the model that was there is as it was.
+    """
     if not accelerator.is_main_process:
         return
     folder = out / PIPELINE
     partial = out / f".{PIPELINE}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        if not folder.exists():
-            pipeline_of(unet, prepared, config).save_pretrained(partial)
-            partial.replace(folder)
-            return
-        unet.save_pretrained(partial)
-        for path in sorted(partial.iterdir()):  # each file whole or as it was; the configuration does not change
-            path.replace(folder / "unet" / path.name)
+        whole = None if folder.exists() else pipeline_of(unet, prepared, config)
+        with told_if_full(folder, "the model"):
+            if whole is not None:
+                whole.save_pretrained(partial)
+                partial.replace(folder)
+                return
+            unet.save_pretrained(partial)
+            for path in sorted(partial.iterdir()):  # each file whole or as it was; the configuration does not change
+                path.replace(folder / "unet" / path.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
