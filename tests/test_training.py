@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from auscult.errors import AudioDecodeError, CorpusError, GateError, OutputFolderError
 from auscult.generation import examples
+from auscult.generation.checkpoints import checkpoint_steps
 from auscult.generation.mel import MelSpec
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
 from auscult.generation.training import train
@@ -130,6 +131,65 @@ def test_a_finished_run_goes_on_to_more_steps(finished: Any, corpus: Path, tmp_p
     assert result.steps == 7 and result.card["steps"] == 7
     steps = [line["step"] for line in read_log(out / LOG) if "loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("a row more", r"\(clips: \[data\] gives other clips.*; captions: .*; held-out clips: other clips"),
+        ("a caption", r"\(captions: [^:;]*\)"),
+        ("a sound", r"\(clips: [^;]*other audio under their names; codec: [^;]*\)"),
+        ("the codec", r"\(codec: another codec [^:;]*\)"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_clips_or_models_than_it_was_begun_with(
+    finished: Any, corpus: Path, tmp_path: Path, change: str, named: str
+) -> None:
+    """The configuration is the same, for it has only their names."""
+    out = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    config = _config(corpus, *SETTINGS, steps=7)
+    path = {"a sound": corpus.parent / "1-1.wav", "the codec": next((out / "cache").glob("codec-*/*.safetensors"))}.get(
+        change, corpus
+    )
+    before, rows = path.read_bytes(), corpus.read_text()
+    try:
+        if change == "a row more":  # the split is drawn anew
+            for n in range(4):
+                sf.write(tmp_path / f"{n}.wav", _sound(n, 9), RATE)
+            path.write_text(rows + "".join(f"new-{n},{tmp_path / f'{n}.wav'},a sound more {n}\n" for n in range(4)))
+        elif change == "a caption":
+            path.write_text(rows.replace("low hum take 1", "quiet hum take 1"))
+        elif change == "a sound":  # one that is trained on: the codec was fitted, and is fitted, on it
+            sf.write(path, _sound(1, 1) + 1e-4 * _sound(2, 7), RATE)
+        else:  # the same components with the other sign: as good a codec, of latents that the denoiser has never seen
+            save_file({name: -tensor if name == "basis" else tensor for name, tensor in load_file(path).items()}, path)
+        with pytest.raises(
+            OutputFolderError, match=rf"trained to step 6 with other parts than there are now .*{named}.*put back"
+        ):
+            train(config, out)
+    finally:
+        path.write_bytes(before)
+    assert read_log(out / LOG) == read_log(finished.path / LOG) and checkpoint_steps(out / "checkpoints") == [4, 6]
+
+
+def test_gates_of_a_run_without_a_checkpoint_are_checked_again(corpus: Path, tmp_path: Path) -> None:
+    """It begins anew, with the clips that there are now."""
+    rows, manifest = corpus.read_text(), tmp_path / "clips.csv"
+    manifest.write_text(rows)
+    config = _config(manifest, f"data.audio_root={corpus.parent}", "gates.conditions=false", steps=1)
+
+    def stops(done: int, total: int | None, what: str) -> None:
+        if what.startswith("training"):
+            raise OSError("the machine is gone")
+
+    messages = []
+    for text in (rows, rows[: rows.rindex("3-2,")]):
+        manifest.write_text(text)
+        with pytest.raises(OSError, match="gone"):
+            train(config, tmp_path / "run", progress=stops)
+        gates = json.loads((tmp_path / "run" / "gates.json").read_text())
+        messages.append(next(gate["message"] for gate in gates if gate["name"] == "data"))
+    assert messages[0] != messages[1]
 
 
 CALL = """

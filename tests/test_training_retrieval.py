@@ -16,9 +16,10 @@ pytest.importorskip("diffusers")
 import torch
 
 from auscult.corpus import open_corpus
+from auscult.errors import OutputFolderError
 from auscult.generation.conditioning import Conditions
 from auscult.generation.data_gates import captions_gate
-from auscult.generation.datastore import DatastoreConfig, build_datastore
+from auscult.generation.datastore import Datastore, DatastoreConfig, build_datastore
 from auscult.generation.encoding import load_encoders
 from auscult.generation.feed import Feed
 from auscult.generation.mel import MelSpec
@@ -32,8 +33,10 @@ from auscult.generation.retrieving import load_look_up
 from auscult.generation.training import train
 from auscult.generation.training_config import load_train_config
 from auscult.generation.training_gates import reach_gate
+from auscult.generation.training_parts import check_parts, parts_of
 from auscult.generation.training_step import Denoiser, batch_losses, noise_schedule, train_step
 from auscult.generation.validation import condition_gates, level_losses, variants_of
+from auscult.generation.weights import weights_digest
 from tiny_encoders import T5, save_ast, save_t5
 
 RATE = 16_000
@@ -117,6 +120,22 @@ def test_no_half_of_a_mixture_retrieves_its_caption_whatever_the_datastore_holds
     halves = (captions[ids.index("c1")].upper(), captions[ids.index("c9")] + ".")
     shown = {ids[row] for row in neighbors.of_mixture(mixed_caption(*halves), ("x", "y"), halves)}
     assert shown == set(ids) - {"c1", "c9", *known}
+
+
+def test_a_datastore_built_anew_is_another_part(prepared: Any, corpus: Path, tmp_path: Path) -> None:
+    rows = (corpus / "clips.csv").read_text().replace("rain falls take 7", "rain is falling take 7")
+    (tmp_path / "clips.csv").write_text(rows)
+    config, clips = DatastoreConfig(key="text", model="hashed"), open_corpus(tmp_path / "clips.csv", audio_root=str(corpus))
+    build_datastore(clips, output=tmp_path / "store", config=config)
+    feed: Feed = prepared.feed
+    encoders, codec = feed.encoders.digests(), weights_digest(feed.codec)
+    there, rebuilt = (
+        parts_of(feed.clips, prepared.held_out, feed.spec, codec, encoders, replace(feed.neighbors, store=store))  # type: ignore[type-var]
+        for store in (Datastore.load(corpus / "store"), Datastore.load(tmp_path / "store"))
+    )
+    assert there == prepared.parts and there != rebuilt
+    with pytest.raises(OutputFolderError, match=r"\(datastore: it was built anew or changed\); put back"):
+        check_parts(tmp_path, 6, there, rebuilt)
 
 
 @pytest.mark.parametrize("key", ["text", "audio"])
@@ -325,17 +344,21 @@ def test_another_model_in_the_same_folder_is_not_taken_for_the_first(corpus: Pat
         "retrieval.counts=[0]",
     )
     prompts: list[Any] = []
+    parts: list[dict[str, str]] = []
     for change in (False, False, True):
         if change:
             torch.manual_seed(9)
             transformers.T5EncoderModel(transformers.T5Config(**T5)).save_pretrained(folder)
-        feed = prepare(_config(corpus, *settings), tmp_path / "run").feed
+        ready = prepare(_config(corpus, *settings), tmp_path / "run")
+        feed = ready.feed
+        parts.append(ready.parts)
         feed.encoders.captions(["rain"])  # a tokenizer keeps what it was last asked for
         prompts.append(feed.prompts.text_tokens)
         fresh = feed.encoders.captions([feed.clips.captions[0]]).values[0]
         torch.testing.assert_close(feed.prompts.text_tokens[0], fresh, rtol=0, atol=1e-5)  # type: ignore[index]
     assert prompts[0].equal(prompts[1]) and not prompts[0].equal(prompts[2])
     assert len(list((tmp_path / "run" / "cache").glob("captions-*"))) == 2
+    assert parts[0] == parts[1] and [name for name in parts[0] if parts[0][name] != parts[2][name]] == ["caption encoder"]
 
 
 def test_captions_that_are_cut_are_counted(corpus: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from .mel import MelSpec
 from .neighbors import Neighbors, find_neighbors, hidden_rows, own_pairs, pair_tokens
 from .starting import load_start
 from .training_config import TrainConfig
+from .training_parts import parts_of
 from .vocoder import GriffinLimVocoder
 from .weights import weights_digest
 
@@ -71,6 +72,8 @@ class Prepared:
         For the pipeline.
     gates
         What was checked, all passed.
+    parts
+        Digests of what the run is made of, see :func:`~auscult.generation.training_parts.parts_of`.
     """
 
     feed: Feed
@@ -80,6 +83,7 @@ class Prepared:
     vocoder: Any
     duration_s: float
     gates: tuple[GateResult, ...]
+    parts: dict[str, str]
 
 
 def prepare(
@@ -114,7 +118,8 @@ def prepare(
     codec = codec.to(device).eval().requires_grad_(False)
     gates += _codec_gates(config, codec, clips, spec, rows, made_here=config.codec.kind != "pretrained" and start is None)
     unet = _new_unet(shape, config, codec, encoders) if start is None else start.unet
-    latents = latents_of(clips, codec, spec, cache, weights_digest(codec), progress=progress)
+    codec_digest = weights_digest(codec)
+    latents = latents_of(clips, codec, spec, cache, codec_digest, progress=progress)
     family = family_of(unet)
     by_whom = encoders.digests()
     if family == "retrieval":
@@ -147,7 +152,8 @@ def prepare(
     )
     vocoder = start.vocoder if start is not None else _load_vocoder(config, spec)
     brought = frozenset() if start is None else start.brought
-    return Prepared(feed, held_out, unet, brought, vocoder, samples / spec.sample_rate_hz, tuple(gates))
+    parts = parts_of(clips, held_out, spec, codec_digest, by_whom, neighbors)
+    return Prepared(feed, held_out, unet, brought, vocoder, samples / spec.sample_rate_hz, tuple(gates), parts)
 
 
 def _start_gate(start: Any, latents: torch.Tensor, prompts: Conditions, device: Any) -> GateResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,7 @@ from .trained_pairs import WITHOUT, beside
 from .training_config import TrainConfig
 from .training_folder import CHECKPOINTS, FIGURE, GATES, KIND, LOG, PIPELINE, SHEETS
 from .training_log import read_log
+from .training_parts import check_parts
 from .training_step import noise_schedule
 from .validation import Levels, condition_gates
 
@@ -72,11 +74,20 @@ class TrainResult:
         return tuple(gate for gate in self.gates if not gate.passed)
 
 
-def resume(accelerator: Any, out: Path, average: EMAModel, steps: int) -> int:
-    """Load the last whole checkpoint, and say so in the log; the number of steps that are done, of ``steps``."""
+def resume(accelerator: Any, out: Path, average: EMAModel, steps: int, parts: Mapping[str, str]) -> int:
+    """Load the last whole checkpoint, and say so in the log; the number of steps that are done, of ``steps``.
+
+    Raises
+    ------
+    OutputFolderError
+        The clips, models or datastore (``parts``) are others than those it was trained with.
+    ModelError
+        Every checkpoint is damaged.
+    """
     found = latest_checkpoint(out / CHECKPOINTS)
     if found is None:
         return 0
+    check_parts(out, found.step, found.facts.get("parts", {}), parts)
     accelerator.load_state(str(found.path))
     average.to(accelerator.device)  # accelerate reads what was registered onto the CPU
     if accelerator.is_main_process:
@@ -92,8 +103,8 @@ def where_it_stands(out: Path, steps: int) -> str:
     return f"{out}: the checkpoint of step {done[-1]:,} of {steps:,} is saved"
 
 
-def save_state(accelerator: Any, out: Path, step: int, config: TrainConfig) -> None:
-    """Write the checkpoint of a step; every process takes part."""
+def save_state(accelerator: Any, out: Path, step: int, config: TrainConfig, parts: Mapping[str, str]) -> None:
+    """Write the checkpoint of a step, with the digests of what it was trained with; every process takes part."""
     folder = out / CHECKPOINTS
 
     def write(partial: Path) -> None:
@@ -102,8 +113,7 @@ def save_state(accelerator: Any, out: Path, step: int, config: TrainConfig) -> N
         accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
-        facts = {"seed": config.seed, "threads": torch.get_num_threads()}
-        save_checkpoint(folder, step, write, facts=facts, keep=config.logging.checkpoints_kept)
+        save_checkpoint(folder, step, write, facts={"parts": dict(parts)}, keep=config.logging.checkpoints_kept)
     else:
         write(partial_path(folder, step))
 
