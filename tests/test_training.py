@@ -170,6 +170,8 @@ def test_a_run_does_not_go_on_with_other_clips_or_models_than_it_was_begun_with(
     finally:
         path.write_bytes(before)
     assert read_log(out / LOG) == read_log(finished.path / LOG) and checkpoint_steps(out / "checkpoints") == [4, 6]
+    for name in ("card.json", "task.json"):  # a finished run that may not go on stays finished
+        assert (out / name).read_bytes() == (finished.path / name).read_bytes()
 
 
 def test_gates_of_a_run_without_a_checkpoint_are_checked_again(corpus: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
         averaged = copy.deepcopy(unet).eval()
         model, optimizer = accelerator.prepare(Denoiser(unet), _adamw(unet, config.optimizer))
         accelerator.register_for_checkpointing(average)
-        step = resume(accelerator, out, average, config.optimizer.steps, prepared.parts)
+        step = resume(accelerator, out, average, config, prepared.parts)
         log = TrainLog(out / LOG, step, accelerator.is_main_process, config.logging.tensorboard)
         shown(step, config.optimizer.steps, "training")  # rates count from here
         while step < config.optimizer.steps:

@@ -24,7 +24,7 @@ from .preparing import Prepared
 from .sheets import draw_training, make_sheet
 from .trained_pairs import WITHOUT, beside
 from .training_config import TrainConfig
-from .training_folder import CHECKPOINTS, FIGURE, GATES, KIND, LOG, PIPELINE, SHEETS
+from .training_folder import CHECKPOINTS, FIGURE, GATES, KIND, LOG, PIPELINE, SHEETS, go_on
 from .training_log import read_log
 from .training_parts import check_parts
 from .training_step import noise_schedule
@@ -74,8 +74,8 @@ class TrainResult:
         return tuple(gate for gate in self.gates if not gate.passed)
 
 
-def resume(accelerator: Any, out: Path, average: EMAModel, steps: int, parts: Mapping[str, str]) -> int:
-    """Load the last whole checkpoint, and say so in the log; the number of steps that are done, of ``steps``.
+def resume(accelerator: Any, out: Path, average: EMAModel, config: TrainConfig, parts: Mapping[str, str]) -> int:
+    """Load the last whole checkpoint, and say so in the log; the number of steps that are done.
 
     Raises
     ------
@@ -85,13 +85,16 @@ def resume(accelerator: Any, out: Path, average: EMAModel, steps: int, parts: Ma
         Every checkpoint is damaged.
     """
     found = latest_checkpoint(out / CHECKPOINTS)
+    if found is not None:
+        check_parts(out, found.step, found.facts.get("parts", {}), parts)
+    if accelerator.is_main_process:
+        go_on(out, config)
     if found is None:
         return 0
-    check_parts(out, found.step, found.facts.get("parts", {}), parts)
     accelerator.load_state(str(found.path))
     average.to(accelerator.device)  # accelerate reads what was registered onto the CPU
     if accelerator.is_main_process:
-        LOGGER.info(f"{found.path}: going on from step {found.step:,} of {steps:,}")
+        LOGGER.info(f"{found.path}: going on from step {found.step:,} of {config.optimizer.steps:,}")
     return found.step
 
 
