@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -24,14 +25,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from auscult.errors import AudioDecodeError, CorpusError, GateError, OutputFolderError
-from auscult.generation import examples
+from auscult.generation import examples, training
 from auscult.generation.checkpoints import checkpoint_steps
 from auscult.generation.mel import MelSpec
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
+from auscult.generation.preparing import _codec_gates, prepare
 from auscult.generation.training import train
 from auscult.generation.training_config import OptimizerConfig, load_train_config
 from auscult.generation.training_folder import LOG
 from auscult.generation.training_log import read_log
+from auscult.generation.training_saving import finish
 from auscult.generation.training_step import learning_rate
 from auscult.generation.validation import Levels, condition_gates
 
@@ -278,6 +281,22 @@ def test_ctrl_c_stops_at_the_next_step_wherever_it_is_pressed(
     assert read_log(finished.path / LOG) == read_log(out / LOG)
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
+def test_ctrl_c_when_all_is_written_costs_nothing(
+    finished: Any, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(*given: Any, **settings: Any) -> Any:
+        made = finish(*given, **settings)
+        signal.raise_signal(signal.SIGINT)
+        return made
+
+    monkeypatch.setattr(training, "finish", pressed)
+    out = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    result = train(_config(corpus, *SETTINGS, steps=7), out)
+    assert result.steps == 7 and (out / "card.json").is_file()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.slow  # a process that imports torch
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
 def test_ctrl_c_ends_the_command_with_a_line_that_says_what_is_saved(corpus: Path, tmp_path: Path) -> None:
@@ -498,6 +517,41 @@ def test_a_gate_that_fails_stops_with_its_reason(corpus: Path, tmp_path: Path) -
         train(_config(corpus, "gates.first_loss=0.0001"), tmp_path / "run")
     with pytest.raises(GateError, match=r"one batch by heart .* in 2 steps; .*gates\.overfit_steps = 6;"):
         train(_config(corpus, "gates.overfit=0.05", "gates.overfit_steps=2"), tmp_path / "other")
+
+
+@pytest.fixture(scope="module")
+def codec(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What was prepared with the codec of the clips."""
+    return prepare(_config(corpus), tmp_path_factory.mktemp("codec"))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("scale", "passes"), [(8.0, False), (1.6, True), (0.125, False)])
+def test_a_codec_of_others_may_not_be_far_from_the_scale_of_noise(
+    codec: Any, corpus: Path, tmp_path: Path, prediction: str, scale: float, passes: bool
+) -> None:
+    theirs = copy.deepcopy(codec.feed.codec)
+    theirs.register_to_config(scaling_factor=float(theirs.config.scaling_factor) * scale)
+    theirs.save_pretrained(tmp_path / "vae")
+    of_theirs = (f"codec.source={tmp_path / 'vae'}", "codec.kind=pretrained", f"objective.prediction={prediction}")
+    config = _config(corpus, *of_theirs)
+    if passes:
+        gates = {gate.name: gate for gate in prepare(config, tmp_path / "out").gates}
+        assert gates["latents"].value == pytest.approx(scale, rel=0.05) and "divergence" not in gates
+        return
+    with pytest.raises(GateError, match=rf"latents .*multiply the codec's scaling_factor .* by {1 / scale:g} in its config"):
+        prepare(config, tmp_path / "out")
+
+
+def test_latents_are_judged_on_the_clips_that_are_trained_on(codec: Any, corpus: Path) -> None:
+    feed = codec.feed
+    spread = [float(feed.latents[row].std()) for row in range(len(feed.clips))]
+    one = np.array([int(np.argmin(spread))])  # as for a codec that was made of many clips and is judged on this alone
+    made = _codec_gates(_config(corpus), feed.codec, feed.clips, feed.spec, feed.rows, made_here=True)
+    assert [gate.name for gate in made] == ["reconstruction", "latents", "divergence"]
+    assert made[1].value == pytest.approx(float(feed.latents[feed.rows].std(correction=0)), rel=1e-4)
+    with pytest.raises(GateError, match="latents"):
+        _codec_gates(_config(corpus), feed.codec, feed.clips, feed.spec, one, made_here=True)
 
 
 def test_what_was_refused_before_its_first_step_may_be_another_run(corpus: Path, tmp_path: Path) -> None:

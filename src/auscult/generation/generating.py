@@ -171,7 +171,7 @@ def generate(
     output = Path(os.path.realpath(output))
     rows = read_prompt_rows(prompts, encoding=encoding)
     located = locate_pipeline(model, offline=offline)
-    notes = check_pairs(located, datastore, config.k)
+    notes = check_pairs(located, datastore, config.k, retrieval_scale=config.retrieval_scale)
     if located.unfinished:
         notes.insert(0, "the model's training is not finished: the model is that of its last checkpoint")
     sampler = scheduler_config(located)
@@ -205,7 +205,7 @@ def generate(
                 "datastore": None if datastore is None else str(datastore),
                 "device": device,
                 "batch_size": batch_size,
-                **_findings(rows, list(made.values()), notes),
+                **_findings(rows, list(made.values()), notes, config.k),
                 "config": dataclasses.asdict(config),
                 "versions": {**package_versions(), **_model_versions()},
                 "task": task,
@@ -244,7 +244,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _findings(prompts: Sequence[PromptRow], rows: Sequence[Row], notes: Sequence[str]) -> dict[str, Any]:
+def _findings(prompts: Sequence[PromptRow], rows: Sequence[Row], notes: Sequence[str], k: int) -> dict[str, Any]:
     """Counts, and what a reader of the clips should know, beginning with ``notes``."""
     silent = [row for row in rows if row["silent"]]
     loud = [row for row in rows if row["gain_db"] < 0]
@@ -257,6 +257,12 @@ def _findings(prompts: Sequence[PromptRow], rows: Sequence[Row], notes: Sequence
         warnings.append(
             f"{_clips(seen)} made with a datastore that does not hold the prompt's reference, by its id, path or audio: pairs "
             "of an equal caption were passed over, duplicates of the reference were not"
+        )
+    fewer = [row for row in rows if row.get("retrieved") is not None and len(row["retrieved"]) < k]
+    if fewer:
+        warnings.append(
+            f"{_clips(fewer)} made with fewer pairs than k = {k}: the datastore has no more that are neither the prompt's own "
+            "clip, nor its duplicates, nor of an equal caption"
         )
     if silent:
         warnings.append(f"{_clips(silent)} silent: the model gave no sound")

@@ -276,14 +276,16 @@ def _make_codec(
 def _codec_gates(
     config: TrainConfig, codec: Any, clips: Clips, spec: MelSpec, rows: IntArray, *, made_here: bool
 ) -> tuple[GateResult, ...]:
-    from .reconstruction import divergence_gate, latent_gate, reconstruction_gate
+    from .reconstruction import FAR_FACTOR, divergence_gate, latent_gate, reconstruction_gate
 
     mels = mels_of(clips.waves, spec, _some_rows(np.arange(len(clips)), config.seed))
     gates = [reconstruction_gate(codec, mels, spec, limit=config.gates.reconstruction)]
-    if made_here:  # one that was trained on other clips has the scale of those
-        # held-out clips may be louder or quieter than a small set that was trained on
-        trained_on = mels_of(clips.waves, spec, _some_rows(rows, config.seed))
+    # held-out clips may be louder or quieter than a small set that was trained on
+    trained_on = mels_of(clips.waves, spec, _some_rows(rows, config.seed))
+    if made_here:
         gates += [latent_gate(codec, trained_on), divergence_gate(codec, trained_on)]
+    elif config.start.source is None:  # a start's denoiser was trained at the scale of its own codec
+        gates.append(latent_gate(codec, trained_on, factor=FAR_FACTOR))
     return check(gates)
 
 

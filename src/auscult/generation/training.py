@@ -47,7 +47,7 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
 
     On one CPU with the same number of threads, a run that was killed at any moment and goes on ends with the same weights,
     to the bit, as one that was never stopped. The first Ctrl-C is heeded after the step that is being made, when its checkpoint
-    is saved, or between two items of what comes before and after the steps.
+    is saved, or between two items of what comes before and after the steps; when all is written, it has no effect.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
         result = finish(out, config, prepared, gates, validation, training, step, unet, time.monotonic() - begun, accelerator)
         if not alone:
             accelerator.end_training()
-        interrupt.heed(f"{out}: the training has ended, and all is written")
+        interrupt.forget()  # all is written: to stop now would lose the result
     return result
 
 
@@ -183,7 +183,11 @@ def _threads(wanted: int | None) -> Iterator[None]:
 def _gates_before(
     prepared: Prepared, config: TrainConfig, alphas: torch.Tensor, accelerator: Any, out: Path, progress: Progress
 ) -> tuple[GateResult, ...]:
-    """The gates of the data, the codec and the untrained denoiser; those of a run that goes on were passed at its beginning."""
+    """The gates of the data, the codec and the untrained denoiser.
+
+    ``prepare`` checks data and codec each time, also where a run goes on; the denoiser is checked once. What a run that goes on
+    gives is what it wrote down at its beginning.
+    """
     path = out / GATES
     # without a checkpoint it begins again, perhaps with other clips or models
     begins = not path.is_file() or not checkpoint_steps(out / CHECKPOINTS)
