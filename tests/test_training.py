@@ -251,7 +251,7 @@ def heeds_ctrl_c() -> Iterator[None]:
     ("stage", "at", "note"),
     [
         ("training", 3, "the checkpoint of step 3 of 6 is saved"),
-        ("decoding", 2, "no step is saved yet, but what was computed before the first is kept"),
+        ("decoding", 2, "no step is saved yet; finished parts of what comes before the first are kept"),
     ],
 )
 def test_ctrl_c_stops_at_the_next_step_wherever_it_is_pressed(

@@ -102,7 +102,7 @@ def where_it_stands(out: Path, steps: int) -> str:
     """What a stopped run would go on from, as a line."""
     done = checkpoint_steps(out / CHECKPOINTS)
     if not done:
-        return f"{out}: no step is saved yet, but what was computed before the first is kept"
+        return f"{out}: no step is saved yet; finished parts of what comes before the first are kept"
     return f"{out}: the checkpoint of step {done[-1]:,} of {steps:,} is saved"
 
 
