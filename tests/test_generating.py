@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -34,7 +35,7 @@ from auscult.generation.generating import GenerateConfig, Generation, generate
 from auscult.generation.making import within_memory
 from auscult.generation.pipelines import load_pipeline, locate_pipeline, quiet, sample_rate_hz, truncated
 from auscult.generation.prompts import PlannedClip, PromptRow, clip_seed, plan_clips, read_prompt_rows
-from auscult.generation.retrieving import load_look_up
+from auscult.generation.retrieving import check_datastore, load_look_up
 from auscult.generation.schedules import check_steps
 from auscult.generation.trained_pairs import WITHOUT, beside, check_pairs, trained_beside
 from auscult.metrics.evaluation import EvaluateConfig, System, evaluate
@@ -312,7 +313,12 @@ def test_prompts_that_cannot_be_read(tmp_path: Path) -> None:
         ({"steps": 0}, "steps should be at least 1"),
         ({"guidance_scale": 0.5}, "at least 1 \\(1 is no guidance\\)"),
         ({"guidance_scale": 1.0, "negative_prompt": "noise"}, "no effect without guidance"),
+        ({"guidance_scale": math.nan}, "guidance_scale should be .* got nan"),
+        ({"guidance_scale": math.inf}, "guidance_scale should be .* got inf"),
+        ({"retrieval_scale": math.nan}, "retrieval_scale should be at least 0 .* got nan"),
+        ({"retrieval_scale": -5.0}, "retrieval_scale should be at least 0 .* got -5"),
         ({"duration_s": 0.0}, "duration_s should be above 0"),
+        ({"duration_s": math.nan}, "duration_s should be above 0, got nan"),
         ({"per_prompt": 0}, "per_prompt should be 1 to 1000"),
     ],
 )
@@ -588,6 +594,41 @@ def test_a_reference_is_known_by_its_audio(training: Path, datastore: Path, tmp_
     assert ["clip0" in one.ids for one in looked] == [False, True, False, True]
 
 
+@pytest.mark.parametrize("model", ["hashed", "mel"])
+def test_pairs_of_the_prompts_own_caption_are_passed_over_however_pairs_are_found(
+    training: Path, datastore: Path, tmp_path: Path, model: str
+) -> None:
+    """Also where the prompt is worded otherwise than its reference; a prompt that has too few pairs left gets those."""
+    store = datastore
+    if model == "mel":
+        store = tmp_path / "store"
+        build_datastore(open_corpus(str(training)), output=store, config=DatastoreConfig(model="mel"), engine=Engine(workers=1))
+        with pytest.raises(ValueError, match="k=8 is more than the 7 neighbors of a clip"):
+            check_datastore(store, 8)
+    prompts = [
+        PromptRow(0, "A bell.", reference="clip0"),
+        PromptRow(1, "an owl", reference="clip1"),
+        PromptRow(2, "a bell", reference="clip6"),
+    ]
+    for k, found in ((3, [3, 3, 3]), (7, [5, 7, 5])):
+        looked = load_look_up(store, k, rate_hz=16_000, duration_s=0.5)(prompts)
+        assert [len(one.ids) for one in looked] == [len(one.pairs) for one in looked] == found
+        assert not {"clip0", "clip5", "clip7"} & set(looked[0].ids) and "clip1" not in looked[1].ids
+        assert all(list(one.similarity) == sorted(one.similarity, reverse=True) for one in looked)
+    if model == "mel":  # the order of the kept neighbors, less what was passed over
+        kept = [name for name in Datastore.load(store).neighbors("clip0").ids if name not in ("clip5", "clip7")]
+        assert list(looked[0].ids) == kept
+
+
+def test_a_prompt_with_too_few_pairs_left_is_made_and_named(models: dict[str, Path], datastore: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("an owl\na bell\n")
+    config = GenerateConfig(steps=1, k=8)
+    made = generate(str(models[OURS]), tmp_path / "p.txt", tmp_path / "out", config=config, datastore=datastore)
+    assert [len(row["retrieved"]) for row in made.rows()] == [8, 6]
+    (told,) = (text for text in made.card["warnings"] if "fewer pairs" in text)
+    assert told.startswith("1 clip (000001-00) is made with fewer pairs than k = 8")
+
+
 def test_datastores_that_cannot_be_used(
     models: dict[str, Path], model: str, prompts: Path, datastore: Path, tmp_path: Path
 ) -> None:
@@ -595,6 +636,10 @@ def test_datastores_that_cannot_be_used(
         generate(model, prompts, tmp_path / "out", datastore=datastore)
     with pytest.raises(ValueError, match="k=9 is more than .* holds, 8 pairs"):
         generate(str(models[OURS]), prompts, tmp_path / "out", config=GenerateConfig(k=9), datastore=datastore)
+    ours, unheard = str(models[OURS]), r"takes no retrieved pairs; leave|has no effect without pairs; give --datastore"
+    for which, k, store in ((ours, 3, None), (ours, 0, datastore), (model, 3, None)):
+        with pytest.raises(ValueError, match=unheard):
+            generate(which, prompts, tmp_path / "out", config=GenerateConfig(k=k, retrieval_scale=2.0), datastore=store)
     assert not list(tmp_path.glob("out*"))
 
 

@@ -269,6 +269,9 @@ def test_gates_of_the_latents(mels: torch.Tensor) -> None:
     codec.register_to_config(scaling_factor=2.0)
     off = latent_gate(codec, mels)
     assert not off.passed and off.value == pytest.approx(2.0, abs=1e-3) and "scaling_factor 2 by 0.5" in off.message
+    assert latent_gate(codec, mels, factor=2.01).passed and not latent_gate(codec, mels, factor=1.99).passed
+    codec.register_to_config(scaling_factor=0.5)
+    assert latent_gate(codec, mels, factor=2.01).passed and not latent_gate(codec, mels, factor=1.99).passed
     collapsed = MelAutoencoder(**TINY)
     torch.nn.init.zeros_(collapsed.quant_conv.weight)  # mean 0 and variance 1 whatever the clip
     torch.nn.init.zeros_(collapsed.quant_conv.bias)

@@ -17,15 +17,19 @@ import torch
 
 import original_tango
 import tiny_pipelines
+from auscult.corpus import open_corpus
 from auscult.errors import GateError, ModelError
 from auscult.generation.conditioning import Conditions
+from auscult.generation.datastore import DatastoreConfig, build_datastore
 from auscult.generation.denoiser import DenoiserConfig, build, predict
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline, scheduler
+from auscult.generation.preparing import prepare
 from auscult.generation.starting import load_start, start_kind
 from auscult.generation.starting_checks import compare_heads, prediction_gate, read_both_ways
 from auscult.generation.training import train
 from auscult.generation.training_config import load_train_config
 from auscult.generation.warmstart import brought_by
+from tiny_encoders import save_t5
 
 RATE = 16_000
 EPSILON = ("objective.prediction=epsilon",)
@@ -185,6 +189,25 @@ def test_training_starts_with_the_new_attentions_and_leaves_the_old_alone(
     old = brought_by(before)
     assert bool(moved & old) == (frozen < 2)
     assert {name for name in moved if ".proj_out." in name}
+
+
+def test_a_model_that_was_trained_without_pairs_is_given_what_reads_them(
+    models: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    """The encoders that it lacks are those of the configuration; one of another width is named."""
+    pipe = RetrievalAugmentedAudioPipeline.from_pretrained(models["RetrievalAugmentedAudioPipeline"])
+    pipe.register_modules(caption_encoder=None, audio_encoder=None)
+    pipe.save_pretrained(tmp_path / "plain")
+    build_datastore(open_corpus(corpus), output=tmp_path / "store", config=DatastoreConfig(key="text", model="hashed"))
+    beside = (*EPSILON, *QUICK, f"retrieval.datastore={tmp_path / 'store'}", "retrieval.counts=[0, 2]", "mixing.share=0")
+    given = prepare(config(tmp_path / "plain", *beside, corpus=corpus), tmp_path / "out")
+    conditions = given.feed.batch(0).conditions
+    assert conditions.text_tokens is not None and conditions.audio_tokens is not None
+    encoders = load_start(config(tmp_path / "plain", *EPSILON)).encoders
+    assert encoders.caption is None and encoders.audio is None  # nothing to read
+    save_t5(tmp_path / "t5")
+    with pytest.raises(ValueError, match=r"\[encoders\] caption = .*t5' makes tokens of \d+ numbers, .* reads 64; choose"):
+        load_start(config(tmp_path / "plain", *beside, f"encoders.caption={tmp_path / 't5'}"))
 
 
 @pytest.mark.slow

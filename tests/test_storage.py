@@ -987,6 +987,40 @@ def test_a_stopped_search_says_that_its_state_is_kept(tmp_path: Path) -> None:
     assert notes() == ["keeps what was searched; the same command continues from there"]
 
 
+@pytest.mark.parametrize("name", ["thesis.txt", "chapters/one.txt"])
+def test_what_somebody_else_left_under_the_partial_name_stays(tmp_path: Path, name: str) -> None:
+    theirs = tmp_path / "a.partial" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    told = rf"a\.partial: holds {name.partition('/')[0]} and no task\.json, .*move a\.partial away, or pass --overwrite"
+    with pytest.raises(OutputFolderError, match=told), building(tmp_path / "a", "audit", task={}):
+        pass
+    assert theirs.read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["a.partial"]
+    with building(tmp_path / "a", "audit", task={}, overwrite=True) as folder:
+        assert [path.name for path in folder.iterdir()] == ["task.json"]
+
+
+def test_a_kill_while_a_partial_folder_is_emptied_leaves_it_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(number: int) -> None:
+        with building(tmp_path / "a", "audit", task={"number": number}) as partial:
+            (partial / "search").mkdir()
+            (partial / "search" / "state").write_text("")
+            (partial / "z.parquet").write_text("")
+            raise KeyboardInterrupt
+
+    def kill(*given: object) -> None:
+        raise SystemExit
+
+    with pytest.raises(KeyboardInterrupt):
+        begin(1)
+    for name in ("shutil.rmtree", "write_text"):  # in the midst of it, and when all but the task is gone
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(f"auscult.folders.{name}", kill)
+            begin(2)
+    with pytest.raises(KeyboardInterrupt):
+        begin(2)
+
+
 # --- results from what lies at URLs -------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -23,12 +24,17 @@ pytest.importorskip("diffusers")
 import torch
 from safetensors.torch import load_file, save_file
 
-from auscult.errors import CorpusError, GateError, OutputFolderError
+from auscult.errors import AudioDecodeError, CorpusError, GateError, OutputFolderError
+from auscult.generation import examples, training
+from auscult.generation.checkpoints import checkpoint_steps
+from auscult.generation.mel import MelSpec
 from auscult.generation.pipeline import RetrievalAugmentedAudioPipeline
+from auscult.generation.preparing import _codec_gates, prepare
 from auscult.generation.training import train
 from auscult.generation.training_config import OptimizerConfig, load_train_config
 from auscult.generation.training_folder import LOG
 from auscult.generation.training_log import read_log
+from auscult.generation.training_saving import finish
 from auscult.generation.training_step import learning_rate
 from auscult.generation.validation import Levels, condition_gates
 
@@ -130,6 +136,67 @@ def test_a_finished_run_goes_on_to_more_steps(finished: Any, corpus: Path, tmp_p
     assert steps == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("a row more", r"\(clips: \[data\] gives other clips.*; captions: .*; held-out clips: other clips"),
+        ("a caption", r"\(captions: [^:;]*\)"),
+        ("a sound", r"\(clips: [^;]*other audio under their names; codec: [^;]*\)"),
+        ("the codec", r"\(codec: another codec [^:;]*\)"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_clips_or_models_than_it_was_begun_with(
+    finished: Any, corpus: Path, tmp_path: Path, change: str, named: str
+) -> None:
+    """The configuration is the same, for it has only their names."""
+    out = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    config = _config(corpus, *SETTINGS, steps=7)
+    path = {"a sound": corpus.parent / "1-1.wav", "the codec": next((out / "cache").glob("codec-*/*.safetensors"))}.get(
+        change, corpus
+    )
+    before, rows = path.read_bytes(), corpus.read_text()
+    try:
+        if change == "a row more":  # the split is drawn anew
+            for n in range(4):
+                sf.write(tmp_path / f"{n}.wav", _sound(n, 9), RATE)
+            path.write_text(rows + "".join(f"new-{n},{tmp_path / f'{n}.wav'},a sound more {n}\n" for n in range(4)))
+        elif change == "a caption":
+            path.write_text(rows.replace("low hum take 1", "quiet hum take 1"))
+        elif change == "a sound":  # one that is trained on: the codec was fitted, and is fitted, on it
+            sf.write(path, _sound(1, 1) + 1e-4 * _sound(2, 7), RATE)
+        else:  # the same components with the other sign: as good a codec, of latents that the denoiser has never seen
+            save_file({name: -tensor if name == "basis" else tensor for name, tensor in load_file(path).items()}, path)
+        with pytest.raises(
+            OutputFolderError, match=rf"trained to step 6 with other parts than there are now .*{named}.*put back"
+        ):
+            train(config, out)
+    finally:
+        path.write_bytes(before)
+    assert read_log(out / LOG) == read_log(finished.path / LOG) and checkpoint_steps(out / "checkpoints") == [4, 6]
+    for name in ("card.json", "task.json"):  # a finished run that may not go on stays finished
+        assert (out / name).read_bytes() == (finished.path / name).read_bytes()
+
+
+def test_gates_of_a_run_without_a_checkpoint_are_checked_again(corpus: Path, tmp_path: Path) -> None:
+    """It begins anew, with the clips that there are now."""
+    rows, manifest = corpus.read_text(), tmp_path / "clips.csv"
+    manifest.write_text(rows)
+    config = _config(manifest, f"data.audio_root={corpus.parent}", "gates.conditions=false", steps=1)
+
+    def stops(done: int, total: int | None, what: str) -> None:
+        if what.startswith("training"):
+            raise OSError("the machine is gone")
+
+    messages = []
+    for text in (rows, rows[: rows.rindex("3-2,")]):
+        manifest.write_text(text)
+        with pytest.raises(OSError, match="gone"):
+            train(config, tmp_path / "run", progress=stops)
+        gates = json.loads((tmp_path / "run" / "gates.json").read_text())
+        messages.append(next(gate["message"] for gate in gates if gate["name"] == "data"))
+    assert messages[0] != messages[1]
+
+
 CALL = """
 import sys
 from auscult.generation.training import train
@@ -184,7 +251,7 @@ def heeds_ctrl_c() -> Iterator[None]:
     ("stage", "at", "note"),
     [
         ("training", 3, "the checkpoint of step 3 of 6 is saved"),
-        ("decoding", 2, "no step is saved yet, but what was computed before the first is kept"),
+        ("decoding", 2, "no step is saved yet; finished parts of what comes before the first are kept"),
     ],
 )
 def test_ctrl_c_stops_at_the_next_step_wherever_it_is_pressed(
@@ -212,6 +279,22 @@ def test_ctrl_c_stops_at_the_next_step_wherever_it_is_pressed(
     one, other = _weights(finished.path), _weights(out)
     assert all(one[name].equal(other[name]) for name in one)
     assert read_log(finished.path / LOG) == read_log(out / LOG)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
+def test_ctrl_c_when_all_is_written_costs_nothing(
+    finished: Any, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(*given: Any, **settings: Any) -> Any:
+        made = finish(*given, **settings)
+        signal.raise_signal(signal.SIGINT)
+        return made
+
+    monkeypatch.setattr(training, "finish", pressed)
+    out = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    result = train(_config(corpus, *SETTINGS, steps=7), out)
+    assert result.steps == 7 and (out / "card.json").is_file()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.slow  # a process that imports torch
@@ -391,6 +474,30 @@ def test_an_unreadable_clip_is_named_counted_and_never_replaced(corpus: Path, tm
     assert result.card["counts"]["trained_on"] + result.card["counts"]["held_out"] == 12
 
 
+def test_a_read_that_failed_once_is_tried_again(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a disk that was away: the file is the same. What could be read is not decoded again while it still fails."""
+    data, calls = _config(corpus).data, []
+
+    def read(gone: str) -> int:
+        def reading(path: str, **settings: Any) -> Any:
+            calls.append(Path(path).name)
+            if Path(path).name == gone:
+                raise AudioDecodeError("Input/output error")
+            return real(path, **settings)
+
+        calls.clear()
+        monkeypatch.setattr(examples, "read_audio", reading)
+        return len(examples.read_clips(examples.list_clips(data), data, MelSpec(), 1600, tmp_path))
+
+    real = examples.read_audio
+    for tried in (12, 1):
+        with pytest.raises(CorpusError, match=r"1 of 12 clips cannot be read \(.*0-1\.wav: Input/output error"):
+            read("0-1.wav")
+        assert len(calls) == tried
+    assert read("none") == 12
+    assert read("none") == 12 and not calls
+
+
 def test_clips_without_captions_are_refused(tmp_path: Path) -> None:
     for take in range(2):
         sf.write(tmp_path / f"{take}.wav", _sound(0, take), RATE)
@@ -410,6 +517,41 @@ def test_a_gate_that_fails_stops_with_its_reason(corpus: Path, tmp_path: Path) -
         train(_config(corpus, "gates.first_loss=0.0001"), tmp_path / "run")
     with pytest.raises(GateError, match=r"one batch by heart .* in 2 steps; .*gates\.overfit_steps = 6;"):
         train(_config(corpus, "gates.overfit=0.05", "gates.overfit_steps=2"), tmp_path / "other")
+
+
+@pytest.fixture(scope="module")
+def codec(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What was prepared with the codec of the clips."""
+    return prepare(_config(corpus), tmp_path_factory.mktemp("codec"))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("scale", "passes"), [(8.0, False), (1.6, True), (0.125, False)])
+def test_a_codec_of_others_may_not_be_far_from_the_scale_of_noise(
+    codec: Any, corpus: Path, tmp_path: Path, prediction: str, scale: float, passes: bool
+) -> None:
+    theirs = copy.deepcopy(codec.feed.codec)
+    theirs.register_to_config(scaling_factor=float(theirs.config.scaling_factor) * scale)
+    theirs.save_pretrained(tmp_path / "vae")
+    of_theirs = (f"codec.source={tmp_path / 'vae'}", "codec.kind=pretrained", f"objective.prediction={prediction}")
+    config = _config(corpus, *of_theirs)
+    if passes:
+        gates = {gate.name: gate for gate in prepare(config, tmp_path / "out").gates}
+        assert gates["latents"].value == pytest.approx(scale, rel=0.05) and "divergence" not in gates
+        return
+    with pytest.raises(GateError, match=rf"latents .*multiply the codec's scaling_factor .* by {1 / scale:g} in its config"):
+        prepare(config, tmp_path / "out")
+
+
+def test_latents_are_judged_on_the_clips_that_are_trained_on(codec: Any, corpus: Path) -> None:
+    feed = codec.feed
+    spread = [float(feed.latents[row].std()) for row in range(len(feed.clips))]
+    one = np.array([int(np.argmin(spread))])  # as for a codec that was made of many clips and is judged on this alone
+    made = _codec_gates(_config(corpus), feed.codec, feed.clips, feed.spec, feed.rows, made_here=True)
+    assert [gate.name for gate in made] == ["reconstruction", "latents", "divergence"]
+    assert made[1].value == pytest.approx(float(feed.latents[feed.rows].std(correction=0)), rel=1e-4)
+    with pytest.raises(GateError, match="latents"):
+        _codec_gates(_config(corpus), feed.codec, feed.clips, feed.spec, one, made_here=True)
 
 
 def test_what_was_refused_before_its_first_step_may_be_another_run(corpus: Path, tmp_path: Path) -> None:

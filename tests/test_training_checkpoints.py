@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from auscult.errors import ModelError, StorageError
@@ -80,6 +84,54 @@ def test_what_a_kill_left_is_no_checkpoint_and_goes_with_the_next(tmp_path: Path
     assert latest_checkpoint(tmp_path) is None
     save_checkpoint(tmp_path, 8, _write("a"))
     assert not partial.exists() and latest_checkpoint(tmp_path).step == 8  # type: ignore[union-attr]
+
+
+@contextmanager
+def _no_file_beyond(size: int) -> Iterator[None]:
+    """A write beyond the limit fails as on a full disk: Python ignores the signal."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are POSIX's")
+@pytest.mark.parametrize("what", ["model", "codec"])
+def test_no_room_for_a_model_is_told_in_words(tmp_path: Path, what: str) -> None:
+    """safetensors' own error is no OSError; the model that was there stays, and a codec that is half there is made again."""
+    pytest.importorskip("diffusers")
+    import torch
+
+    from auscult.generation.autoencoder import PatchPCACodec
+    from auscult.generation.examples import Clips
+    from auscult.generation.mel import MelSpec
+    from auscult.generation.preparing import _make_codec
+    from auscult.generation.training_config import load_train_config
+    from auscult.generation.training_saving import save_pipeline
+
+    waves = np.random.default_rng(0).uniform(-0.5, 0.5, (4, 5120)).astype(np.float32)
+    names = tuple("abcd")
+    clips = Clips(names, names, names, waves, names, (), 0, 0, (), (0,) * 4)
+    config = load_train_config(preset="tiny-cpu", settings=("data.train=x",))
+    small = PatchPCACodec.fit(torch.randn(8, 1, 16, 64, generator=torch.Generator().manual_seed(0)))
+    small.save_pretrained(tmp_path / "pipeline" / "unet")
+    files = {path: path.read_bytes() for path in (tmp_path / "pipeline").rglob("*") if path.is_file()}
+
+    def write() -> None:
+        if what == "model":
+            save_pipeline(SimpleNamespace(is_main_process=True), tmp_path, small, None, config)  # type: ignore[arg-type]
+        else:
+            cache = tmp_path / "cache"
+            _make_codec(config, clips, np.arange(4), MelSpec(), cache, "cpu", lambda done, total, text: None)
+
+    with _no_file_beyond(1000), pytest.raises(StorageError, match=rf"the {what} could not be written .*Make room and give"):
+        write()
+    assert {path: path.read_bytes() for path in files} == files and not list(tmp_path.glob(".*"))
+    write()
 
 
 LIMITED = """

@@ -23,6 +23,7 @@ from diffusers.training_utils import compute_snr
 from auscult.configuration import config_values, make_config
 from auscult.generation.batches import Dropout, batch_rows, noise_seed, plan_batch
 from auscult.generation.examples import Clips, cached, split_clips
+from auscult.generation.feed import pick_neighbors
 from auscult.generation.gates import GateResult, gates_text, read_gates
 from auscult.generation.mixing import a_weighting_db, loudness_db, mix, mixed_caption, mixing_share
 from auscult.generation.objective import (
@@ -186,9 +187,17 @@ def test_shares_of_dropout_and_counts_over_many_steps() -> None:
     counts = np.concatenate([plan.counts for plan in plans])
     assert [float((counts == k).mean()) for k in (0, 1, 3, 5)] == pytest.approx([0.25] * 4, abs=0.022)
     picks = np.concatenate([plan.picks for plan in plans])
-    assert ((picks >= 0).sum(1) == counts).all()
-    assert all(len(set(row[row >= 0])) == count for row, count in zip(picks, counts, strict=True))
-    assert set(picks[picks >= 0]) == set(range(50))  # any neighbor, not only the nearest
+    assert (np.sort(picks, axis=1) == np.arange(50)).all()  # without repetition
+    assert set(picks[:, 0]) == set(range(50))  # any neighbor, not only the nearest
+
+
+@pytest.mark.parametrize("length", [50, 45, 10, 5, 2, 0])
+def test_a_list_of_any_length_gives_the_number_that_was_drawn_if_it_has_it(length: int) -> None:
+    found, plan = np.arange(100, 100 + length), plan_batch(100, 64, 0, 3, counts=(0, 1, 3, 5), neighbors=50)
+    picked = [pick_neighbors(found, picks, count) for picks, count in zip(plan.picks, plan.counts, strict=True)]
+    assert set(plan.counts) == {0, 1, 3, 5}
+    assert [len(set(each)) for each in picked] == np.minimum(plan.counts, length).tolist()
+    assert set(np.concatenate(picked)) <= set(found)
 
 
 def test_a_mixture_never_mixes_a_clip_with_itself() -> None:
@@ -337,6 +346,8 @@ def test_published_hyper_parameters() -> None:
         ("mixing.ratio=1.0", "ratio"),
         ("data.duration_s=0", "positive"),
         ("codec.kind=pretrained", "source"),
+        ("logging.validation_clips=0", "validation_clips should be at least 1, got 0"),
+        ("logging.every=0", "every should be at least 1, got 0"),
         ("optimizer", "such as optimizer.steps=100"),
     ],
 )

@@ -16,9 +16,10 @@ pytest.importorskip("diffusers")
 import torch
 
 from auscult.corpus import open_corpus
+from auscult.errors import OutputFolderError
 from auscult.generation.conditioning import Conditions
 from auscult.generation.data_gates import captions_gate
-from auscult.generation.datastore import DatastoreConfig, build_datastore
+from auscult.generation.datastore import Datastore, DatastoreConfig, build_datastore
 from auscult.generation.encoding import load_encoders
 from auscult.generation.feed import Feed
 from auscult.generation.mel import MelSpec
@@ -32,8 +33,10 @@ from auscult.generation.retrieving import load_look_up
 from auscult.generation.training import train
 from auscult.generation.training_config import load_train_config
 from auscult.generation.training_gates import reach_gate
+from auscult.generation.training_parts import check_parts, parts_of
 from auscult.generation.training_step import Denoiser, batch_losses, noise_schedule, train_step
 from auscult.generation.validation import condition_gates, level_losses, variants_of
+from auscult.generation.weights import weights_digest
 from tiny_encoders import T5, save_ast, save_t5
 
 RATE = 16_000
@@ -101,11 +104,38 @@ def test_a_mixture_retrieves_by_its_joint_caption_without_its_own_halves(prepare
     ids = neighbors.store.pairs["clip_id"].to_pylist()
     captions = dict(zip(prepared.feed.clips.ids, prepared.feed.clips.captions, strict=True))
     held = {prepared.feed.clips.ids[row] for row in prepared.held_out}
-    found = [ids[row] for row in neighbors.of_mixture(mixed_caption(captions["c1"], captions["c9"]), ("c1", "c9"))]
+    halves = (captions["c1"], captions["c9"])
+    found = [ids[row] for row in neighbors.of_mixture(mixed_caption(*halves), ("c1", "c9"), halves)]
     assert found and not {"c1", "c9"} & set(found) and not held & set(found)
     kinds = {int(name[1:]) // 4 for name in found[:2]}
     assert kinds <= {0, 2}  # dogs and engines, for the caption has the words of both; no rain
-    assert not {"c0", "c3"} & {ids[row] for row in neighbors.of_mixture("x and y", ("c0", "c9"))}
+    assert not {"c0", "c3"} & {ids[row] for row in neighbors.of_mixture("x and y", ("c0", "c9"), (captions["c0"], halves[1]))}
+
+
+@pytest.mark.parametrize("known", [(), ("c2",)], ids=["not in the datastore", "there under another caption"])
+def test_no_half_of_a_mixture_retrieves_its_caption_whatever_the_datastore_holds(prepared: Any, known: tuple[str, ...]) -> None:
+    """Sources that are other audio, with captions that pairs of the datastore happen to have."""
+    neighbors = replace(prepared.feed.neighbors, own={"x": known, "y": ()}, hidden=frozenset())
+    ids, captions = (neighbors.store.pairs[name].to_pylist() for name in ("clip_id", "caption"))
+    halves = (captions[ids.index("c1")].upper(), captions[ids.index("c9")] + ".")
+    shown = {ids[row] for row in neighbors.of_mixture(mixed_caption(*halves), ("x", "y"), halves)}
+    assert shown == set(ids) - {"c1", "c9", *known}
+
+
+def test_a_datastore_built_anew_is_another_part(prepared: Any, corpus: Path, tmp_path: Path) -> None:
+    rows = (corpus / "clips.csv").read_text().replace("rain falls take 7", "rain is falling take 7")
+    (tmp_path / "clips.csv").write_text(rows)
+    config, clips = DatastoreConfig(key="text", model="hashed"), open_corpus(tmp_path / "clips.csv", audio_root=str(corpus))
+    build_datastore(clips, output=tmp_path / "store", config=config)
+    feed: Feed = prepared.feed
+    encoders, codec = feed.encoders.digests(), weights_digest(feed.codec)
+    there, rebuilt = (
+        parts_of(feed.clips, prepared.held_out, feed.spec, codec, encoders, replace(feed.neighbors, store=store))  # type: ignore[type-var]
+        for store in (Datastore.load(corpus / "store"), Datastore.load(tmp_path / "store"))
+    )
+    assert there == prepared.parts and there != rebuilt
+    with pytest.raises(OutputFolderError, match=r"\(datastore: it was built anew or changed\); put back"):
+        check_parts(tmp_path, 6, there, rebuilt)
 
 
 @pytest.mark.parametrize("key", ["text", "audio"])
@@ -132,7 +162,7 @@ def test_clips_are_known_by_their_audio_where_the_datastore_names_them_otherwise
         assert len(there) >= 11 - len(held) - 2 and not there & {clip_id[1:], *held}
         assert clip_id not in ("c0", "c3") or not {"0", "3"} & there  # one audio
     if key == "text":
-        assert not {"1", "9", *held} & {files[row] for row in neighbors.of_mixture("dog and engine", ("c1", "c9"))}
+        assert not {"1", "9", *held} & {files[row] for row in neighbors.of_mixture("dog and engine", ("c1", "c9"), ("", ""))}
     gate = next(gate for gate in ready.gates if gate.name == "pairs")
     assert gate.value == (key == "text") and gate.passed
     assert ("(c11)" in gate.message) == (key == "text")
@@ -154,8 +184,9 @@ def test_a_batch_holds_what_its_plan_says(prepared: Any) -> None:
         assert batch.latents[:6].equal(feed.latents[feed.rows[plan.rows[:6]]])
         length = feed.neighbors.audio.values.shape[1]  # type: ignore[union-attr]
         audio = batch.conditions.audio_mask.sum(1) - 1  # type: ignore[union-attr]  # without the null token
-        expected = np.where(plan.drop_references, 0, plan.counts) * length
-        assert (audio[:6].numpy() <= expected[:6]).all() and not audio.numpy()[plan.drop_references].any()
+        lists = [len(feed.neighbors.rows[feed.clips.ids[row]]) for row in feed.rows[plan.rows[:6]]]  # type: ignore[union-attr]
+        expected = np.where(plan.drop_references[:6], 0, np.minimum(plan.counts[:6], lists)) * length
+        assert (audio[:6].numpy() == expected).all() and not audio.numpy()[plan.drop_references].any()
         nothing = feed.nothing.prompt[0]  # type: ignore[index]
         for row in range(6):
             dropped = plan.drop_prompt[row]
@@ -313,17 +344,21 @@ def test_another_model_in_the_same_folder_is_not_taken_for_the_first(corpus: Pat
         "retrieval.counts=[0]",
     )
     prompts: list[Any] = []
+    parts: list[dict[str, str]] = []
     for change in (False, False, True):
         if change:
             torch.manual_seed(9)
             transformers.T5EncoderModel(transformers.T5Config(**T5)).save_pretrained(folder)
-        feed = prepare(_config(corpus, *settings), tmp_path / "run").feed
+        ready = prepare(_config(corpus, *settings), tmp_path / "run")
+        feed = ready.feed
+        parts.append(ready.parts)
         feed.encoders.captions(["rain"])  # a tokenizer keeps what it was last asked for
         prompts.append(feed.prompts.text_tokens)
         fresh = feed.encoders.captions([feed.clips.captions[0]]).values[0]
         torch.testing.assert_close(feed.prompts.text_tokens[0], fresh, rtol=0, atol=1e-5)  # type: ignore[index]
     assert prompts[0].equal(prompts[1]) and not prompts[0].equal(prompts[2])
     assert len(list((tmp_path / "run" / "cache").glob("captions-*"))) == 2
+    assert parts[0] == parts[1] and [name for name in parts[0] if parts[0][name] != parts[2][name]] == ["caption encoder"]
 
 
 def test_captions_that_are_cut_are_counted(corpus: Path, tmp_path: Path) -> None:

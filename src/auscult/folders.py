@@ -231,7 +231,8 @@ def building(folder: Path, kind: str, *, task: Mapping[str, Any], overwrite: boo
     ------
     OutputFolderError
         ``folder`` exists and is not an empty folder or (with ``overwrite``) a folder of the same ``kind``; or a stopped run
-        of another kind left something in the partial folder, and ``overwrite`` does not say to throw it away.
+        of another kind left something in the partial folder, or somebody else did, and ``overwrite`` does not say to throw
+        it away.
     """
     folder = Path(os.path.realpath(folder))
     check_output(folder, kind, overwrite=overwrite)
@@ -272,7 +273,8 @@ def _kept(partial: Path) -> str:
 def _claim(partial: Path, kind: str, task: Mapping[str, Any], *, overwrite: bool) -> None:
     """Empty a partial folder that was begun for another task, and write down this one."""
     wanted = json.dumps({"kind": kind, **task}, sort_keys=True, default=str)
-    begun = {"kind": kind, **json.loads((partial / TASK).read_text("utf-8"))} if (partial / TASK).is_file() else {}
+    there = sorted(path.name for path in partial.iterdir())
+    begun = {"kind": kind, **json.loads((partial / TASK).read_text("utf-8"))} if TASK in there else {}
     if begun == json.loads(wanted):
         return
     if begun.get("kind", kind) != kind and not overwrite and (what := _kept(partial)):
@@ -280,7 +282,12 @@ def _claim(partial: Path, kind: str, task: Mapping[str, Any], *, overwrite: bool
             f"{partial}: keeps {what} of an unfinished {begun['kind']}; give its command again to finish it, choose another "
             f"-o, or delete {partial.name} or pass --overwrite to throw it away"
         )
-    for path in partial.iterdir():
+    if not begun and not overwrite and any(not path.is_dir() for path in partial.rglob("*")):
+        raise OutputFolderError(
+            f"{partial}: holds {', '.join(there[:3])} and no {TASK}, so that no run of auscult's began it; choose another -o, "
+            f"move {partial.name} away, or pass --overwrite to throw it away"
+        )
+    for path in (partial / name for name in there if name != TASK):  # the task goes last: a kill here leaves nothing foreign
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     write_text(partial / TASK, wanted)
 

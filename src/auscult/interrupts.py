@@ -68,6 +68,10 @@ class NotedInterrupt:
                 stop.add_note(note)
             raise
 
+    def forget(self) -> None:
+        """Take a Ctrl-C that was not heeded for one that came too late: all is done, and there is nothing left to stop."""
+        self._waiting.clear()
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._waiting.append((number, frame))
         while len(self._waiting) > 1:  # before may count them, as that of end_at_second_interrupt does

@@ -60,7 +60,8 @@ class Plan:
     counts
         (B,) how many references the sample is shown (before dropping).
     picks
-        (B, max count) places in the sample's list of neighbors, drawn without repetition; -1 where there is none.
+        (B, neighbors) all places of a list of neighbors, in the order in which they are drawn: of a shorter list, the places
+        beyond its end are passed over, so that it still gives as many as were drawn if it has them.
     """
 
     rows: IntArray
@@ -135,7 +136,7 @@ def plan_batch(
     --------
     >>> plan = plan_batch(10, 4, 0, 7, mixtures=2, counts=(0, 3), neighbors=50)
     >>> len(plan.rows), len(plan.partners), plan.picks.shape
-    (6, 2, (6, 3))
+    (6, 2, (6, 50))
     >>> bool((plan_batch(10, 4, 0, 7, mixtures=2, counts=(0, 3), neighbors=50).picks == plan.picks).all())
     True
     """
@@ -154,10 +155,7 @@ def plan_batch(
     no_retrieval = (coin >= plan.everything) & (coin < plan.everything + plan.retrieval)
     no_prompt = (coin >= plan.everything + plan.retrieval) & (coin < plan.everything + plan.retrieval + plan.prompt)
     shown = np.minimum(draw.choice(np.asarray(counts, np.int64), len(rows)), neighbors)
-    picks = np.full((len(rows), int(min(max(counts), neighbors))), -1, np.int64)
-    for row, count in enumerate(shown):
-        places = draw.permutation(neighbors)[: picks.shape[1]]  # the same number of draws whatever the count
-        picks[row, :count] = places[:count]
+    picks = np.array([draw.permutation(neighbors) for _ in rows], np.int64)  # as many draws whatever the counts
     return Plan(rows, partners, everything | no_prompt, everything | no_retrieval, shown, picks)
 
 

@@ -6,6 +6,7 @@ waveform a prompt: asked for several, diffusers ranks them by CLAP, and which se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,11 +51,13 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps should be at least 1, got {self.steps}")
-        if self.guidance_scale < 1:
+        if not 1 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale should be at least 1 (1 is no guidance), got {self.guidance_scale:g}")
+        if self.retrieval_scale is not None and not 0 <= self.retrieval_scale < math.inf:
+            raise ValueError(f"retrieval_scale should be at least 0 (0: pairs are not heard), got {self.retrieval_scale:g}")
         if self.negative_prompt is not None and self.guidance_scale == 1:
             raise ValueError("a negative prompt has no effect without guidance; give a guidance_scale above 1")
-        if self.duration_s is not None and self.duration_s <= 0:
+        if self.duration_s is not None and not 0 < self.duration_s < math.inf:
             raise ValueError(f"duration_s should be above 0, got {self.duration_s:g}")
 
 

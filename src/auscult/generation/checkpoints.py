@@ -13,8 +13,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,29 @@ def save_checkpoint(
     return _path(folder, step)
 
 
+@contextmanager
+def told_if_full(where: Path, what: str) -> Iterator[None]:
+    """What a library raises in the block, which does nothing but write, becomes a :class:`StorageError` in words.
+
+    torch, safetensors and diffusers tell of a full disk in errors of their own.
+
+    Examples
+    --------
+    >>> try:
+    ...     with told_if_full(Path("model"), "the model"):
+    ...         raise RuntimeError("no space")
+    ... except StorageError as error:
+    ...     str(error).partition(";")[0]
+    'model: the model could not be written (no space'
+    """
+    try:
+        yield
+    except Exception as error:
+        raise StorageError(
+            f"{where}: {what} could not be written ({_reason(where, error)}). Make room and give the same command again"
+        ) from error
+
+
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """The last whole checkpoint; None where there is none at all.
 
@@ -165,13 +188,18 @@ def _flush(path: Path) -> None:
 
 
 def _cannot_write(folder: Path, step: int, error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else (str(error).splitlines() or [""])[0]
-    with suppress(OSError):
-        free = shutil.disk_usage(folder).free
-        reason = f"{reason or type(error).__name__}; {free / 2**20:,.0f} MiB are free"
     before = checkpoint_steps(folder)
     kept = f"that of step {before[-1]} is as it was" if before else "there is none before it"
     return (
-        f"{folder}: the checkpoint of step {step} could not be written ({reason}); {kept}. Make room and give the same "
-        "command again"
+        f"{folder}: the checkpoint of step {step} could not be written ({_reason(folder, error)}); {kept}. Make room and give "
+        "the same command again"
     )
+
+
+def _reason(where: Path, error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else (str(error).splitlines() or [""])[0]
+    reason = reason or type(error).__name__
+    with suppress(OSError):
+        free = shutil.disk_usage(next(path for path in (where, *where.parents) if path.exists())).free
+        reason = f"{reason}; {free / 2**20:,.0f} MiB are free"
+    return reason

@@ -123,7 +123,13 @@ def read_clips(
     where = ", ".join(_sources(data))
     key = [(number, c.clip_id, c.path, c.start_s, c.duration_s, c.caption, _stamp(c.path)) for number, c in numbered]
     passed_over = [(item.path, item.reason) for _, item in items if isinstance(item, Skipped)]
-    with cached(cache, "clips", [key, passed_over, spec.sample_rate_hz, samples]) as (folder, fresh):
+
+    def usable(folder: Path) -> bool:  # a disk or a network may have failed for a moment: what could not be read is tried again
+        failed = {path for path, _ in json.loads((folder / "clips.json").read_text("utf-8"))["skipped"]}
+        return not any(_reads(clip, spec.sample_rate_hz) for _, clip in numbered if clip.path in failed)
+
+    made_from = [key, passed_over, spec.sample_rate_hz, samples]
+    with cached(cache, "clips", made_from, usable=usable) as (folder, fresh):
         if fresh:
             _decode(items, spec.sample_rate_hz, samples, folder, progress)
         facts = json.loads((folder / "clips.json").read_text("utf-8"))
@@ -188,6 +194,14 @@ def _decode(items: Listed, rate_hz: int, samples: int, folder: Path, progress: P
             facts["silent"].append(item.clip_id)
     waves.flush()
     write_text(folder / "clips.json", json.dumps(facts))
+
+
+def _reads(clip: Clip, rate_hz: int) -> bool:
+    try:
+        read_audio(clip.path, sample_rate_hz=rate_hz, start_s=clip.start_s, duration_s=clip.duration_s)
+    except AudioDecodeError:
+        return False
+    return True
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
@@ -398,11 +412,16 @@ def computed(
 
 
 @contextmanager
-def cached(cache: Path, name: str, made_from: Any) -> Iterator[tuple[Path, bool]]:
-    """The part of the cache that was made from ``made_from``, and whether the block still has to make it."""
+def cached(
+    cache: Path, name: str, made_from: Any, *, usable: Callable[[Path], bool] = lambda _: True
+) -> Iterator[tuple[Path, bool]]:
+    """The part of the cache that was made from ``made_from``, and whether the block still has to make it.
+
+    One that is there but not ``usable`` is made anew.
+    """
     digest = digest_of(made_from)
     folder = cache / f"{name}-{digest[:16]}"
-    if (folder / _DONE).is_file():
+    if (folder / _DONE).is_file() and usable(folder):
         yield folder, False
         return
     shutil.rmtree(folder, ignore_errors=True)

@@ -137,7 +137,9 @@ class Feed:
             latents = to_latents(self.codec, mels.to(self.codec.device)).float().cpu()
         found = self.neighbors
         lists = [
-            np.zeros(0, np.int64) if found is None else found.of_mixture(caption, (ids[one], ids[other]))
+            np.zeros(0, np.int64)
+            if found is None
+            else found.of_mixture(caption, (ids[one], ids[other]), (captions[one], captions[other]))
             for caption, one, other in zip(joint, first, second, strict=True)
         ]
         return encode_prompts(self.encoders, self.family, joint), latents, lists
@@ -149,8 +151,8 @@ class Feed:
         """The prompts with the references that the plan picks of the lists, after what it drops is dropped."""
         shown = choose(torch.from_numpy(plan.drop_prompt), prompts, self.nothing.select([0] * len(prompts)))
         picked = [
-            pick_neighbors(found, picks) if not gone else np.zeros(0, np.int64)
-            for found, picks, gone in zip(lists, plan.picks, plan.drop_references, strict=True)
+            pick_neighbors(found, picks, 0 if gone else count)
+            for found, picks, count, gone in zip(lists, plan.picks, plan.counts, plan.drop_references, strict=True)
         ]
         return self.with_references(shown, picked, max(self.counts))
 
@@ -193,15 +195,15 @@ class Feed:
         return self.with_references(prompts, self.nearest(source, most), max(self.counts))
 
 
-def pick_neighbors(found: IntArray, picks: IntArray) -> IntArray:
-    """Neighbors at the drawn places; places beyond a short list are left out, so it gives fewer.
+def pick_neighbors(found: IntArray, picks: IntArray, count: int) -> IntArray:
+    """Neighbors at the first ``count`` drawn places that the list has; fewer only of a list that holds fewer.
 
     Examples
     --------
-    >>> pick_neighbors(np.array([10, 11, 12]), np.array([2, 40, 0, -1])).tolist()
+    >>> pick_neighbors(np.array([10, 11, 12]), np.array([2, 40, 0, 1]), 2).tolist()
     [12, 10]
     """
-    return found[picks[(picks >= 0) & (picks < len(found))]]
+    return found[picks[picks < len(found)][:count]]
 
 
 def other_rows(rows: IntArray, captions: Sequence[str]) -> IntArray:

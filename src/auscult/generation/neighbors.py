@@ -53,10 +53,13 @@ class Neighbors:
     audio: Tokens | None
     count: int
 
-    def of_mixture(self, caption: str, sources: Sequence[str]) -> IntArray:
-        """What a mixture may be shown: neighbors of its joint caption, with both of its clips and their duplicates excluded."""
+    def of_mixture(self, caption: str, sources: Sequence[str], captions: Sequence[str]) -> IntArray:
+        """What a mixture may be shown: neighbors of its joint caption, without its clips, their duplicates and their captions.
+
+        ``captions`` are those that the clips are trained with: a clip may be missing in the datastore, or have another there.
+        """
         own = [pair for source in sources for pair in self.own[source]]
-        return nearest_rows(self.store, caption, own, self.count, self.hidden)
+        return nearest_rows(self.store, caption, own, self.count, self.hidden, captions)
 
 
 def own_pairs(store: Any, ids: Sequence[str], digests: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -122,11 +125,15 @@ def _kept_rows(store: Any, caption: str, pairs: Sequence[str], count: int, hidde
     return np.array(shown[:count], np.int64)
 
 
-def nearest_rows(store: Any, caption: str, pairs: Sequence[str], count: int, hidden: frozenset[int]) -> IntArray:
-    """Rows nearest to a caption, without some pairs, their duplicates, pairs of an equal caption, and hidden ones."""
+def nearest_rows(
+    store: Any, caption: str, pairs: Sequence[str], count: int, hidden: frozenset[int], texts: Sequence[str] = ()
+) -> IntArray:
+    """Rows nearest to a caption, without some pairs, their duplicates, pairs of an equal caption (to the query's, to those of
+    the pairs, to ``texts``), and hidden ones.
+    """
     from .datastore import Exclusion
 
-    exclusion = Exclusion(tuple(pairs))
+    exclusion = Exclusion(tuple(pairs), texts=tuple(texts))
     excluded = store.hidden(exclusion, caption)
     wanted = min(count + len(hidden), len(store) - len(excluded))
     if wanted < 1:

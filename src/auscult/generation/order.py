@@ -167,7 +167,7 @@ def take_order(
     require_models(NEEDED_FOR)
     rows = read_prompt_rows(prompts, encoding=encoding)
     located = locate_pipeline(model, offline=offline)
-    notes = check_pairs(located, datastore, config.k)
+    notes = check_pairs(located, datastore, config.k, retrieval_scale=config.retrieval_scale)
     if located.unfinished:
         notes.insert(0, "the model's training is not finished: the model is that of its last checkpoint")
     sampler = scheduler_config(located)
@@ -224,7 +224,7 @@ def write_generation(
         Further content of the card; its ``warnings`` are added to the card's.
     """
     write_manifest(folder, rows)
-    findings = _findings(order.prompts, rows, order.notes)
+    findings = _findings(order.prompts, rows, order.notes, order.config.k)
     findings["warnings"] += more.pop("warnings", [])
     write_card(
         folder,
@@ -277,7 +277,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _findings(prompts: Sequence[PromptRow], rows: Sequence[Row], notes: Sequence[str]) -> dict[str, Any]:
+def _findings(prompts: Sequence[PromptRow], rows: Sequence[Row], notes: Sequence[str], k: int) -> dict[str, Any]:
     """Counts, and what a reader of the clips should know, beginning with ``notes``."""
     silent = [row for row in rows if row["silent"]]
     loud = [row for row in rows if row["gain_db"] < 0]
@@ -290,6 +290,12 @@ def _findings(prompts: Sequence[PromptRow], rows: Sequence[Row], notes: Sequence
         warnings.append(
             f"{_clips(seen)} made with a datastore that does not hold the prompt's reference, by its id, path or audio: pairs "
             "of an equal caption were passed over, duplicates of the reference were not"
+        )
+    fewer = [row for row in rows if row.get("retrieved") is not None and len(row["retrieved"]) < k]
+    if fewer:
+        warnings.append(
+            f"{_clips(fewer)} made with fewer pairs than k = {k}: the datastore has no more that are neither the prompt's own "
+            "clip, nor its duplicates, nor of an equal caption"
         )
     if silent:
         warnings.append(f"{_clips(silent)} silent: the model gave no sound")

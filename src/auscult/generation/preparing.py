@@ -15,6 +15,7 @@ import torch
 from ..errors import CorpusError, ModelError
 from ..folders import Progress, no_progress
 from .autoencoder import MelAutoencoder, PatchPCACodec, fold
+from .checkpoints import told_if_full
 from .conditioning import Conditions, Tokens
 from .data_gates import captions_gate, pairs_gate, split_gate
 from .denoiser import DenoiserConfig, build, family_of
@@ -41,6 +42,7 @@ from .mel import MelSpec
 from .neighbors import Neighbors, find_neighbors, hidden_rows, own_pairs, pair_tokens
 from .starting import load_start
 from .training_config import TrainConfig
+from .training_parts import parts_of
 from .vocoder import GriffinLimVocoder
 from .weights import weights_digest
 
@@ -70,6 +72,8 @@ class Prepared:
         For the pipeline.
     gates
         What was checked, all passed.
+    parts
+        Digests of what the run is made of, see :func:`~auscult.generation.training_parts.parts_of`.
     """
 
     feed: Feed
@@ -79,6 +83,7 @@ class Prepared:
     vocoder: Any
     duration_s: float
     gates: tuple[GateResult, ...]
+    parts: dict[str, str]
 
 
 def prepare(
@@ -113,7 +118,8 @@ def prepare(
     codec = codec.to(device).eval().requires_grad_(False)
     gates += _codec_gates(config, codec, clips, spec, rows, made_here=config.codec.kind != "pretrained" and start is None)
     unet = _new_unet(shape, config, codec, encoders) if start is None else start.unet
-    latents = latents_of(clips, codec, spec, cache, weights_digest(codec), progress=progress)
+    codec_digest = weights_digest(codec)
+    latents = latents_of(clips, codec, spec, cache, codec_digest, progress=progress)
     family = family_of(unet)
     by_whom = encoders.digests()
     if family == "retrieval":
@@ -146,7 +152,8 @@ def prepare(
     )
     vocoder = start.vocoder if start is not None else _load_vocoder(config, spec)
     brought = frozenset() if start is None else start.brought
-    return Prepared(feed, held_out, unet, brought, vocoder, samples / spec.sample_rate_hz, tuple(gates))
+    parts = parts_of(clips, held_out, spec, codec_digest, by_whom, neighbors)
+    return Prepared(feed, held_out, unet, brought, vocoder, samples / spec.sample_rate_hz, tuple(gates), parts)
 
 
 def _start_gate(start: Any, latents: torch.Tensor, prompts: Conditions, device: Any) -> GateResult:
@@ -244,7 +251,9 @@ def _make_codec(
             if fresh:
                 mels = mels_of(clips.waves, spec, rows)
                 sizes = {"patch_size": config.codec.patch, "latent_channels": config.codec.components}
-                PatchPCACodec.fit(mels, **sizes).save_pretrained(folder)
+                fitted = PatchPCACodec.fit(mels, **sizes)
+                with told_if_full(folder, "the codec"):
+                    fitted.save_pretrained(folder)
             return PatchPCACodec.from_pretrained(folder)
         from .autoencoder_training import AutoencoderTraining, train_autoencoder
 
@@ -258,21 +267,25 @@ def _make_codec(
                 seed=config.seed,
             )
             mels = mels_of(clips.waves, spec, rows)
-            train_autoencoder(mels, training, device=device, progress=progress).save_pretrained(folder)
+            trained = train_autoencoder(mels, training, device=device, progress=progress)
+            with told_if_full(folder, "the codec"):
+                trained.save_pretrained(folder)
         return MelAutoencoder.from_pretrained(folder)
 
 
 def _codec_gates(
     config: TrainConfig, codec: Any, clips: Clips, spec: MelSpec, rows: IntArray, *, made_here: bool
 ) -> tuple[GateResult, ...]:
-    from .reconstruction import divergence_gate, latent_gate, reconstruction_gate
+    from .reconstruction import FAR_FACTOR, divergence_gate, latent_gate, reconstruction_gate
 
     mels = mels_of(clips.waves, spec, _some_rows(np.arange(len(clips)), config.seed))
     gates = [reconstruction_gate(codec, mels, spec, limit=config.gates.reconstruction)]
-    if made_here:  # one that was trained on other clips has the scale of those
-        # held-out clips may be louder or quieter than a small set that was trained on
-        trained_on = mels_of(clips.waves, spec, _some_rows(rows, config.seed))
+    # held-out clips may be louder or quieter than a small set that was trained on
+    trained_on = mels_of(clips.waves, spec, _some_rows(rows, config.seed))
+    if made_here:
         gates += [latent_gate(codec, trained_on), divergence_gate(codec, trained_on)]
+    elif config.start.source is None:  # a start's denoiser was trained at the scale of its own codec
+        gates.append(latent_gate(codec, trained_on, factor=FAR_FACTOR))
     return check(gates)
 
 

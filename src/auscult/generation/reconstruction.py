@@ -19,7 +19,7 @@ from .mel import MelSpec
 from .vocoder import vocode
 
 LEAST_FOUND = 0.99
-STD_MARGIN = 0.05
+STD_FACTOR, FAR_FACTOR = 1.05, 2.0  # of a codec made of these very clips, and of one made of others
 LEAST_KL = 0.01
 _SAME = 1e-6  # cosines closer than this are equal: clips that are copies of each other find each other
 _ROWS = 1024
@@ -90,18 +90,24 @@ def reconstruction_gate(
     return GateResult("reconstruction", share >= limit, share, limit, f"{what}; {beside}{left_out}{advice}")
 
 
-def latent_gate(codec: Any, mels: torch.Tensor, *, margin: float = STD_MARGIN, batch_size: int = 16) -> GateResult:
-    """Whether scaled latents have a standard deviation of 1 +- ``margin``, the scale that noise schedules are made for."""
+def latent_gate(codec: Any, mels: torch.Tensor, *, factor: float = STD_FACTOR, batch_size: int = 16) -> GateResult:
+    """Whether scaled latents have a standard deviation of 1 / ``factor`` to ``factor``; noise schedules are made for 1.
+
+    Of a codec that was scaled by these very clips it says little: whether the scale is written down and used. One that was
+    trained on other clips has the scale of those, and may be off by a little (``FAR_FACTOR``); far off, the noise drowns the
+    latents or does not reach them, and a denoiser that predicts noise begins with a loss of 1 all the same.
+    """
     with torch.no_grad():
         latents = torch.cat([to_latents(codec, some.to(codec.device)).cpu() for some in mels.split(batch_size)])
     std = float(latents.double().std(correction=0))
-    passed = abs(std - 1) <= margin
+    passed = 1 / factor <= std <= factor
     advice = (
         ""
         if passed
-        else f"; multiply the codec's scaling_factor {codec.config.scaling_factor:.4g} by {1 / max(std, 1e-12):.4g}"
+        else f"; they should have {1 / factor:.2g} to {factor:.3g}: multiply the codec's scaling_factor "
+        f"{codec.config.scaling_factor:.4g} by {1 / max(std, 1e-12):.4g} in its config.json"
     )
-    return GateResult("latents", passed, std, margin, f"the scaled latents have a standard deviation of {std:.3f}{advice}")
+    return GateResult("latents", passed, std, factor, f"the scaled latents have a standard deviation of {std:.3f}{advice}")
 
 
 def divergence_gate(codec: Any, mels: torch.Tensor, *, limit: float = LEAST_KL, batch_size: int = 16) -> GateResult:

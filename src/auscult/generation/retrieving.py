@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from ..audio import read_audio
 from ..errors import AudioDecodeError
 from .calling import Reference
@@ -35,6 +38,7 @@ class Looked:
     target: str | None
 
 
+_OF_EACH = ("ids", "captions", "paths", "starts_s", "durations_s")
 LookUp = Callable[[Sequence[PromptRow]], list[Looked]]
 
 
@@ -51,9 +55,12 @@ def check_datastore(path: str | Path, k: int) -> str:
     StoreError
         There is none.
     ValueError
-        It holds fewer pairs than k.
+        It holds fewer pairs than k, or keeps fewer neighbors and can be asked for no others.
     """
     store = Datastore.load(path)
+    kept = store.neighbor_rows.shape[1]
+    if store.texts_spec is None and k > kept:
+        raise ValueError(f"k={k} is more than the {kept} neighbors of a clip that {path} keeps; lower k")
     if k > len(store):
         raise ValueError(f"k={k} is more than {path} holds, {len(store):,} pairs; lower k")
     return hashlib.sha256(json.dumps(store.card["files"], sort_keys=True).encode()).hexdigest()[:32]
@@ -64,7 +71,8 @@ def load_look_up(path: str | Path, k: int, *, rate_hz: int, duration_s: float, d
 
     A prompt that belongs to a clip of the datastore (its ``reference``, an id or a path, or a file of its very audio) gets
     neither that clip, nor its duplicates, nor pairs of an equal caption; any other prompt gets no pairs of its own caption.
-    Where keys are sounds without vectors of texts, the clip's kept neighbors are taken.
+    Where keys are sounds without vectors of texts, the clip's kept neighbors are taken. Where too little is left, a prompt gets
+    fewer than k.
 
     Parameters
     ----------
@@ -104,8 +112,7 @@ def _target(store: Datastore, prompt: PromptRow, names: Mapping[str, str]) -> st
 
 def _found(store: Datastore, prompts: Sequence[PromptRow], targets: Sequence[str | None], k: int) -> list[Retrieved]:
     if store.texts_spec is not None:
-        own = [Exclusion(() if target is None else (target,)) for target in targets]
-        return store.retrieve([prompt.caption for prompt in prompts], k, exclude=own)
+        return _nearest(store, [prompt.caption for prompt in prompts], targets, k)
     found = []
     for prompt, target in zip(prompts, targets, strict=True):
         if target is None:
@@ -114,10 +121,28 @@ def _found(store: Datastore, prompts: Sequence[PromptRow], targets: Sequence[str
                 f"{prompt.number + 1} ({prompt.caption[:60]!r}) has none as its reference; build a datastore with --model "
                 "hashed --key text or with a CLAP model"
             )
-        found.append(store.neighbors(target, k))
-        if len(found[-1]) < k:
-            raise ValueError(f"{store.path}: has only {len(found[-1])} neighbors of {target!r}; lower k")
+        gone = store.hidden(Exclusion((target,), texts=(prompt.caption,)))  # the prompt may be worded otherwise than the clip
+        found.append(_without(store.neighbors(target), gone, k))
     return found
+
+
+def _nearest(store: Datastore, captions: Sequence[str], targets: Sequence[str | None], k: int) -> list[Retrieved]:
+    """k pairs of each prompt, or as many as its exclusions leave; asked together where the numbers are the same."""
+    own = [Exclusion(() if target is None else (target,)) for target in targets]
+    left = [min(k, len(store) - len(store.hidden(one, text))) for one, text in zip(own, captions, strict=True)]
+    found: dict[int, Retrieved] = {}
+    for count in sorted(set(left)):
+        rows = [row for row, number in enumerate(left) if number == count]
+        asked = store.retrieve([captions[row] for row in rows], count, exclude=[own[row] for row in rows])
+        found |= dict(zip(rows, asked, strict=True))
+    return [found[row] for row in range(len(left))]
+
+
+def _without(found: Retrieved, gone: npt.NDArray[np.int64], k: int) -> Retrieved:
+    """The first k that are not gone."""
+    places = np.flatnonzero(~np.isin(found.rows, gone))[:k]
+    parts = {name: tuple(getattr(found, name)[place] for place in places) for name in _OF_EACH}
+    return Retrieved(found.rows[places], found.similarity[places], **parts)
 
 
 def _looked(found: Retrieved, target: str | None, rate_hz: int, duration_s: float) -> Looked:

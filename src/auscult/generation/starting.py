@@ -9,7 +9,8 @@ from typing import Any
 
 from ..errors import ModelError
 from ..pretrained import first_line, split_revision
-from .encoding import Encoders
+from .denoiser import stream_widths
+from .encoding import Encoders, load_encoders
 from .mel import MelSpec
 from .pipeline import RetrievalAugmentedAudioPipeline
 from .pipelines import HUB_NAME, quiet
@@ -69,6 +70,8 @@ def load_start(config: TrainConfig, *, device: Any = "cpu") -> Start:
             pipe = _load(kind, place, config)
     except ModelError as error:
         raise ModelError(f"[start] from: {error}") from error
+    if kind == OURS and config.retrieval.datastore is not None:
+        _complete(pipe, config)
     _check_objective(source, pipe.scheduler, config.objective)
     names = frozenset(name for name, _ in pipe.unet.named_parameters())
     brought = brought_by(pipe.unet) if kind == "AudioLDMPipeline" else names
@@ -142,6 +145,28 @@ def _load(kind: str, place: str, config: TrainConfig) -> Any:
         return RetrievalAugmentedAudioPipeline.from_pretrained(name, **at)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{place}: cannot be loaded ({first_line(error)}); copy it anew, or train it again") from error
+
+
+def _complete(pipe: Any, config: TrainConfig) -> None:
+    """Give a model that was trained without pairs the encoders of references that it lacks."""
+    reads, names = stream_widths(pipe.unet), config.encoders
+    if reads is None:  # of the family "tango": its one encoder reads prompts, so that it is there
+        return
+    lacks = {part: getattr(pipe.encoders, part) is None for part in ("caption", "audio")}
+    found = load_encoders(
+        None, names.caption if lacks["caption"] else None, names.audio if lacks["audio"] else None, device="cpu", mel=pipe.mel
+    )
+    widths = {"audio": (found.audio_dim, reads[0]), "caption": (found.text_dim, reads[1])}
+    for part, (width, wanted) in widths.items():
+        if lacks[part] and width != wanted:
+            raise ValueError(
+                f"[encoders] {part} = {getattr(names, part)!r} makes tokens of {width} numbers, and [start] from = "
+                f"{config.start.source!r}, which has no such encoder, reads {wanted}; choose one of {wanted}, or leave out "
+                "[retrieval] datastore"
+            )
+    helpers = {"caption": "caption_tokenizer", "audio": "audio_extractor"}
+    for part in (part for part in helpers if lacks[part]):
+        pipe.register_modules(**{f"{part}_encoder": getattr(found, part), helpers[part]: getattr(found, helpers[part])})
 
 
 def _given(config: TrainConfig) -> MelSpec:

@@ -37,7 +37,9 @@ def trained_beside(located: LocatedPipeline) -> dict[str, Any] | None:
     return known if isinstance(known, dict) and "counts" in known else None
 
 
-def check_pairs(located: LocatedPipeline, datastore: str | Path | None, k: int) -> list[str]:
+def check_pairs(
+    located: LocatedPipeline, datastore: str | Path | None, k: int, *, retrieval_scale: float | None = None
+) -> list[str]:
     """See that a model may be given k pairs of a datastore, or none.
 
     Returns
@@ -48,12 +50,20 @@ def check_pairs(located: LocatedPipeline, datastore: str | Path | None, k: int) 
     Raises
     ------
     ValueError
-        The model was trained without pairs, or is of a class that takes none.
+        The model was trained without pairs, or is of a class that takes none; or a scale of pairs is given and no pairs are.
     """
     if located.kind != OURS:
         if datastore is not None:
             raise ValueError(f"{located.name}: is a {located.kind}, which takes no retrieved pairs; leave out --datastore")
+        if retrieval_scale is not None:
+            raise ValueError(
+                f"{located.name}: is a {located.kind}, which takes no retrieved pairs; leave out --retrieval-scale"
+            )
         return []
+    if retrieval_scale is not None and (datastore is None or k == 0):
+        raise ValueError(
+            "--retrieval-scale has no effect without pairs; give --datastore STORE and --k of 1 or more, or leave it out"
+        )
     known = trained_beside(located)
     trained = known is not None and any(known["counts"])
     if datastore is None or (k == 0 and trained):

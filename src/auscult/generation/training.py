@@ -26,6 +26,7 @@ from diffusers.training_utils import EMAModel
 
 from ..folders import Progress, no_progress, write_text
 from ..interrupts import NotedInterrupt, interrupts_noted
+from .checkpoints import checkpoint_steps
 from .conditioning import Conditions
 from .denoiser import predict
 from .examples import list_clips
@@ -33,7 +34,7 @@ from .gates import GateResult, gates_text, read_gates
 from .preparing import Prepared, prepare
 from .recomputing import recompute_activations
 from .training_config import OptimizerConfig, TrainConfig
-from .training_folder import GATES, LOG, workplace
+from .training_folder import CHECKPOINTS, GATES, LOG, workplace
 from .training_gates import first_gates
 from .training_log import TrainLog
 from .training_saving import TrainResult, finish, resume, save_pipeline, save_sheet, save_state, where_it_stands
@@ -46,7 +47,7 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
 
     On one CPU with the same number of threads, a run that was killed at any moment and goes on ends with the same weights,
     to the bit, as one that was never stopped. The first Ctrl-C is heeded after the step that is being made, when its checkpoint
-    is saved, or between two items of what comes before and after the steps.
+    is saved, or between two items of what comes before and after the steps; when all is written, it has no effect.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
     GateError
         A check before training failed. Those after it raise nothing, for the model is there: see ``TrainResult.failed``.
     OutputFolderError
-        The folder holds another run or something else.
+        The folder holds another run or something else, or the clips or models of this one have changed since its checkpoint.
     CorpusError, ModelError, StoreError, StorageError
         A clip, a model, a datastore or a checkpoint cannot be read or written.
     KeyboardInterrupt
@@ -89,7 +90,7 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
         averaged = copy.deepcopy(unet).eval()
         model, optimizer = accelerator.prepare(Denoiser(unet), _adamw(unet, config.optimizer))
         accelerator.register_for_checkpointing(average)
-        step = resume(accelerator, out, average, config.optimizer.steps)
+        step = resume(accelerator, out, average, config, prepared.parts)
         log = TrainLog(out / LOG, step, accelerator.is_main_process, config.logging.tensorboard)
         shown(step, config.optimizer.steps, "training")  # rates count from here
         while step < config.optimizer.steps:
@@ -108,7 +109,7 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
                 average.copy_to(averaged.parameters())
                 _validate(log, averaged, prepared, config, alphas, step)
             if step % config.logging.checkpoint_every == 0 or last or stopping:
-                save_state(accelerator, out, step, config)
+                save_state(accelerator, out, step, config, prepared.parts)
                 if not last:
                     average.copy_to(averaged.parameters())
                     save_pipeline(accelerator, out, averaged, prepared, config)
@@ -127,7 +128,7 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
         result = finish(out, config, prepared, gates, validation, training, step, unet, time.monotonic() - begun, accelerator)
         if not alone:
             accelerator.end_training()
-        interrupt.heed(f"{out}: the training has ended, and all is written")
+        interrupt.forget()  # all is written: to stop now would lose the result
     return result
 
 
@@ -182,9 +183,15 @@ def _threads(wanted: int | None) -> Iterator[None]:
 def _gates_before(
     prepared: Prepared, config: TrainConfig, alphas: torch.Tensor, accelerator: Any, out: Path, progress: Progress
 ) -> tuple[GateResult, ...]:
-    """The gates of the data, the codec and the untrained denoiser; those of a run that goes on were passed at its beginning."""
+    """The gates of the data, the codec and the untrained denoiser.
+
+    ``prepare`` checks data and codec each time, also where a run goes on; the denoiser is checked once. What a run that goes on
+    gives is what it wrote down at its beginning.
+    """
     path = out / GATES
-    if accelerator.is_main_process and not path.is_file():
+    # without a checkpoint it begins again, perhaps with other clips or models
+    begins = not path.is_file() or not checkpoint_steps(out / CHECKPOINTS)
+    if accelerator.is_main_process and begins:
         gates = prepared.gates + first_gates(prepared, config, alphas, device=accelerator.device, progress=progress)
         write_text(path, gates_text(gates))
     accelerator.wait_for_everyone()

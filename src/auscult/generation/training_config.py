@@ -228,10 +228,13 @@ class LoggingConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.every, self.validate_every, self.checkpoint_every, self.checkpoints_kept) < 1:
-            raise ValueError("[logging] every, validate_every, checkpoint_every and checkpoints_kept should be at least 1")
-        if min(self.sheet_every, self.sheet_prompts, self.validation_clips) < 0:
-            raise ValueError("[logging] sheet_every, sheet_prompts and validation_clips should not be negative")
+        # a mean over no clip is not a number, and the gate at the end is of such means
+        at_least_one = ("every", "validate_every", "checkpoint_every", "checkpoints_kept", "validation_clips")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ValueError(f"[logging] {name} should be at least 1, got {getattr(self, name)}")
+        if min(self.sheet_every, self.sheet_prompts) < 0:
+            raise ValueError("[logging] sheet_every and sheet_prompts should not be negative")
 
 
 @dataclass(frozen=True)

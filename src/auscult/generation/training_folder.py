@@ -75,15 +75,21 @@ def _claim(out: Path, config: TrainConfig) -> None:
         return
     longer = there["optimizer"]["steps"] < wanted["optimizer"]["steps"]
     if changed == ["optimizer.steps"] and longer:
-        (out / CARD).unlink(missing_ok=True)
-        write_text(path, json.dumps(wanted, indent=1, sort_keys=True))
-        return
+        return  # written down by go_on, for it may be refused yet
     if changed:
         old, new = _flat(there), _flat(wanted)
         told = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in changed[:4])
         raise OutputFolderError(f"{out}: a training with other settings was begun here ({told}); choose another -o")
     if is_folder_of(out, KIND):
         raise OutputFolderError(f"{out}: this training is finished; choose another -o, or raise optimizer.steps to go on")
+
+
+def go_on(out: Path, config: TrainConfig) -> None:
+    """Write down that a run goes on to more steps, once nothing refuses it any more; its card of fewer steps goes."""
+    wanted = json.loads(json.dumps(config_values(config)))
+    if json.loads((out / TASK).read_text("utf-8"))["optimizer"]["steps"] < wanted["optimizer"]["steps"]:
+        (out / CARD).unlink(missing_ok=True)
+        write_text(out / TASK, json.dumps(wanted, indent=1, sort_keys=True))
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:

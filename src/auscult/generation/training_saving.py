@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,7 @@ from diffusers.training_utils import EMAModel
 
 from ..configuration import config_values
 from ..folders import Progress, write_card, write_text
-from .checkpoints import checkpoint_steps, latest_checkpoint, partial_path, save_checkpoint
+from .checkpoints import checkpoint_steps, latest_checkpoint, partial_path, save_checkpoint, told_if_full
 from .feed import Feed
 from .gates import GateResult, gate_rows, gates_text
 from .pipeline import RetrievalAugmentedAudioPipeline
@@ -23,8 +24,9 @@ from .preparing import Prepared
 from .sheets import draw_training, make_sheet
 from .trained_pairs import WITHOUT, beside
 from .training_config import TrainConfig
-from .training_folder import CHECKPOINTS, FIGURE, GATES, KIND, LOG, PIPELINE, SHEETS
+from .training_folder import CHECKPOINTS, FIGURE, GATES, KIND, LOG, PIPELINE, SHEETS, go_on
 from .training_log import read_log
+from .training_parts import check_parts
 from .training_step import noise_schedule
 from .validation import Levels, condition_gates
 
@@ -72,15 +74,27 @@ class TrainResult:
         return tuple(gate for gate in self.gates if not gate.passed)
 
 
-def resume(accelerator: Any, out: Path, average: EMAModel, steps: int) -> int:
-    """Load the last whole checkpoint, and say so in the log; the number of steps that are done, of ``steps``."""
+def resume(accelerator: Any, out: Path, average: EMAModel, config: TrainConfig, parts: Mapping[str, str]) -> int:
+    """Load the last whole checkpoint, and say so in the log; the number of steps that are done.
+
+    Raises
+    ------
+    OutputFolderError
+        The clips, models or datastore (``parts``) are others than those it was trained with.
+    ModelError
+        Every checkpoint is damaged.
+    """
     found = latest_checkpoint(out / CHECKPOINTS)
+    if found is not None:
+        check_parts(out, found.step, found.facts.get("parts", {}), parts)
+    if accelerator.is_main_process:
+        go_on(out, config)
     if found is None:
         return 0
     accelerator.load_state(str(found.path))
     average.to(accelerator.device)  # accelerate reads what was registered onto the CPU
     if accelerator.is_main_process:
-        LOGGER.info(f"{found.path}: going on from step {found.step:,} of {steps:,}")
+        LOGGER.info(f"{found.path}: going on from step {found.step:,} of {config.optimizer.steps:,}")
     return found.step
 
 
@@ -88,12 +102,12 @@ def where_it_stands(out: Path, steps: int) -> str:
     """What a stopped run would go on from, as a line."""
     done = checkpoint_steps(out / CHECKPOINTS)
     if not done:
-        return f"{out}: no step is saved yet, but what was computed before the first is kept"
+        return f"{out}: no step is saved yet; finished parts of what comes before the first are kept"
     return f"{out}: the checkpoint of step {done[-1]:,} of {steps:,} is saved"
 
 
-def save_state(accelerator: Any, out: Path, step: int, config: TrainConfig) -> None:
-    """Write the checkpoint of a step; every process takes part."""
+def save_state(accelerator: Any, out: Path, step: int, config: TrainConfig, parts: Mapping[str, str]) -> None:
+    """Write the checkpoint of a step, with the digests of what it was trained with; every process takes part."""
     folder = out / CHECKPOINTS
 
     def write(partial: Path) -> None:
@@ -102,8 +116,7 @@ def save_state(accelerator: Any, out: Path, step: int, config: TrainConfig) -> N
         accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
-        facts = {"seed": config.seed, "threads": torch.get_num_threads()}
-        save_checkpoint(folder, step, write, facts=facts, keep=config.logging.checkpoints_kept)
+        save_checkpoint(folder, step, write, facts={"parts": dict(parts)}, keep=config.logging.checkpoints_kept)
     else:
         write(partial_path(folder, step))
 
@@ -125,20 +138,28 @@ def _trained_beside(feed: Feed, config: TrainConfig) -> dict[str, Any] | None:
 
 
 def save_pipeline(accelerator: Any, out: Path, unet: Any, prepared: Prepared, config: TrainConfig) -> None:
-    """The model as a standard folder: all of it the first time, then the denoiser, each under another name first."""
+    """The model as a standard folder: all of it the first time, then the denoiser, each under another name first.
+
+    Raises
+    ------
+    StorageError
+        It could not be written; the model that was there is as it was.
+    """
     if not accelerator.is_main_process:
         return
     folder = out / PIPELINE
     partial = out / f".{PIPELINE}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        if not folder.exists():
-            pipeline_of(unet, prepared, config).save_pretrained(partial)
-            partial.replace(folder)
-            return
-        unet.save_pretrained(partial)
-        for path in sorted(partial.iterdir()):  # each file whole or as it was; the configuration does not change
-            path.replace(folder / "unet" / path.name)
+        whole = None if folder.exists() else pipeline_of(unet, prepared, config)
+        with told_if_full(folder, "the model"):
+            if whole is not None:
+                whole.save_pretrained(partial)
+                partial.replace(folder)
+                return
+            unet.save_pretrained(partial)
+            for path in sorted(partial.iterdir()):  # each file whole or as it was; the configuration does not change
+                path.replace(folder / "unet" / path.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
