@@ -144,7 +144,7 @@ def longcat() -> Any:
     )
 
 
-tiny_pipelines.PIPELINES |= {"StableAudio3Pipeline": stable_audio_3, "LongCatAudioDiTPipeline": longcat}
+tiny_pipelines.FURTHER |= {"StableAudio3Pipeline": stable_audio_3, "LongCatAudioDiTPipeline": longcat}
 
 
 # --- loops of one's own -----------------------------------------------------------------------------------------------

@@ -300,6 +300,6 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         planted().save(tmp_path / "index")
     monkeypatch.undo()
-    with pytest.raises(StoreError, match="stopped"):
+    with pytest.raises(StoreError, match="does not exist"):
         ReferenceIndex.load(tmp_path / "index")
     assert len(ReferenceIndex.load(planted().save(tmp_path / "index"))) == 30

@@ -222,6 +222,7 @@ PIPELINES = {
     "MusicLDMPipeline": musicldm,
     "StableAudioPipeline": stable_audio,
 }
+FURTHER: dict[str, Any] = {}  # that auscult generate does not call, and guidance can steer
 
 
 def make(kind: str, seed: int = 0, **settings: Any) -> Any:
@@ -229,7 +230,7 @@ def make(kind: str, seed: int = 0, **settings: Any) -> Any:
     with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        pipe = PIPELINES[kind](**settings)
+        pipe = (PIPELINES | FURTHER)[kind](**settings)
         with torch.no_grad():
             for part in pipe.components.values():
                 for parameter in part.parameters() if isinstance(part, torch.nn.Module) else ():
