@@ -1,0 +1,299 @@
+"""The configuration of the memorization study: tables of a TOML file over a preset."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from ..configuration import make_config, merged
+from ..generation.training_config import TrainConfig, load_train_config
+
+PRESETS = ("smoke", "mini-cpu", "small-gpu", "paper")
+SOUNDS = "sounds"  # as a source: synthesized clips
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """``[data]``: the clips.
+
+    Attributes
+    ----------
+    source
+        Captioned clips, of which the training sets are drawn: a folder, manifest or archive; ``"sounds"`` are synthesized ones.
+    background, null
+        Of the audits, as :func:`~auscult.audit.audit` takes them; ``"sounds"`` as above. Without them, clips of the source that
+        the training set does not hold.
+    group
+        Regular expression on the clip id, whose first group names the recording that a clip was cut from. Clips of one
+        recording come one after another in the order that training sets are taken from, and none of a recording that is
+        trained on is background or null.
+    audio_root, encoding
+        Of manifests.
+    """
+
+    source: str = ""
+    background: str | None = None
+    null: str | None = None
+    group: str | None = None
+    audio_root: str | None = None
+    encoding: str = "utf-8"
+
+
+@dataclass(frozen=True)
+class StudyTraining:
+    """``[train]``: the model, the same for every size.
+
+    Attributes
+    ----------
+    preset
+        Of ``auscult train``.
+    steps
+        Of the optimizer, the same for every size.
+    mixing
+        Mixtures of two clips added to each batch, as a share of its clips; 0: none.
+    settings
+        Further settings, as ``auscult train --set`` takes them: ``["optimizer.batch=32"]``.
+    """
+
+    preset: str = "tiny-cpu"
+    steps: int = 700
+    mixing: float = 0.0
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StudySampling:
+    """``[generate]``: clips from the captions of the training set. Steps and scale are the audit paper's by default.
+
+    Attributes
+    ----------
+    steps, guidance_scale
+        Of sampling.
+    clips
+        About how many clips each model makes: of so many training captions drawn at random, or several of each if there are
+        fewer; 0: one of each.
+    batch
+        Clips made at once.
+    """
+
+    steps: int = 200
+    guidance_scale: float = 3.0
+    clips: int = 0
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if self.clips < 0 or self.batch < 1 or self.steps < 1:
+            raise ValueError(
+                f"[generate] expected clips >= 0, batch and steps >= 1, got {self.clips}, {self.batch}, {self.steps}"
+            )
+
+
+@dataclass(frozen=True)
+class StudyAudits:
+    """``[audits]``: how generated clips are compared with the training set.
+
+    Attributes
+    ----------
+    descriptors
+        Of which each makes an audit: ``contrast``, the default detector, ``mel``, the audit paper's, ``clap``.
+    clap
+        Folder or hub name of the CLAP model; with it, ``clap`` is compared by as well.
+    fdr
+        Share of false alarms tolerated among what is flagged.
+    tau
+        Fixed thresholds instead, by descriptor, as ``["mel=0.5005"]``.
+    duration_s
+        Window of mel; None: as long as what the model makes.
+    background_clips, null_clips
+        At most so many, where they are clips of the source or synthesized.
+    """
+
+    descriptors: tuple[str, ...] = ("contrast", "mel")
+    clap: str | None = None
+    fdr: float = 0.1
+    tau: tuple[str, ...] = ()
+    duration_s: float | None = None
+    background_clips: int = 64
+    null_clips: int = 200
+
+    def __post_init__(self) -> None:
+        if not self.descriptors or len(set(self.descriptors)) < len(self.descriptors):
+            raise ValueError(f"[audits] descriptors should be one or more, each once, got {list(self.descriptors)}")
+        if unknown := set(self.descriptors) - {"contrast", "mel", "clap"}:
+            raise ValueError(f"[audits] descriptors are contrast, mel and clap, got {', '.join(sorted(unknown))}")
+        if min(self.background_clips, self.null_clips) < 1:
+            raise ValueError("[audits] background_clips and null_clips should be at least 1")
+        self.taus()
+
+    @property
+    def compared_by(self) -> tuple[str, ...]:
+        """All descriptors."""
+        return self.descriptors + (("clap",) if self.clap and "clap" not in self.descriptors else ())
+
+    def taus(self) -> dict[str, float]:
+        """Fixed thresholds by descriptor."""
+        try:
+            return {name.strip(): float(value) for name, _, value in (text.partition("=") for text in self.tau)}
+        except ValueError:
+            raise ValueError(f"[audits] tau should be such as ['mel=0.5005'], got {list(self.tau)}") from None
+
+
+@dataclass(frozen=True)
+class StudyDuplicates:
+    """``[duplicates]``: are clips that the training set holds several times replicated more?
+
+    Attributes
+    ----------
+    size
+        Of the training set whose clips are repeated, one of the sizes; 0: this is not asked.
+    share
+        Of its clips that are repeated, drawn at random.
+    copies
+        How often each of these is there; a model for each number beyond 1. The models of the sizes themselves are the 1.
+    deduplicate
+        Deduplicate the set with most copies, and train on what is kept.
+    """
+
+    size: int = 0
+    share: float = 0.1
+    copies: tuple[int, ...] = (1, 4, 16)
+    deduplicate: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"[duplicates] share should be between 0 and 1, got {self.share}")
+        if min(self.copies, default=0) < 1 or list(self.copies) != sorted(set(self.copies)):
+            raise ValueError(f"[duplicates] copies should be rising numbers from 1, got {list(self.copies)}")
+
+    @property
+    def repeated(self) -> tuple[int, ...]:
+        """Numbers of copies that need a model of their own."""
+        return tuple(copies for copies in self.copies if copies > 1) if self.size else ()
+
+
+@dataclass(frozen=True)
+class StudyRates:
+    """``[rates]``: amounts per second, for the plan, until they are measured; 0: not known."""
+
+    training: float = 0.0
+    generating: float = 0.0
+    auditing: float = 0.0
+    deduplicating: float = 0.0
+    preparing: float = 0.0
+
+
+@dataclass(frozen=True)
+class MemorizationConfig:
+    """A memorization study. See the classes of its tables.
+
+    Attributes
+    ----------
+    sizes
+        N: clips of the training sets, rising; for a seed, each set holds the smaller ones.
+    seeds
+        Of each, the order of the clips, the weights and the noise are others.
+    threads, device
+        Of training and sampling.
+    """
+
+    preset: str | None = None
+    sizes: tuple[int, ...] = (8, 24, 80, 240)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    threads: int | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+    data: StudyData = field(default_factory=StudyData)
+    train: StudyTraining = field(default_factory=StudyTraining)
+    generate: StudySampling = field(default_factory=StudySampling)
+    audits: StudyAudits = field(default_factory=StudyAudits)
+    duplicates: StudyDuplicates = field(default_factory=StudyDuplicates)
+    rates: StudyRates = field(default_factory=StudyRates)
+
+    def __post_init__(self) -> None:
+        if min(self.sizes, default=0) < 2 or list(self.sizes) != sorted(set(self.sizes)):
+            raise ValueError(f"sizes should be rising numbers from 2, got {list(self.sizes)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds should be one or more numbers from 0, each once, got {list(self.seeds)}")
+        if self.duplicates.size and self.duplicates.size not in self.sizes:
+            raise ValueError(f"[duplicates] size should be one of sizes {list(self.sizes)}, got {self.duplicates.size}")
+
+
+def load_memorization_config(
+    path: str | Path | None = None, *, preset: str | None = None, source: str | None = None
+) -> MemorizationConfig:
+    """Read a configuration: the preset, and over it the file.
+
+    Parameters
+    ----------
+    path
+        TOML file; its ``preset = "NAME"`` names the preset it is laid over. None: the preset alone.
+    preset
+        Preset instead of the file's.
+    source
+        Instead of ``[data] source``.
+
+    Raises
+    ------
+    ValueError
+        The file is no TOML, has an unknown key (named, with its table and the nearest known ones), settings contradict each
+        other, or nothing is said about data.
+
+    Examples
+    --------
+    >>> config = load_memorization_config(preset="mini-cpu", source="clips.csv")
+    >>> config.sizes, config.seeds, config.train.preset
+    ((8, 24, 80, 240), (0, 1, 2), 'tiny-cpu')
+    """
+    where = "configuration" if path is None else str(path)
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(Path(path).read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not valid TOML ({error})") from error
+    name = preset or values.get("preset")
+    if name is not None:
+        values = merged(preset_values(str(name)), {**values, "preset": name})
+    if source is not None:
+        values = merged(values, {"data": {"source": source}})
+    config: MemorizationConfig = make_config(MemorizationConfig, values, where=where)
+    if not config.data.source:
+        raise ValueError(f"{where}: no clips to draw training sets from; name captioned ones: [data] source = 'clips.csv'")
+    train_config(config, "clips.csv", 0)  # which refuses unknown settings before anything is made
+    return config
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """The tables of a preset.
+
+    Raises
+    ------
+    ValueError
+        There is no preset of this name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+    text = resources.files(__package__).joinpath("presets", f"memorization-{name}.toml").read_text("utf-8")
+    return tomllib.loads(text)
+
+
+def train_config(config: MemorizationConfig, manifest: str, seed: int, *, repeated: bool = False) -> TrainConfig:
+    """How a model is trained on the clips of a manifest.
+
+    Nothing is held out, for learning by heart is what is studied, and its gate is off; where clips are ``repeated``, so is
+    that of the codec's reconstructions, which cannot tell copies apart.
+    """
+    settings = [
+        f"data.train={manifest}",
+        "data.validation_share=0",
+        f"seed={seed}",
+        f"device={config.device}",
+        f"optimizer.steps={config.train.steps}",
+        f"mixing.share={config.train.mixing}",
+        "gates.conditions=false",
+        *(["gates.reconstruction=0.0"] if repeated else []),
+        *([] if config.threads is None else [f"threads={config.threads}"]),
+    ]
+    return load_train_config(preset=config.train.preset, settings=(*settings, *config.train.settings))
