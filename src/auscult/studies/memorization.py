@@ -10,7 +10,8 @@ sections 4.1 and 4.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from .memorization_making import (
 from .memorization_page import write_memorization_page
 from .memorization_results import results_of
 from .sets import divide, read_pool
-from .stages import Plan, Stage, plan_stages, run_stages, study_folder
+from .stages import Plan, Stage, plan_stages, read_times, run_stages, study_folder
 
 KIND = "memorization study"
 _NOT_A_RESULT = ("preset", "rates", "device", "threads")  # settings that may change when a study goes on
@@ -93,7 +94,14 @@ def study_memorization(
         run_stages(stages, folder, progress)
         results = results_of(config, arms_of(config), folder)
         plan = plan_stages(stages, folder, _rates(config))
-        content = {"config": config_values(config), **results, "plan": plan.to_json()}
+        content = {
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(sum(line["seconds"] for line in read_times(folder)), 1),
+            "counts": _counts(stages),
+            "config": config_values(config),
+            **results,
+            "plan": plan.to_json(),
+        }
         write_memorization_page(folder, content, progress)
         write_card(folder, KIND, content)
     return MemorizationStudy.open(folder)
@@ -108,6 +116,12 @@ def _check_source(config: MemorizationConfig, output: Path) -> None:
     for role in (config.data.background, config.data.null):
         if role not in (None, SOUNDS):
             clips_of(role)
+
+
+def _counts(stages: Sequence[Stage]) -> dict[str, int]:
+    names = {"training": "models", "auditing": "audits"}
+    found = {name: sum(stage.kind == kind for stage in stages) for kind, name in names.items()}
+    return {**found, "clips": round(sum(stage.amount for stage in stages if stage.kind == "generating"))}
 
 
 def _rates(config: MemorizationConfig) -> dict[str, float]:

@@ -18,7 +18,7 @@ from ..report.page import undecided
 from ..review.verdicts import VerdictStore
 from ..review.verified import audit_rate
 from .memorization_arms import AUDITS, DEDUPLICATED, MADE, MODELS, REPEATED, SETS, Arm
-from .memorization_config import MemorizationConfig
+from .memorization_config import MemorizationConfig, train_config
 from .sets import read_manifest
 
 INTERVAL = (
@@ -101,9 +101,8 @@ def results_of(config: MemorizationConfig, arms: Sequence[Arm], folder: Path) ->
 
 
 def _row(config: MemorizationConfig, arm: Arm, folder: Path) -> dict[str, Any]:
-    training = read_card(folder / MODELS / arm.model, "training")
-    trained_on = int(training["counts"]["trained_on"])
-    batch = int(training["config"]["optimizer"]["batch"])
+    trained_on = int(read_card(folder / MODELS / arm.model, "training")["counts"]["trained_on"])
+    batch = train_config(config, "clips.jsonl", arm.seed).optimizer.batch
     again = {clip.clip_id for clip in read_manifest(folder / SETS / arm.name / REPEATED)}
     made = [json.loads(line) for line in (folder / MADE / arm.name / "manifest.jsonl").read_text("utf-8").splitlines()]
     prompt_of = {row["clip_id"]: row["reference"] for row in made}

@@ -19,6 +19,7 @@ from ..inputs import shortened
 from ..sounds import FAMILIES, synthesise
 
 SOUNDS_HZ = 16_000
+FEWEST_LEFT = 60  # clips that a training set leaves over: of fewer, a background of a third and p-values of the rest say little
 COPY = "copy"  # of a repeated clip: CLIP_ID#copy-3
 
 
@@ -162,12 +163,18 @@ def prompted(clips: Sequence[Clip], wanted: int, seed: int) -> tuple[list[Clip],
 def background_and_null(rest: Sequence[Clip], background: int, null: int) -> tuple[list[Clip], list[Clip]]:
     """Two parts of the clips left over, none in both: at most so many, and a third of them for the background if they are few.
 
+    Of fewer than ``FEWEST_LEFT`` clips there are none: the training clips themselves tell more.
+
     Examples
     --------
     >>> rest = [Clip(f"{n}", "x.wav") for n in range(90)]
     >>> [tuple(map(len, background_and_null(rest, *most))) for most in ((64, 200), (10, 20))]
     [(30, 60), (10, 20)]
+    >>> background_and_null(rest[:59], 64, 200)
+    ([], [])
     """
+    if len(rest) < FEWEST_LEFT:
+        return [], []
     first = min(background, len(rest) // 3)
     return list(rest[:first]), list(rest[first : first + null])
 
