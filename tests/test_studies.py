@@ -376,6 +376,8 @@ def test_a_study_leaves_what_it_promised(finished: MemorizationStudy) -> None:
     assert [(row["size"], row["descriptor"], row["clips"]) for row in card["curve"]] == [(4, "mel", 4), (6, "mel", 4)]
     models = sorted(path.name for path in (finished.path / "models").iterdir())
     assert models == [name for name in names if name != "n6-s0-copies1"]  # which is the plain one's
+    # 10 null scores tell no fewer than 4 copies of 4 clips: 0 flagged is hardly a finding
+    assert [(row["flagged"], row["high"]) for row in card["curve"]] == [(0, pytest.approx(clopper_pearson(3, 4)[1]))] * 2
     assert card["plan"]["seconds"] == 0 and all(row["measured"] for row in card["plan"]["stages"])
     assert make_config(MemorizationConfig, card["config"]) == _config()
     page = (finished.path / "report.html").read_text("utf-8")

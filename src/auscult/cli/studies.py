@@ -106,9 +106,9 @@ def _print(result: MemorizationStudy) -> None:
             row["descriptor"],
             str(row["models"]),
             f"{row['flagged']} of {row['clips']}",
-            f"{row['rate']:.0%}" if known else "-",
+            f"{row['rate']:.0%}" if known else "not decided",
             f"{row['low']:.0%} to {row['high']:.0%}" if known else "-",
-            f"{row['own_clip_nearest']:.0%}" if known else "-",
+            "-" if row["own_clip_nearest"] is None else f"{row['own_clip_nearest']:.0%}",
         )
     out.print(shown)
     for row in result.card["published"]:

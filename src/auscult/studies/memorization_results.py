@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from .sets import read_manifest
 INTERVAL = (
     "Intervals are of 95 %: Clopper and Pearson's, for as many independent clips as the rates of the seeds vary like (Korn and "
     "Graubard, with Student's t for few seeds). Where all seeds agree on 0 or 100 %, and with one seed, every clip counts as "
-    "independent, which they are not quite: clips of one model share its weights."
+    "independent, which they are not quite: clips of one model share its weights. Where null clips are too few to tell "
+    "a few copies, the upper ends include as many as could not be told."
 )
 PUBLISHED = (
     {"training clips": "1,000", "published": "more than 90 % of the generated clips are replicas"},
@@ -58,8 +60,11 @@ class Flags:
     models: int
 
 
-def pooled(counts: Sequence[tuple[int, int]]) -> Flags:
+def pooled(counts: Sequence[tuple[int, int]], unseen: Sequence[int] = ()) -> Flags:
     """The mean rate of several models, each of ``(flagged, clips)``, with its interval (see ``INTERVAL``).
+
+    ``unseen`` are as many clips of each model as could be copies without being flagged, for want of null clips: the upper end
+    is that with these flagged; where they are all clips, there is no rate.
 
     The variance of the mean of k rates is their sample variance over k, times ``(t / 1.96)^2`` with the 97.5 % quantile t of
     Student's distribution of k - 1 degrees of freedom.
@@ -69,12 +74,18 @@ def pooled(counts: Sequence[tuple[int, int]]) -> Flags:
     >>> one, three = pooled([(36, 40)]), pooled([(40, 40), (36, 40), (32, 40)])
     >>> round(one.low, 2), round(one.high, 2), round(three.low, 2), round(three.high, 2)
     (0.76, 0.97, 0.4, 1.0)
+    >>> round(pooled([(0, 40)]).high, 2), round(pooled([(0, 40)], unseen=[3]).high, 2), pooled([(0, 4)], unseen=[4]).rate
+    (0.09, 0.2, None)
 
     References
     ----------
     Korn and Graubard, "Confidence intervals for proportions with small expected number of positive counts estimated from survey
     data", Survey Methodology 24 (1998).
     """
+    if any(unseen):
+        least, most = pooled(counts), pooled([(one + more, of) for (one, of), more in zip(counts, unseen, strict=True)])
+        nothing = most.flagged == most.clips and not least.flagged
+        return replace(least, rate=None, low=None, high=None) if nothing else replace(least, high=most.high)
     counts = [(flagged, clips) for flagged, clips in counts if clips]
     flagged, clips = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
     if not clips:
@@ -112,14 +123,16 @@ def _row(config: MemorizationConfig, arm: Arm, folder: Path) -> dict[str, Any]:
         "trained_on": trained_on,
         "epochs": round(config.train.steps * batch / trained_on, 1),
         "clips": len(made),
-        "audits": {name: _audited(folder, arm, name, prompt_of, again) for name in config.audits.compared_by},
+        "audits": {name: _audited(config, arm, name, folder, prompt_of, again) for name in config.audits.compared_by},
     }
     if arm.deduplicated:
         row["dropped"] = int(read_card(folder / DEDUPLICATED / arm.name)["counts"]["dropped"])
     return row
 
 
-def _audited(folder: Path, arm: Arm, name: str, prompt_of: dict[str, str], again: set[str]) -> dict[str, Any]:
+def _audited(
+    config: MemorizationConfig, arm: Arm, name: str, folder: Path, prompt_of: dict[str, str], again: set[str]
+) -> dict[str, Any]:
     """What one audit says of one model's clips."""
     audit = Audit.open(folder / AUDITS / f"{arm.name}-{name}")
     rows = [row for row in audit.queries().to_pylist() if row["score"] is not None]
@@ -133,6 +146,7 @@ def _audited(folder: Path, arm: Arm, name: str, prompt_of: dict[str, str], again
         "tau": threshold["tau"],
         "rule": threshold["rule"],
         "undecided": undecided(audit.card),
+        "unseen": _unseen(audit, config.audits.fdr, len(rows)),
         "null": audit.card["calibration"]["null"],
         "null_clips": audit.card["calibration"]["null_clips"],
         "background_given": "background" in audit.card["inputs"],
@@ -143,6 +157,14 @@ def _audited(folder: Path, arm: Arm, name: str, prompt_of: dict[str, str], again
             own = [row for row in rows if (prompt_of[row["query_id"]] in again) is wanted]
             found[key] = {"flagged": sum(row["flagged"] for row in own), "compared": len(own)}
     return found
+
+
+def _unseen(audit: Audit, fdr: float, compared: int) -> int:
+    """How many copies too few null scores could not tell: with n of them, it takes ``m / (fdr (n + 1))`` of m clips."""
+    if not undecided(audit.card):
+        return 0
+    least = math.ceil(compared / (fdr * (audit.card["calibration"]["null_clips"] + 1)))
+    return min(compared, least - 1)
 
 
 def _verified(audit: Audit) -> dict[str, Any] | None:
@@ -171,7 +193,7 @@ def _curve(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> list[d
                     "size": size,
                     "epochs": own[0]["epochs"],
                     "descriptor": name,
-                    **asdict(pooled([(one["flagged"], one["compared"]) for one in audits])),
+                    **asdict(pooled([(one["flagged"], one["compared"]) for one in audits], [one["unseen"] for one in audits])),
                     "by_seed": [one["flagged"] / one["compared"] if one["compared"] else None for one in audits],
                     "own_clip_nearest": nearest.rate,
                     "undecided": sum(one["undecided"] for one in audits),
@@ -192,7 +214,8 @@ def _duplicates(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> l
             line: dict[str, Any] = {"copies": copies, "deduplicated": deduplicated, "descriptor": name}
             for key in ("repeated", "once"):
                 counts = [row["audits"][name][key] for row in own]
-                line[key] = asdict(pooled([(one["flagged"], one["compared"]) for one in counts]))
+                unseen = [min(row["audits"][name]["unseen"], row["audits"][name][key]["compared"]) for row in own]
+                line[key] = asdict(pooled([(one["flagged"], one["compared"]) for one in counts], unseen))
             if deduplicated:
                 line["dropped"] = [row["dropped"] for row in own]
             found.append(line)
@@ -208,8 +231,8 @@ def _warnings(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> lis
         audits = {row["name"]: row["audits"][name] for row in rows}
         if open_ := [key for key, one in audits.items() if one["undecided"]]:
             told.append(
-                f"{name}: too few null scores to flag anything in {len(open_)} of {len(rows)} audits ({', '.join(open_[:4])}): "
-                "0 flagged says nothing there. Give more null clips."
+                f"{name}: in {len(open_)} of {len(rows)} audits ({', '.join(open_[:4])}) nothing is flagged, and too few "
+                "null scores are there to tell a single copy; the intervals include what could not be told: give more."
             )
         if own := [key for key, one in audits.items() if one["null"] != "given"]:
             told.append(
