@@ -232,7 +232,7 @@ def _warnings(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> lis
         if open_ := [key for key, one in audits.items() if one["undecided"]]:
             told.append(
                 f"{name}: in {len(open_)} of {len(rows)} audits ({', '.join(open_[:4])}) nothing is flagged, and too few "
-                "null scores are there to tell a single copy; the intervals include what could not be told: give more."
+                "null scores are there to tell a single copy, which the intervals take in: give more."
             )
         if own := [key for key, one in audits.items() if one["null"] != "given"]:
             told.append(
