@@ -348,6 +348,7 @@ def test_strengths_that_are_given_stay_and_the_others_are_open() -> None:
 NAMES = [f"sound {letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
 PROMPTS = ["sound a", "sound b", "sound c", "sound x", "sound y", "sound d"]  # the noise of the last begins above 0
 MELODY = 3  # of the families of sounds: melodies are so alike that the audit takes them for each other's copies
+MELS = GuardConfig(descriptor="mel-latents", attempts=3)  # by which the planted copies, and nothing else, are above thresholds
 REFERENCES = [number for number in range(14) if number % 6 != MELODY]
 CONFIG = GenerateConfig(steps=8, duration_s=planted_memory.DURATION_S)
 
@@ -400,7 +401,7 @@ def memorizing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def guarded(scene: Scene, output: Path, **settings: Any) -> Generation:
-    given = {"guard": GuardConfig(attempts=3), "config": CONFIG, "null": scene.null, **settings}
+    given = {"guard": MELS, "config": CONFIG, "null": scene.null, **settings}
     return generate_guarded(str(scene.model), scene.prompts, output, scene.references, **given)
 
 
@@ -455,7 +456,7 @@ def test_no_clip_leaves_that_the_audit_flags(scene: Scene, tmp_path: Path) -> No
 @pytest.mark.usefixtures("memorizing")
 def test_a_guard_that_is_stopped_anywhere_continues(scene: Scene, tmp_path: Path) -> None:
     """After the first attempt's clips, in an audit, in a later attempt, and when the folder has its name but no audit yet."""
-    whole = guarded(scene, tmp_path / "whole", guard=GuardConfig(attempts=2))
+    whole = guarded(scene, tmp_path / "whole", guard=MELS)
     cut = tmp_path / "cut"
 
     def stop_at(what: str) -> Any:
@@ -469,7 +470,7 @@ def test_a_guard_that_is_stopped_anywhere_continues(scene: Scene, tmp_path: Path
     made = cut.with_name("cut.partial") / "attempts" / "0" / "audio" / "000000-00.flac"
     for place in ("references described", "attempt 1:", "generated clips scored", "attempt 2:", "attempt 3:"):
         with pytest.raises(KeyboardInterrupt):
-            guarded(scene, cut, guard=GuardConfig(attempts=2), progress=stop_at(place))
+            guarded(scene, cut, guard=MELS, progress=stop_at(place))
         first += [made.stat().st_mtime_ns] if made.is_file() else []
     assert len(first) >= 3 and len(set(first)) == 1  # what was made is made once
     with pytest.raises(OutputFolderError, match="other settings \\(guard was"):
@@ -480,9 +481,9 @@ def test_a_guard_that_is_stopped_anywhere_continues(scene: Scene, tmp_path: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        guarded(scene, cut, guard=GuardConfig(attempts=2), progress=stop_when_named)
+        guarded(scene, cut, guard=MELS, progress=stop_when_named)
     assert not (cut / "audit").exists()
-    again = guarded(scene, cut, guard=GuardConfig(attempts=2))
+    again = guarded(scene, cut, guard=MELS)
     assert [row["sha256"] for row in again.rows()] == [row["sha256"] for row in whole.rows()]
     for name in ("manifest.jsonl", "withheld.jsonl"):
         assert (again.path / name).read_bytes() == (whole.path / name).read_bytes()
@@ -490,8 +491,8 @@ def test_a_guard_that_is_stopped_anywhere_continues(scene: Scene, tmp_path: Path
     # a file that somebody changes before the audit is no longer what was checked
     (cut / "audit").rename(tmp_path / "elsewhere")
     sf.write(cut / again.rows()[0]["path"], wave(0), 16_000)
-    with pytest.raises(StoreError, match="flags 1 clips that it did not flag before"):
-        guarded(scene, cut, guard=GuardConfig(attempts=2))
+    with pytest.raises(StoreError, match="flags clips that were not flagged before.*000000-00.*so files were changed"):
+        guarded(scene, cut, guard=MELS)
 
 
 # --- what it is given -------------------------------------------------------------------------------------------------
@@ -579,7 +580,9 @@ def test_settings_of_a_guard_that_is_not_there(scene: Scene, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.usefixtures("memorizing")
 def test_the_command_line_says_what_it_did(scene: Scene, tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text(f"steps = 8\nduration_s = {planted_memory.DURATION_S}\n[guard]\nattempts = 0\n")
+    (tmp_path / "c.toml").write_text(
+        f'steps = 8\nduration_s = {planted_memory.DURATION_S}\n[guard]\nattempts = 0\ndescriptor = "mel-latents"\n'
+    )
     command = ["generate", "--model", scene.model, "--prompts", scene.prompts, "-o", tmp_path / "out", "--json"]
     command += ["--guard", scene.references.sources[0], "--guard-null", scene.null.sources[0], "--config", tmp_path / "c.toml"]
     result = CliRunner().invoke(app, [*map(str, command), "--max-withheld", "1"])

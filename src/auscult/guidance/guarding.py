@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from ..audit import KIND as AUDIT
+from ..audit import Audit
 from ..engine import HERE, Engine
 from ..errors import StoreError
 from ..folders import Progress, building, is_folder_of, no_progress, write_table, write_text
@@ -25,14 +26,14 @@ from ..generation.clips import MANIFEST, Row
 from ..generation.generating import GenerateConfig, Generation
 from ..generation.order import BATCH_SIZE, KIND, Order, finished, take_order, write_generation
 from ..generation.prompts import PlannedClip
-from ..inputs import Source, task_sources
+from ..inputs import Source, shortened, task_sources
 from ..report import write_report
 from ..store import DescriptorStore
 from .amg import AmgConfig
 from .guard_config import GuardConfig, checked_strengths
 from .guided import TRACES, Guided, merged_traces
 from .protecting import INDEX, described_for_audits, guide_of
-from .rounds import ATTEMPTS, CHECKS, Auditor, Rounds, make_and_audit, sounds
+from .rounds import ATTEMPTS, CHECKS, Auditor, Rounds, flagged_in, make_and_audit, sounds
 from .terms import GuidanceTerm
 
 DESCRIBED = "described"
@@ -157,7 +158,7 @@ def _task(
     return dict(json.loads(json.dumps(task, default=repr)))
 
 
-def _auditor(stores: Mapping[str, DescriptorStore], guard: GuardConfig, engine: Engine) -> Auditor:
+def _auditor(stores: Mapping[str, Source], guard: GuardConfig, engine: Engine) -> Auditor:
     return Auditor(stores["references"], stores.get("background"), stores.get("null"), guard.of_audit(), guard.level, engine)
 
 
@@ -242,20 +243,19 @@ def _audit_finally(
     StoreError
         It flags some, although the same audit flagged none of them before.
     """
-    where, described = done.path / FINAL, done.path / DESCRIBED
-    if not is_folder_of(where, AUDIT):
+    where, described, rows = done.path / FINAL, done.path / DESCRIBED, done.rows()
+    if any(map(sounds, rows)) and not is_folder_of(where, AUDIT):
         stores = {
             role: DescriptorStore.open(described / role) if (described / role).is_dir() else source
             for role, source in sources.items()
         }
-        auditor = _auditor(stores, guard, engine)  # type: ignore[arg-type]
-        if any(map(sounds, done.rows())):
-            found = auditor.audit(done.path / MANIFEST, where, progress, lambda folder: write_report(folder, progress))
-            if flagged := found.card["counts"]["flagged"]:
-                raise StoreError(
-                    f"{where}: flags {flagged:,} clips that it did not flag before they were delivered; "
-                    "files were changed. Generate again with --overwrite"
-                )
+        auditor = _auditor(stores, guard, engine)
+        auditor.audit(done.path / MANIFEST, where, progress, lambda folder: write_report(folder, progress))
+    if is_folder_of(where, AUDIT) and (flagged := flagged_in(Audit.open(where), rows, guard.level).best):
+        raise StoreError(
+            f"{where}: flags clips that were not flagged before they were delivered ({shortened(list(flagged))}), so files "
+            "were changed; generate again with --overwrite"
+        )
     if described.is_dir():  # the audit's own now, for reports and reviews
         for store in described.iterdir():
             shutil.move(store, where / "stores" / store.name) if where.is_dir() else None

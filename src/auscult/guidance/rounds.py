@@ -72,23 +72,11 @@ class Auditor:
     engine: Engine
 
     def __call__(self, rows: Sequence[Row], manifest: Path, output: Path, progress: Progress) -> Flagged:
-        """The clips that are flagged, each with its best match; an audit that is there already is opened.
-
-        A clip that the audit could not read counts as flagged.
-        """
+        """The clips that are flagged, each with its best match; an audit that is there already is opened."""
         if not any(sounds(row) for row in rows):
             return Flagged({}, None)
         found = Audit.open(output) if is_folder_of(output, AUDIT) else self.audit(manifest, output, progress)
-        queries = found.queries().to_pylist()
-        null_scores = int(found.card["calibration"]["null_clips"])
-        level = 0.0 if self.alpha is None else max(self.alpha, 1 / (1 + null_scores))
-        flagged = {row["query_id"] for row in queries if row["flagged"] or (row["p_value"] or 1.0) <= level}
-        flagged |= {row["clip_id"] for row in rows} - {row["query_id"] for row in queries}
-        best: dict[str, Row] = {clip_id: {} for clip_id in sorted(flagged)}
-        for match in found.matches().to_pylist():
-            if match["query_id"] in best and not best[match["query_id"]]:
-                best[match["query_id"]] = {name: match.get(name) for name in _FOUND}
-        return Flagged(best, null_scores)
+        return flagged_in(found, rows, self.alpha)
 
     def audit(self, manifest: Path, output: Path, progress: Progress, finish: Callable[[Path], object] | None = None) -> Audit:
         """Audit the clips of a manifest."""
@@ -103,6 +91,20 @@ class Auditor:
             progress=progress,
             finish=finish,
         )
+
+
+def flagged_in(found: Audit, rows: Sequence[Row], alpha: float | None) -> Flagged:
+    """The clips of these rows that an audit flags, or that have a p-value of ``alpha`` or below, or that it could not read."""
+    queries = found.queries().to_pylist()
+    null_scores = int(found.card["calibration"]["null_clips"])
+    level = 0.0 if alpha is None else max(alpha, 1 / (1 + null_scores))
+    flagged = {row["query_id"] for row in queries if row["flagged"] or (row["p_value"] or 1.0) <= level}
+    flagged |= {row["clip_id"] for row in rows} - {row["query_id"] for row in queries}
+    best: dict[str, Row] = {clip_id: {} for clip_id in sorted(flagged)}
+    for match in found.matches().to_pylist():
+        if match["query_id"] in best and not best[match["query_id"]]:
+            best[match["query_id"]] = {name: match.get(name) for name in _FOUND}
+    return Flagged(best, null_scores)
 
 
 @dataclass
