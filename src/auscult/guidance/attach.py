@@ -244,7 +244,8 @@ class _Watch:
     # --- the trace ----------------------------------------------------------------------------------------------------
 
     def _rows(self, moment: Moment, corrections: Sequence[Correction]) -> list[TraceRow]:
-        signal = None if moment.u is None else text_norm(moment.u, moment.c, moment.coefficients).tolist()
+        known = moment.u is not None and moment.coefficients.b > 0  # without noise no prediction of it means anything
+        signal = text_norm(moment.u, moment.c, moment.coefficients).tolist() if known else None
         scale = moment.scale.tolist()
         rows = []
         for sample in range(len(moment)):
