@@ -285,6 +285,10 @@ class TrainConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     gates: GatesConfig = field(default_factory=GatesConfig)
 
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads should be at least 1, got {self.threads}; leave it out for torch's own number")
+
 
 def preset_values(name: str) -> dict[str, Any]:
     """The tables of a preset.
