@@ -40,6 +40,12 @@ def generate(
     workers: Annotated[
         int, typer.Option("--workers", "-j", min=1, help="Processes; with --device cuda they take the GPUs in turn.")
     ] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of the processor, for all processes together (default: torch's own); fewer where it is shared."
+        ),
+    ] = None,
     device: Device = "cpu",
     datastore: Annotated[
         Path | None,
@@ -62,7 +68,12 @@ def generate(
     """Generate clips from prompts. Writes FLAC files and a manifest that audit and evaluate take as it is."""
     from ..generation.generating import GenerateConfig
     from ..generation.generating import generate as run
+    from ..generation.requirements import require_models
+    from ..generation.workers import torch_threads
 
+    if k and datastore is None:
+        raise ValueError("--k has no effect without pairs; give --datastore STORE, or leave it out")
+    require_models("auscult generate")
     settings = settings_of(
         GenerateConfig,
         config,
@@ -76,7 +87,7 @@ def generate(
         k=k,
         retrieval_scale=retrieval_scale,
     )
-    with progress_bars() as progress:
+    with torch_threads(threads), progress_bars() as progress:
         result = run(
             model,
             prompts,
