@@ -348,6 +348,9 @@ def test_published_hyper_parameters() -> None:
         ("codec.kind=pretrained", "source"),
         ("logging.validation_clips=0", "validation_clips should be at least 1, got 0"),
         ("logging.every=0", "every should be at least 1, got 0"),
+        ("data.group=(a", "group is no regular expression"),
+        ("data.group=^a-", "parentheses around the name"),
+        ("threads=0", "threads should be at least 1, got 0"),
         ("optimizer", "such as optimizer.steps=100"),
     ],
 )

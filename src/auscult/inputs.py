@@ -132,7 +132,7 @@ def _why(store: DescriptorStore) -> str:
             f"{len(unreadable)} files could not be read, the first: {first['path']}: {first['reason']}. "
             "If a manifest's paths are relative to another folder, give --audio-root"
         )
-    return f"it holds no audio ({counts['not_audio']} other files)"
+    return f"it holds no audio ({counts['not_audio']} other files)" if counts["not_audio"] else "it is empty: it names no clip"
 
 
 def input_facts(store: DescriptorStore) -> dict[str, Any]:
