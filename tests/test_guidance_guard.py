@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,10 +41,10 @@ from auscult.generation.prompts import PlannedClip, PromptRow, plan_clips
 from auscult.guidance import protecting
 from auscult.guidance.amg import AmgConfig
 from auscult.guidance.guard_config import GuardConfig, checked_strengths
-from auscult.guidance.guarding import generate_guarded
+from auscult.guidance.guarding import _notes, generate_guarded
 from auscult.guidance.guided import Guided, LatentChoice, facts_of_clips, merged_traces, strengthened, write_trace
 from auscult.guidance.index import ReferenceIndex
-from auscult.guidance.protecting import described_for_audits, guide_of
+from auscult.guidance.protecting import check_enough, described_for_audits, guide_of
 from auscult.guidance.rounds import Flagged, Rounds, make_and_audit
 from auscult.guidance.shifting import at_every_moment
 from auscult.guidance.thresholds import measured_thresholds
@@ -295,7 +296,7 @@ def of_vectors(vectors: torch.Tensor, ids: Sequence[str]) -> ReferenceIndex:
 
 
 def test_too_few_references_for_thresholds() -> None:
-    with pytest.raises(ValueError, match="at least 10, and of 9 references 9 are; give more, or give both thresholds"):
+    with pytest.raises(ValueError, match="at least 10, and of 9 references 9 are; give more, or both .*--amg.threshold-low"):
         measured_thresholds(of_vectors(torch.nn.functional.normalize(torch.randn(9, 4), dim=1), [str(n) for n in range(9)]))
     with pytest.raises(ValueError, match="of 20 references 0 are"):
         measured_thresholds(of_vectors(torch.ones(20, 4) / 2, [str(number) for number in range(20)]))
@@ -305,11 +306,11 @@ def test_too_few_references_for_thresholds() -> None:
     ("settings", "message"),
     [
         ({"descriptor": "mel", "audit": "mel"}, "guidance compares by mel and so would the audit.*audit by contrast or clap"),
-        ({"descriptor": "mel-latents", "audit": "mel"}, "audit by contrast or clap"),
+        ({"descriptor": "mel-latents", "audit": "mel"}, "by mel-latents, which hears what mel does, and.*contrast or clap"),
         ({"descriptor": "clap", "audit": "clap"}, "audit by contrast or mel"),
         ({"attempts": -1}, "attempts should be 0 to 20"),
         ({"strengthen": 0.5}, "strengthen should be at least 1"),
-        ({"alpha": 0.0}, "alpha should be between 0 and 1"),
+        ({"alpha": 0.0}, "alpha should be above 0 and below 1"),
         ({"tau": 1.0, "fdr": 0.1}, "give one of them"),
     ],
 )
@@ -323,6 +324,7 @@ def test_guards_that_cannot_be_meant(settings: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("amg", "scale", "message"),
     [
+        ({"despecification": -1.0}, 3.0, r"despecification \(c1\) should be at least 0"),
         ({"despecificatoin": 1.0}, 3.0, "did you mean despecification"),
         ({"schedule": "linear"}, 3.0, "schedule should be 'alpha_bar' or 'progress' or 'constant'"),
         ({"threshold_low": 0.5, "threshold_high": 0.4}, 3.0, "should not be above"),
@@ -473,8 +475,12 @@ def test_a_guard_that_is_stopped_anywhere_continues(scene: Scene, tmp_path: Path
             guarded(scene, cut, guard=MELS, progress=stop_at(place))
         first += [made.stat().st_mtime_ns] if made.is_file() else []
     assert len(first) >= 3 and len(set(first)) == 1  # what was made is made once
-    with pytest.raises(OutputFolderError, match="other settings \\(guard was"):
+    with pytest.raises(OutputFolderError, match="holds 6 clips of a run with other settings \\(guard was"):
         generate(str(scene.model), scene.prompts, cut, config=CONFIG)
+    other = dataclasses.replace(MELS, audit="clap")
+    wanted = "\\(guard.audit was 'contrast', now 'clap'; amg.deduplication was not given, now 1.0\\)"
+    with pytest.raises(OutputFolderError, match=wanted):
+        guarded(scene, cut, guard=other, amg={"deduplication": 1.0})
 
     def stop_when_named(done: int, total: int | None, shown: str) -> None:
         if cut.is_dir():
@@ -500,17 +506,57 @@ def test_a_guard_that_is_stopped_anywhere_continues(scene: Scene, tmp_path: Path
 
 def test_nothing_is_made_where_the_references_will_not_do(scene: Scene, tmp_path: Path) -> None:
     (tmp_path / "silent").mkdir()
-    sf.write(tmp_path / "silent" / "0.wav", np.zeros(16_000), 16_000)
     (tmp_path / "few").mkdir()
-    for number in range(4):
-        sf.write(tmp_path / "few" / f"{number}.wav", wave(number), 16_000)
+    for number in range(10):
+        sf.write(tmp_path / "silent" / f"{number}.wav", np.zeros(16_000), 16_000)
+        sf.write(tmp_path / "few" / f"{number}.wav", wave(number) if number < 4 else np.zeros(16_000), 16_000)
     for name, error, message in (
         ("silent", CorpusError, "references: no clip to compare.*all silent"),
-        ("few", ValueError, "at least 9 training clips"),
+        ("few", ValueError, "at least 9 training clips.*give --guard-background"),
     ):
         with pytest.raises(error, match=message):
             generate_guarded(str(scene.model), scene.prompts, tmp_path / "out", open_corpus(tmp_path / name), config=CONFIG)
-    assert not list(tmp_path.glob("out.partial/attempts"))
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("clips", "guard", "amg", "messages"),
+    [
+        (8, {}, {}, ("8 references", "at least 9, or .*--guard-background", "at least 10, .*--amg.threshold-low")),
+        (9, {}, {}, ("at least 10, unless both are given",)),
+        (8, {}, {"threshold_low": 0.1, "threshold_high": 0.2}, ("at least 9",)),
+        (19, {"audit": "mel"}, {}, ("audits by mel read their threshold off at least 20",)),
+        (9, {}, {"threshold_low": 0.1, "threshold_high": 0.2}, ()),
+        (10, {}, {}, ()),
+        (10, {"audit": "mel", "tau": 0.5}, {}, ()),
+    ],
+)
+def test_too_few_references_are_told_before_any_is_described(
+    scene: Scene, tmp_path: Path, clips: int, guard: dict[str, Any], amg: dict[str, Any], messages: Sequence[str]
+) -> None:
+    (tmp_path / "few").mkdir()
+    for number in range(clips):
+        (tmp_path / "few" / f"{number}.wav").write_bytes(b"no sound yet")  # nothing is read of it
+    sources: dict[str, Source] = {"references": open_corpus(tmp_path / "few")}
+    if not messages:
+        check_enough(sources, GuardConfig(**guard), amg)
+        return
+    with pytest.raises(ValueError) as refused:
+        generate_guarded(
+            str(scene.model), scene.prompts, tmp_path / "out", sources["references"], guard=GuardConfig(**guard), amg=amg
+        )
+    text = str(refused.value)
+    assert all(re.search(message, text) for message in messages)
+    assert ("thresholds are measured" in text) == (clips < 10 and not amg)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(("gain_db", "fired", "told"), [(-38.0, 3, True), (-19.0, 3, False), (-38.0, 0, False)])
+def test_clips_that_guidance_blew_up_are_told(gain_db: float, fired: int, told: bool) -> None:
+    """Another clip is loud, too, without guidance or by less: the ordinary note is enough for it."""
+    row = {"clip_id": "000000-00", "gain_db": gain_db, "fired_steps": fired}
+    notes = _notes(Rounds(delivered=[row, {**row, "clip_id": "000001-00", "gain_db": 0.0}]), GuardConfig())
+    assert any("blew up 000000-00, turned down by more than 20 dB" in note and "--amg.c3" in note for note in notes) == told
 
 
 def prepared(scene: Scene, references: Source, partial: Path, **settings: Any) -> tuple[Guided, Row]:
@@ -561,10 +607,17 @@ def test_settings_of_a_guard_that_is_not_there(scene: Scene, tmp_path: Path) -> 
     (tmp_path / "flat.toml").write_text("guard = 3\n")
     references = ["--guard", scene.references.sources[0]]
     for more, message in (
-        (["--amg.c1", "2"], "amg.despecification is a setting of a guard, and there is none"),
-        (["--guard-attempts", "2"], "attempts is a setting of a guard"),
-        (["--max-withheld", "2"], "max-withheld is a setting of a guard"),
-        (["--config", str(tmp_path / "amg.toml")], "amg.dissimilarity is a setting of a guard"),
+        (
+            ["--amg.c1", "2"],
+            "amg.despecification (--amg.despecification or --amg.c1) is a setting of a guard, and",
+        ),
+        (["--guard-attempts", "2"], "guard.attempts (--guard-attempts) is a setting of a guard"),
+        (["--guard-null", "x"], "guard.null (--guard-null) is a setting"),
+        (["--max-withheld", "2"], "--max-withheld is a setting of a guard"),
+        (
+            ["--config", str(tmp_path / "amg.toml")],
+            "amg.dissimilarity (--amg.dissimilarity or --amg.c3) is a setting of",
+        ),
         (["--config", str(tmp_path / "flat.toml")], "guard should be a table, [guard]"),
         ([*references, "--guard-audit", "mel", "--guard-descriptor", "mel"], "audit by contrast or clap"),
         ([*references, "--guard-descriptor", "mell"], "[guard]: descriptor should be"),
@@ -589,5 +642,7 @@ def test_the_command_line_says_what_it_did(scene: Scene, tmp_path: Path) -> None
     said = json.loads(result.stdout)
     assert result.exit_code == 1 and said["guard"]["counts"]["withheld"] >= 2
     assert said["paths"][2:] == [str(tmp_path / "out" / "withheld.jsonl"), str(tmp_path / "out" / "audit" / "report.html")]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     again = CliRunner().invoke(app, [*(part for part in map(str, command) if part != "--json")])
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before  # left as it is
     assert again.exit_code == 0 and "guidance fired on 2 of 6; whose similarity went from" in again.stdout

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ..generation.order import Generation
 
 TABLES = ("guard", "amg")
+OF_GUARD = ("attempts", "descriptor", "audit", "alpha", "background", "null")  # that have an option
+PAPERS = {"despecification": "--amg.c1", "deduplication": "--amg.c2", "dissimilarity": "--amg.c3"}
+OF_AMG = (*PAPERS, "threshold_low", "threshold_high", "schedule", "units", "gradient", "every")
 GUARD = "Guard"
 AMG = "Anti-memorization guidance"
 
@@ -107,12 +110,25 @@ def given(**options: Any) -> dict[str, Any]:
 
 def check_unguarded(guard: Mapping[str, Any], amg: Mapping[str, Any]) -> None:
     """Refuse settings of a guard that is not there."""
-    without = [*guard, *(f"amg.{name}" for name in amg)]
+    without = [*map(_guard_setting, guard), *map(_amg_setting, amg)]
     if without:
         raise ValueError(
-            f"{without[0].replace('_', '-')} is a setting of a guard, and there is none; give the clips that must not be "
+            f"{without[0]} is a setting of a guard, and there is none; give the clips that must not be "
             "replicated with --guard SRC"
         )
+
+
+def _guard_setting(name: str) -> str:
+    if name == "max_withheld":
+        return "--max-withheld"
+    return f"guard.{name}" + (f" (--guard-{name})" if name in OF_GUARD else "")
+
+
+def _amg_setting(name: str) -> str:
+    """By the name in a configuration, and by the options that it has."""
+    options = [f"--amg.{name.replace('_', '-')}"] if name in OF_AMG else []
+    options += [PAPERS[name]] if name in PAPERS else []
+    return f"amg.{name}" + (f" ({' or '.join(options)})" if options else "")
 
 
 def generate_guarded(

@@ -34,7 +34,8 @@ class AmgConfig:
     Attributes
     ----------
     despecification
-        c1 of the papers, at least 0: lowers guidance by the prompt.
+        c1 of the papers, at least 0: lowers guidance by the prompt. At ``(s0 - 1) / similarity`` nothing is left to take away,
+        with s0 the guidance scale: a larger c1 has no further effect, and leaves deduplication no room.
     deduplication
         c2: guides away from the caption of the nearest reference, so the index has to know captions.
     dissimilarity
@@ -74,9 +75,9 @@ class AmgConfig:
     stop: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("despecification", "deduplication", "dissimilarity"):
+        for number, name in enumerate(("despecification", "deduplication", "dissimilarity"), 1):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} should be at least 0 (0 switches it off), got {getattr(self, name)!r}")
+                raise ValueError(f"{name} (c{number}) should be at least 0 (0 switches it off), got {getattr(self, name)!r}")
         if not self.threshold_low <= self.threshold_high:
             raise ValueError(f"threshold_low {self.threshold_low:g} should not be above threshold_high {self.threshold_high:g}")
         for name, allowed in (("units", UNITS), ("gradient", ("x0", "denoiser")), ("x0_source", ("cond", "guided"))):

@@ -12,7 +12,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +23,7 @@ from ..audit import Audit
 from ..engine import HERE, Engine
 from ..errors import StoreError
 from ..folders import Progress, building, is_folder_of, no_progress, write_table, write_text
-from ..generation.clips import MANIFEST, Row
+from ..generation.clips import AUDIO, MANIFEST, Row
 from ..generation.generating import GenerateConfig, Generation
 from ..generation.order import BATCH_SIZE, KIND, Order, finished, take_order, write_generation
 from ..generation.prompts import PlannedClip
@@ -32,11 +33,12 @@ from ..store import DescriptorStore
 from .amg import AmgConfig
 from .guard_config import GuardConfig, checked_strengths
 from .guided import TRACES, Guided, merged_traces
-from .protecting import INDEX, described_for_audits, guide_of
+from .protecting import INDEX, check_enough, described_for_audits, guide_of
 from .rounds import ATTEMPTS, CHECKS, Auditor, Rounds, flagged_in, make_and_audit, sounds
 from .terms import GuidanceTerm
 
 DESCRIBED = "described"
+BLOWN_UP_DB = 20.0  # turned down by more: ten times full scale is no sound that the model makes by itself
 WITHHELD, TRACE, FINAL = "withheld.jsonl", "trace.parquet", "audit"
 
 
@@ -121,7 +123,8 @@ def generate_guarded(
     done = None if overwrite else finished(order)
     if done is None:
         started = time.time()
-        with building(order.output, KIND, task=order.task, overwrite=overwrite) as partial:
+        check_enough(sources, guard, strengths)
+        with building(order.output, KIND, task=order.task, overwrite=overwrite) as partial, _nothing_without_clips(partial):
             described = described_for_audits(sources, partial / DESCRIBED, guard, engine, progress)
             guide, facts = guide_of(order, references, guard, strengths, terms, partial, progress)
             auditor = _auditor(described, guard, engine)
@@ -162,6 +165,18 @@ def _auditor(stores: Mapping[str, Source], guard: GuardConfig, engine: Engine) -
     return Auditor(stores["references"], stores.get("background"), stores.get("null"), guard.of_audit(), guard.level, engine)
 
 
+@contextmanager
+def _nothing_without_clips(partial: Path) -> Iterator[None]:
+    """An error before the first clip leaves no descriptions either: with other references they would be of no use."""
+    try:
+        yield
+    except Exception:
+        if not any(partial.glob(f"{ATTEMPTS}/*/{AUDIO}/*.flac")):
+            for name in (DESCRIBED, INDEX):
+                shutil.rmtree(partial / name, ignore_errors=True)
+        raise
+
+
 # --- what is made and written -----------------------------------------------------------------------------------------
 
 
@@ -189,7 +204,16 @@ def _write(partial: Path, order: Order, rounds: Rounds, guard: GuardConfig, fact
     write_table(partial / TRACE, merged_traces([folder / TRACES for folder in attempts]))
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rounds.withheld]
     write_text(partial / WITHHELD, "".join(lines))
-    notes = facts.pop("notes")
+    notes = [*facts.pop("notes"), *_notes(rounds, guard)]
+    guarded = {**_counts(rounds), **facts, "config": dataclasses.asdict(guard)}
+    write_generation(partial, order, rounds.delivered, started, files=(WITHHELD, TRACE), warnings=notes, guard=guarded)
+    for name in (ATTEMPTS, CHECKS, INDEX):
+        shutil.rmtree(partial / name, ignore_errors=True)
+
+
+def _notes(rounds: Rounds, guard: GuardConfig) -> list[str]:
+    """What a reader of the delivered clips should know."""
+    notes = []
     if rounds.withheld:
         clips = "1 clip is" if len(rounds.withheld) == 1 else f"{len(rounds.withheld):,} clips are"
         notes.append(f"{clips} withheld, since the audit flagged all that was made in their place; {WITHHELD} lists them")
@@ -199,10 +223,13 @@ def _write(partial: Path, order: Order, rounds: Rounds, guard: GuardConfig, fact
             f"score above all of them were made again; give {math.ceil(1 / guard.level) - 1:,} or more clips that are no "
             "training clips as --guard-null"
         )
-    guarded = {**_counts(rounds), **facts, "config": dataclasses.asdict(guard)}
-    write_generation(partial, order, rounds.delivered, started, files=(WITHHELD, TRACE), warnings=notes, guard=guarded)
-    for name in (ATTEMPTS, CHECKS, INDEX):
-        shutil.rmtree(partial / name, ignore_errors=True)
+    blown_up = [row["clip_id"] for row in rounds.delivered if row["fired_steps"] and row["gain_db"] < -BLOWN_UP_DB]
+    if blown_up:
+        notes.append(
+            f"guidance blew up {shortened(blown_up)}, turned down by more than {BLOWN_UP_DB:g} dB: hardly a sound that the "
+            "model makes by itself; generate again with a lower --amg.c3 (dissimilarity)"
+        )
+    return notes
 
 
 def _counts(rounds: Rounds) -> Row:
