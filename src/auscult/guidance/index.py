@@ -9,6 +9,7 @@ A clip has one vector for each window of it; windows of references overlap by ha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Sequence
@@ -189,7 +190,8 @@ class ReferenceIndex:
 
     def __repr__(self) -> str:
         counts = f"{len(self):,} vectors of {len(set(self.ids)):,} clips"
-        return f"{type(self).__name__}({self.spec}: {counts}, {self.silent:,} silent clips left out)"
+        whose = hashlib.sha256(repr((self.ids, self.captions, self.starts_s)).encode()).hexdigest()[:8]
+        return f"{type(self).__name__}({self.spec}: {counts}, {self.silent:,} silent clips left out, {whose})"
 
     def to(self, device: torch.device | str) -> ReferenceIndex:
         """The same index on a device."""
