@@ -24,7 +24,7 @@ from ..generation.clips import MANIFEST, Row
 from ..generation.generating import GenerateConfig, Generation
 from ..generation.order import BATCH_SIZE, KIND, Order, finished, take_order, write_generation
 from ..generation.prompts import PlannedClip
-from ..inputs import Source, shortened, task_sources
+from ..inputs import Source, clips_digest, shortened, task_sources
 from ..report import write_report
 from ..store import DescriptorStore
 from .amg import AmgConfig
@@ -115,7 +115,8 @@ def generate_guarded(
     )
     sources = {role: source for role, source in _roles(references, background, null) if source is not None}
     strengths = checked_strengths(amg, order.config)
-    order = dataclasses.replace(order, task={**order.task, "guard": _task(guard, strengths, terms, sources)})
+    heard = {f"clips of the {role}": clips_digest(source) for role, source in sources.items()}
+    order = dataclasses.replace(order, task={**order.task, "guard": _task(guard, strengths, terms, sources), **heard})
     done = None if overwrite else finished(order)
     if done is None:
         started = time.time()
