@@ -10,9 +10,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
@@ -24,7 +26,7 @@ from typer.testing import CliRunner
 
 import planted_memory
 import tiny_pipelines
-from auscult.audit import Audit, audit
+from auscult.audit import Audit, AuditConfig, audit
 from auscult.cli import app
 from auscult.corpus import Corpus, open_corpus
 from auscult.descriptors import load_descriptor
@@ -45,12 +47,12 @@ from auscult.guidance.guarding import _notes, generate_guarded
 from auscult.guidance.guided import Guided, LatentChoice, facts_of_clips, merged_traces, strengthened, write_trace
 from auscult.guidance.index import ReferenceIndex
 from auscult.guidance.protecting import check_enough, described_for_audits, guide_of
-from auscult.guidance.rounds import Flagged, Rounds, make_and_audit
+from auscult.guidance.rounds import Auditor, Flagged, Rounds, make_and_audit
 from auscult.guidance.shifting import at_every_moment
 from auscult.guidance.thresholds import measured_thresholds
 from auscult.guidance.trace import Trace, TraceRow
 from auscult.indexing import index
-from auscult.inputs import Source, StoredClips
+from auscult.inputs import Source, StoredClips, clips_digest
 from conftest import sound
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,6 +141,35 @@ def test_what_is_flagged_only_among_the_others_is_withheld_until_nothing_is(tmp_
     assert done.audits == 2 + 3
 
 
+@pytest.mark.parametrize(
+    ("alpha", "expected"),
+    [(None, {"own", "unread"}), (0.01, {"own", "unread", "above all"}), (0.15, {"own", "unread", "above all", "second"})],
+)
+def test_an_auditor_flags_by_one_rule(alpha: float | None, expected: set[str]) -> None:
+    """The audit's own flags; with a level, p-values of at most it and scores above all 9 null ones; and what was not read."""
+    scores = {
+        "own": (True, 0.9),
+        "above all": (False, 0.1),
+        "second": (False, 0.15),
+        "other": (False, 0.2),
+        "none": (False, None),
+    }
+    queries = [{"query_id": name, "flagged": flag, "p_value": p} for name, (flag, p) in scores.items()]
+    matches = [
+        {"query_id": name, "reference_id": f"r{score}", "score": score} for score in (9.0, 3.0) for name in ("own", "other")
+    ]
+    found: Any = SimpleNamespace(
+        queries=lambda: pa.Table.from_pylist(queries),
+        matches=lambda: pa.Table.from_pylist(matches),
+        card={"calibration": {"null_clips": 9}},
+    )
+    nothing: Any = None
+    auditor = Auditor(nothing, None, None, AuditConfig(), alpha, HERE)
+    flagged = auditor.flagged(found, [{"clip_id": name} for name in [*scores, "unread"]])
+    assert set(flagged.best) == expected and flagged.null_scores == 9
+    assert flagged.best["own"]["reference_id"] == "r9.0" and flagged.best["unread"] == {}
+
+
 def test_everything_may_be_withheld(tmp_path: Path) -> None:
     done = run_rounds(tmp_path, lambda row, among: True, attempts=1)
     assert (done.delivered, len(done.withheld), delivered_files(tmp_path)) == ([], 3, set())
@@ -210,14 +241,43 @@ def test_memory_that_runs_out_under_guidance_halves_the_batch(
     assert [len(clips) for clips in entered] == [3, 1, 1, 1]
 
 
-def order_of(model: Path, prompts: Path, output: Path) -> Any:
-    config = GenerateConfig(steps=1)
+def test_memory_that_runs_out_in_a_guided_batch_leaves_no_rows_of_it(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its steps, as when decoding: the pipeline is free again for the halves, and each clip has its own trace, once."""
+    (tmp_path / "p.txt").write_text("rain\nwind\nbell")
+    order = order_of(models["AudioLDMPipeline"], tmp_path / "p.txt", tmp_path / "out", duration_s=0.04)
+    choice = LatentChoice("latents", duration_s=0.04)
+    waves = [tmp_path / f"{number}.wav" for number in range(2)]
+    for number, path in enumerate(waves):
+        sf.write(path, sound(number, 0.4), 16_000)
+    ReferenceIndex.from_audio(waves, choice.of(load_pipeline(order.located)), captions=["bell"] * 2).save(tmp_path / "index")
+    guide = Guided(tmp_path / "index", choice, AmgConfig(threshold_low=-2, threshold_high=-2), tmp_path / "traces")
+    real, tried = making.generate_batch, []
+
+    def scarce(pipe: Any, prompts: Sequence[str], *given: Any, **more: Any) -> Any:
+        made = real(pipe, prompts, *given, **more)
+        tried.append(len(prompts))
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return made
+
+    monkeypatch.setattr(making, "generate_batch", scarce)
+    made = order.make(tmp_path, order.plan(), no_progress, guide)
+    clips = [clip.clip_id for clip in order.plan()]
+    assert tried == [3, 1, 1, 1] and [made[clip]["fired_steps"] for clip in clips] == [1, 1, 1]
+    table = merged_traces([tmp_path / "traces"])
+    assert table["clip_id"].to_pylist() == clips
+
+
+def order_of(model: Path, prompts: Path, output: Path, **settings: Any) -> Any:
+    config = GenerateConfig(steps=1, **settings)
     given = {"device": "cpu", "workers": 1, "batch_size": 8, "datastore": None, "offline": True, "encoding": "utf-8"}
     return take_order(str(model), prompts, output, config=config, **given)
 
 
 def test_stronger_guidance_begins_earlier() -> None:
-    config = AmgConfig(threshold_low=-0.2, threshold_high=0.6)
+    config = AmgConfig(4.0, 3.0, 1.0, threshold_low=-0.2, threshold_high=0.6)
     again = strengthened(config, 2.0)
     assert (again.despecification, again.deduplication, again.dissimilarity) == (8.0, 6.0, 2.0)
     assert (again.threshold_low, again.threshold_high) == (-0.2, 0.3)
@@ -482,6 +542,13 @@ def test_a_guard_that_is_stopped_anywhere_continues(scene: Scene, tmp_path: Path
     with pytest.raises(OutputFolderError, match=wanted):
         guarded(scene, cut, guard=other, amg={"deduplication": 1.0})
 
+    heard = next(Path(scene.references.sources[0]).parent.glob("references/*.wav"))
+    before = heard.stat()
+    os.utime(heard, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(OutputFolderError, match="other settings \\(clips of the references was"):
+        guarded(scene, cut, guard=MELS)
+    os.utime(heard, ns=(before.st_atime_ns, before.st_mtime_ns))
+
     def stop_when_named(done: int, total: int | None, shown: str) -> None:
         if cut.is_dir():
             raise KeyboardInterrupt
@@ -497,11 +564,32 @@ def test_a_guard_that_is_stopped_anywhere_continues(scene: Scene, tmp_path: Path
     # a file that somebody changes before the audit is no longer what was checked
     (cut / "audit").rename(tmp_path / "elsewhere")
     sf.write(cut / again.rows()[0]["path"], wave(0), 16_000)
-    with pytest.raises(StoreError, match="flags clips that were not flagged before.*000000-00.*so files were changed"):
-        guarded(scene, cut, guard=MELS)
+    for _ in range(2):  # given again, the audit is there already
+        with pytest.raises(StoreError, match="flags clips that were not flagged before.*000000-00.*so files were changed"):
+            guarded(scene, cut, guard=MELS)
 
 
 # --- what it is given -------------------------------------------------------------------------------------------------
+
+
+def test_clips_that_changed_are_other_clips(tmp_path: Path) -> None:
+    manifest = tmp_path / "clips.jsonl"
+    for name in "ab":
+        sf.write(tmp_path / f"{name}.wav", wave(0), 16_000)
+
+    def digest(*lines: dict[str, str]) -> str:
+        manifest.write_text("\n".join(map(json.dumps, lines)))
+        return clips_digest(open_corpus(manifest))
+
+    one, other = {"path": "a.wav", "caption": "rain"}, {"path": "b.wav", "caption": "rain"}
+    seen = [digest(one), digest(one, other), digest({**one, "caption": "hail"}), digest({**one, "clip_id": "c"})]
+    assert len({*seen}) == 4 and digest(one) == seen[0]
+    os.utime(tmp_path / "a.wav", ns=(0, 0))
+    seen.append(digest(one))
+    sf.write(tmp_path / "a.wav", wave(0)[:-1], 16_000)
+    os.utime(tmp_path / "a.wav", ns=(0, 0))
+    seen.append(digest(one))
+    assert len({*seen}) == 6
 
 
 def test_nothing_is_made_where_the_references_will_not_do(scene: Scene, tmp_path: Path) -> None:

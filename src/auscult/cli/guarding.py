@@ -61,9 +61,9 @@ def _strength(name: str, number: int, what: str) -> Any:
     return Annotated[float | None, typer.Option(f"--amg.{name}", f"--amg.c{number}", rich_help_panel=AMG, help=what)]
 
 
-Despecification = _strength("despecification", 1, "c1: how much guidance by the prompt is lowered (default: 4)")
-Deduplication = _strength("deduplication", 2, "c2: away from the caption of the nearest clip (default: 3)")
-Dissimilarity = _strength("dissimilarity", 3, "c3: down the gradient of similarity (default: 1)")
+Despecification = _strength("despecification", 1, "c1: how much guidance by the prompt is lowered (default: 1)")
+Deduplication = _strength("deduplication", 2, "c2: away from the caption of the nearest clip (default: 4)")
+Dissimilarity = _strength("dissimilarity", 3, "c3: down the gradient of similarity (default: 3)")
 ThresholdLow = Annotated[
     float | None,
     typer.Option("--amg.threshold-low", rich_help_panel=AMG, help="Similarity from which it acts at first (default: measured)"),

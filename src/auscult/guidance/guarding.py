@@ -18,23 +18,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..audit import KIND as AUDIT
-from ..audit import Audit
 from ..engine import HERE, Engine
 from ..errors import StoreError
-from ..folders import Progress, building, is_folder_of, no_progress, write_table, write_text
+from ..folders import Progress, building, no_progress, write_table, write_text
 from ..generation.clips import AUDIO, MANIFEST, Row
 from ..generation.generating import GenerateConfig, Generation
 from ..generation.order import BATCH_SIZE, KIND, Order, finished, take_order, write_generation
 from ..generation.prompts import PlannedClip
-from ..inputs import Source, shortened, task_sources
+from ..inputs import Source, clips_digest, shortened, task_sources
 from ..report import write_report
 from ..store import DescriptorStore
 from .amg import AmgConfig
 from .guard_config import GuardConfig, checked_strengths
 from .guided import TRACES, Guided, merged_traces
 from .protecting import INDEX, check_enough, described_for_audits, guide_of
-from .rounds import ATTEMPTS, CHECKS, Auditor, Rounds, flagged_in, make_and_audit, sounds
+from .rounds import ATTEMPTS, CHECKS, Auditor, Rounds, make_and_audit
 from .terms import GuidanceTerm
 
 DESCRIBED = "described"
@@ -119,7 +117,8 @@ def generate_guarded(
     )
     sources = {role: source for role, source in _roles(references, background, null) if source is not None}
     strengths = checked_strengths(amg, order.config)
-    order = dataclasses.replace(order, task={**order.task, "guard": _task(guard, strengths, terms, sources)})
+    heard = {f"clips of the {role}": clips_digest(source) for role, source in sources.items()}
+    order = dataclasses.replace(order, task={**order.task, "guard": _task(guard, strengths, terms, sources), **heard})
     done = None if overwrite else finished(order)
     if done is None:
         started = time.time()
@@ -271,16 +270,15 @@ def _audit_finally(
         It flags some, although the same audit flagged none of them before.
     """
     where, described, rows = done.path / FINAL, done.path / DESCRIBED, done.rows()
-    if any(map(sounds, rows)) and not is_folder_of(where, AUDIT):
-        stores = {
-            role: DescriptorStore.open(described / role) if (described / role).is_dir() else source
-            for role, source in sources.items()
-        }
-        auditor = _auditor(stores, guard, engine)
-        auditor.audit(done.path / MANIFEST, where, progress, lambda folder: write_report(folder, progress))
-    if is_folder_of(where, AUDIT) and (flagged := flagged_in(Audit.open(where), rows, guard.level).best):
+    stores = {
+        role: DescriptorStore.open(described / role) if (described / role).is_dir() else source
+        for role, source in sources.items()
+    }
+    auditor = _auditor(stores, guard, engine)
+    found = auditor(rows, done.path / MANIFEST, where, progress, lambda folder: write_report(folder, progress))
+    if found.best:  # of an audit that was there already, too: what was refused once is refused again
         raise StoreError(
-            f"{where}: flags clips that were not flagged before they were delivered ({shortened(list(flagged))}), so files "
+            f"{where}: flags clips that were not flagged before they were delivered ({shortened(list(found.best))}), so files "
             "were changed; generate again with --overwrite"
         )
     if described.is_dir():  # the audit's own now, for reports and reviews
