@@ -661,7 +661,7 @@ def test_captions_that_are_not_there(scene: Scene, tmp_path: Path) -> None:
     guide, facts = prepared(scene, folder, tmp_path / "b")
     assert guide.config.deduplication == 0 and "no reference has a caption" in facts["notes"][0]
     guide, facts = prepared(scene, scene.references, tmp_path / "c", threshold_high=0.9)
-    assert guide.config.deduplication == 3.0 and facts["notes"] == []
+    assert guide.config.deduplication == 4.0 and facts["notes"] == []
     assert guide.config.threshold_high == 0.9 and facts["thresholds_measured"] == ["threshold_low"]
     index = ReferenceIndex.load(tmp_path / "c" / "index")
     pipe = load_pipeline(locate_pipeline(str(scene.model)), device="cpu", dtype="float32")

@@ -345,9 +345,9 @@ def test_the_source_of_x0_is_what_is_compared() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"despecification": -1.0}, "despecification should be at least 0"),
-        ({"deduplication": math.nan}, "deduplication should be at least 0"),
-        ({"dissimilarity": -0.1}, "dissimilarity should be at least 0"),
+        ({"despecification": -1.0}, r"despecification .c[123]. should be at least 0"),
+        ({"deduplication": math.nan}, r"deduplication .c[123]. should be at least 0"),
+        ({"dissimilarity": -0.1}, r"dissimilarity .c[123]. should be at least 0"),
         ({"threshold_low": 0.6}, "threshold_low 0.6 should not be above threshold_high 0.5"),
         ({"threshold_high": math.nan}, "threshold"),
         ({"units": "mm"}, "units should be one of norm, paper, released, got 'mm'"),
