@@ -539,7 +539,7 @@ def test_two_terms_do_not_take_from_the_same_scale(basin: Any, taking: str) -> N
         it.guided(beside, basin),
     ):
         pass
-    with it.guided(amg(one_each(PROMPTS), Fixed(), **{**OFF, "dissimilarity": 1.0}), basin):
+    with it.guided(amg(one_each(PROMPTS), Fixed(), **{**OFF, **NEVER, "dissimilarity": 1.0}), basin):
         it(PROMPTS, SEEDS, steps=2)
 
 
