@@ -463,7 +463,8 @@ def memorizing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def guarded(scene: Scene, output: Path, **settings: Any) -> Generation:
-    given = {"guard": MELS, "config": CONFIG, "null": scene.null, **settings}
+    strengths = {"despecification": 4.0, "deduplication": 3.0, "dissimilarity": 1.0}
+    given = {"guard": MELS, "amg": strengths, "config": CONFIG, "null": scene.null, **settings}
     return generate_guarded(str(scene.model), scene.prompts, output, scene.references, **given)
 
 
