@@ -536,10 +536,10 @@ def test_a_guard_that_is_stopped_anywhere_continues(scene: Scene, tmp_path: Path
             guarded(scene, cut, guard=MELS, progress=stop_at(place))
         first += [made.stat().st_mtime_ns] if made.is_file() else []
     assert len(first) >= 3 and len(set(first)) == 1  # what was made is made once
-    with pytest.raises(OutputFolderError, match="holds 6 clips of a run with other settings \\(guard was"):
+    with pytest.raises(OutputFolderError, match="holds 6 clips of a run with other settings \\(.*guard was"):
         generate(str(scene.model), scene.prompts, cut, config=CONFIG)
     other = dataclasses.replace(MELS, audit="clap")
-    wanted = "\\(guard.audit was 'contrast', now 'clap'; amg.deduplication was not given, now 1.0\\)"
+    wanted = "\\(guard.audit was 'contrast', now 'clap'; amg.deduplication was 3.0, now 1.0; amg.despecification"
     with pytest.raises(OutputFolderError, match=wanted):
         guarded(scene, cut, guard=other, amg={"deduplication": 1.0})
 
@@ -724,6 +724,7 @@ def test_settings_of_a_guard_that_is_not_there(scene: Scene, tmp_path: Path) -> 
 def test_the_command_line_says_what_it_did(scene: Scene, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(
         f'steps = 8\nduration_s = {planted_memory.DURATION_S}\n[guard]\nattempts = 0\ndescriptor = "mel-latents"\n'
+        "[amg]\ndespecification = 4.0\ndeduplication = 3.0\ndissimilarity = 1.0\n"
     )
     command = ["generate", "--model", scene.model, "--prompts", scene.prompts, "-o", tmp_path / "out", "--json"]
     command += ["--guard", scene.references.sources[0], "--guard-null", scene.null.sources[0], "--config", tmp_path / "c.toml"]
