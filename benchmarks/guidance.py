@@ -6,8 +6,8 @@ The patient is the preset ``tiny-cpu`` on eight clips, one a category, of fold 1
 latents; the audits, of descriptors that guidance does not use, have fold 2 as background and fold 3 as clips known not
 to be in training.
 ``--larger FOLDER``, a plain model of ``benchmarks/generation.py``, adds one that memorizes a part of its 80 clips. Settings
-were chosen with seeds from 1,000 up; what is reported, sweeps of single settings included, has seeds from 0 up. What is
-finished is not done again.
+were chosen with seeds from 1,000 up, and once again when seeds from 0 up had shown the first choice to fail; what is
+reported, sweeps included, has seeds from 5,000 up. What is finished is not done again.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ SAMPLING = Sampling(steps=50, guidance_scale=3.0)
 PER_PROMPT, SWEPT_PER_PROMPT = 5, 2
 BATCH = 20
 DURATION_S = 5.12
-LOW, HIGH = 0.2, 0.3  # thresholds
-ALL = AmgConfig(despecification=4.0, deduplication=3.0, dissimilarity=3.0, threshold_low=LOW, threshold_high=HIGH)
+LOW, HIGH = 0.1, 0.2  # thresholds
+ALL = AmgConfig(despecification=1.0, deduplication=4.0, dissimilarity=3.0, threshold_low=LOW, threshold_high=HIGH)
 SWEEPS: dict[str, tuple[str, Sequence[Any]]] = {
-    "despecification c1": ("despecification", (0.0, 4.0, 8.0)),
-    "deduplication c2": ("deduplication", (0.0, 3.0, 8.0)),
-    "dissimilarity c3": ("dissimilarity", (0.0, 1.0, 2.0, 3.0, 4.0)),
+    "despecification c1": ("despecification", (0.0, 1.0, 4.0)),
+    "deduplication c2": ("deduplication", (0.0, 4.0, 8.0)),
+    "dissimilarity c3": ("dissimilarity", (0.0, 1.0, 2.0, 3.0)),
     "threshold (low; high is 0.1 above)": ("threshold_low", (0.1, 0.2, 0.4, 0.6)),
     "schedule": ("schedule", ("alpha_bar", "progress", "constant")),
     "neighbors": ("nearest", (1, 16)),
@@ -126,7 +126,7 @@ def arms(pipe: Any, training: Path, background: Path) -> dict[str, tuple[Around,
         "all three": only(spe, dup, sim),
         "all three, thresholds 0.4 to 0.5": amg(at_every_moment, latents, threshold_low=0.4, threshold_high=0.5),
         "all three, thresholds 0.6 to 0.7": amg(at_every_moment, latents, threshold_low=0.6, threshold_high=0.7),
-        "all three, c3 = 2": amg(at_every_moment, latents, dissimilarity=2.0),
+        "all three, thresholds 0.2 to 0.3": amg(at_every_moment, latents, threshold_low=0.2, threshold_high=0.3),
         "all three, gradient through the denoiser": amg(at_every_moment, latents, gradient="denoiser"),
         "all three, references not shifted": amg(aligned, latents),
         "all three, mel of latents, not shifted": amg(by_mel, mel),
@@ -185,7 +185,8 @@ def sample(
 
 
 def audited(made: Path, training: Path, manifests: dict[str, Path], folder: Path) -> dict[str, list[bool]]:
-    """By descriptor, whether each clip is flagged."""
+    """By descriptor, whether each clip is flagged by the audit's own rule, which limits false alarms among all that it flags,
+    and whether it alone scores above all clips that are known not to be in training."""
     found = {}
     for name, config in AUDITS.items():
         done = audit(
@@ -199,6 +200,8 @@ def audited(made: Path, training: Path, manifests: dict[str, Path], folder: Path
         )
         rows = done.queries().sort_by("path")
         found[name] = [bool(flag) for flag in rows["flagged"].to_pylist()]  # silent ones are not compared
+        level = 1 / (1 + done.card["calibration"]["null_clips"])
+        found[f"{name}, alone"] = [value is not None and value <= level for value in rows["p_value"].to_pylist()]
     return found
 
 
@@ -222,7 +225,7 @@ def main() -> None:
     parser.add_argument("--larger", type=Path, help="a plain model of benchmarks/generation.py")
     parser.add_argument("--only", help="arms, separated by semicolons")
     parser.add_argument("--per-prompt", type=int, default=PER_PROMPT)
-    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--first-seed", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -285,7 +288,6 @@ LARGER = [
     "all three",
     "all three, thresholds 0.4 to 0.5",
     "all three, thresholds 0.6 to 0.7",
-    "all three, references not shifted",
 ]
 
 
@@ -331,7 +333,7 @@ def knobs(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes = figure.subplots(2, -(-len(drawn) // 2), squeeze=False).ravel()
     for area, (name, (field, values)) in zip(axes, drawn.items(), strict=False):
         found = [by_name[swept(field, value)] for value in values]
-        for key, color in (("contrast", QUERY_COLOR), ("mel", REFERENCE_COLOR)):
+        for key, color in (("contrast", QUERY_COLOR), ("contrast, alone", REFERENCE_COLOR)):
             area.plot([100 * row[f"share {key}"] for row in found], color=color, marker="o", label=f"flagged by {key}, %")
         area.plot([float(row["fd"]) for row in found], color="#6b7280", linestyle="--", marker=".", label="FD")
         area.set_xticks(range(len(values)), [str(value) for value in values])

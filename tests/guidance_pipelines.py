@@ -160,23 +160,25 @@ def _run_tango(subject: Subject, prompts: list[str], seeds: list[int], steps: in
     """As TANGO's own code goes, with a mask of booleans; its noise has a generator a row."""
     subject.scheduler.set_timesteps(steps)
     latents, random = noise((4, 8, 4), seeds), generators(seeds)
-    tokens = _tokens(prompts) if scale == 1 else torch.cat([torch.zeros(len(prompts), 3, WIDTH), _tokens(prompts)])
+    tokens, first = _tokens(prompts), subject.adapter.conditional_first
+    if scale != 1:
+        tokens = torch.cat([tokens, torch.zeros_like(tokens)] if first else [torch.zeros_like(tokens), tokens])
     mask = torch.ones(len(tokens), 3, dtype=torch.bool)
     for timestep in subject.scheduler.timesteps:
         read = subject.scheduler.scale_model_input(latents.repeat(len(tokens) // len(latents), 1, 1, 1), timestep)
         output = subject.denoiser(read, timestep, encoder_hidden_states=tokens, encoder_attention_mask=mask).sample
         if scale != 1:
-            without, with_prompt = output.chunk(2)
+            without, with_prompt = reversed(output.chunk(2)) if first else output.chunk(2)
             output = without + scale * (with_prompt - without)
         latents = subject.scheduler.step(output, timestep, latents, generator=random).prev_sample
     return latents
 
 
-def tango() -> Subject:
+def tango(conditional_first: bool = False) -> Subject:
     unet = d.UNet2DConditionModel(**tiny_pipelines.BLOCKS, cross_attention_dim=WIDTH)
     scheduler = d.DDPMScheduler(clip_sample=False, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     encode = lambda caption: {"encoder_hidden_states": _tokens([caption]), "encoder_attention_mask": torch.ones(1, 3).bool()}  # noqa: E731
-    return Subject(unet.eval(), scheduler, _run_tango, adapter=Adapter(encode))
+    return Subject(unet.eval(), scheduler, _run_tango, adapter=Adapter(encode, conditional_first=conditional_first))
 
 
 class FlowNetwork(nn.Module):
@@ -218,7 +220,7 @@ def made(name: str, scheduler: Any = None) -> Subject:
     if kind in ("tango", "flow"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return tango() if kind == "tango" else flow(scheduler)
+            return tango(conditional_first=bool(family)) if kind == "tango" else flow(scheduler)
     settings = {"family": family} if family else {"headed": True} if kind == "AudioLDM2Pipeline" else {}
     pipe = tiny_pipelines.make(kind, **settings)
     if scheduler is not None:
@@ -229,7 +231,7 @@ def made(name: str, scheduler: Any = None) -> Subject:
 SUBJECTS = (
     *(f"{OURS}/{family}" for family in ("retrieval", "tango", "audioldm2")),
     *("AudioLDMPipeline", "AudioLDM2Pipeline", "MusicLDMPipeline", "StableAudioPipeline", "StableAudio3Pipeline"),
-    *("LongCatAudioDiTPipeline", "tango", "flow"),
+    *("LongCatAudioDiTPipeline", "tango", "tango/conditional-first", "flow"),
 )
 
 

@@ -396,6 +396,7 @@ def test_wrong_questions_are_answered(by_sound: Datastore, by_text: Datastore) -
         ({"model": "mel", "key": "text"}, "describes sounds, not captions"),
         ({"model": "mel/1(duration_s=1.0)", "key": "mean"}, "describes sounds, not captions"),
         ({"model": "hashed"}, "vectors of captions only"),
+        ({"model": "mell"}, "no model 'mell'; did you mean mel"),
         ({"model": "contrast"}, "no vectors to look up"),
         ({"model": "mel", "duration_s": 2.0}, "was described with mel/1.duration_s=1.0., but mel/1.duration_s=2.0. was asked"),
         ({"model": "./nowhere", "key": "text"}, "no folder of a model here"),

@@ -230,7 +230,7 @@ def test_a_damaged_model_is_named(tmp_path: Path) -> None:
     folder = tiny_pipelines.save(tmp_path / "model", "AudioLDMPipeline")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match=r"cannot be loaded .*; a file of it may be cut short or damaged"):
         load_pipeline(locate_pipeline(str(folder)))
     (tmp_path / "prompts.txt").write_text("a dog")
     with pytest.raises(ModelError, match="cannot be loaded"):
@@ -489,6 +489,39 @@ def test_a_clip_that_was_lost_is_made_again(model: str, prompts: Path, tmp_path:
     result = generate(model, prompts, tmp_path / "out", config=FEW, batch_size=2)
     assert (result.path / "audio" / "000001-00.flac").read_bytes() == content
     assert len(result.rows()) == 3
+
+
+def test_only_what_is_kept_is_said_to_be_kept(model: str, prompts: Path, tmp_path: Path) -> None:
+    for stop, kept in ((0, 0), (5, 2)):
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            config = GenerateConfig(steps=2)
+            generate(model, prompts, tmp_path / "out", config=config, batch_size=2, progress=_stop_at(stop))
+        assert [f"keeps {kept} of 3 clips" in note for note in getattr(stopped.value, "__notes__", [])] == [True] * bool(kept)
+        assert (tmp_path / "out.partial").exists() == bool(kept)
+
+
+def test_threads_and_pairs_of_the_command(model: str, prompts: Path, tmp_path: Path) -> None:
+    """Threads are torch's while clips are made, and no longer; a number of pairs needs something to take them from."""
+    from typer.testing import CliRunner
+
+    from auscult.cli import app
+    from auscult.generation import making
+
+    before, seen = torch.get_num_threads(), []
+    whole = making.work_on_devices
+
+    def work_on_devices(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return whole(*arguments)
+
+    command = ["generate", "--model", model, "--prompts", str(prompts), "--steps", "1", "-o", str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, [*command, "--k", "3"])
+    assert "--k has no effect without pairs" in str(refused.exception) and not (tmp_path / "out").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(making, "work_on_devices", work_on_devices)
+        done = CliRunner().invoke(app, [*command, "--threads", str(before + 1)])
+    assert done.exit_code == 0, done.output
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)
 
 
 def _stop_at(number: int) -> Any:

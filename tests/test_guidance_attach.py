@@ -21,6 +21,7 @@ from auscult.errors import DescriptorMismatchError, ModelError
 from auscult.guidance.adapters import Adapter
 from auscult.guidance.amg import DEGENERATE, AmgConfig, AntiMemorization
 from auscult.guidance.attach import attach
+from auscult.guidance.basin import AttractionBasin, OppositeGuidance
 from auscult.guidance.schedule import threshold
 from auscult.guidance.terms import Correction, Moment, norms
 from guidance_pipelines import PROMPTS, SUBJECTS, Fixed, Flat, Subject, index_of, one_each
@@ -357,8 +358,8 @@ def test_nothing_is_computed_that_is_not_needed() -> None:
     plainly = [4] * (2 * steps)
     found, descriptor, encoded = counted(**NEVER)
     assert found == plainly and descriptor.calls == [*range(steps)] and not encoded
-    assert counted(**NEVER, every=4)[1].calls == [0, 4]
-    assert counted(**NEVER, start=0.3, stop=0.8)[1].calls == [2, 3, 4]
+    assert counted(**NEVER, every=4)[1].calls == [0, 1]
+    assert counted(**NEVER, start=0.3, stop=0.8)[1].calls == [0, 1, 2]
     found, descriptor, encoded = counted(**ALWAYS, deduplication=0.0)
     assert found == plainly and descriptor.calls == sorted([*range(steps)] * 2) and not encoded
     found, descriptor, encoded = counted(**ALWAYS, deduplication=0.0, dissimilarity=0.0)
@@ -502,6 +503,44 @@ def test_a_scheduler_that_is_never_stepped_is_said() -> None:
     with it.guided() as run:
         pass
     assert not run.trace.rows
+
+
+@pytest.mark.parametrize(("steps", "calls"), [(3, 6), (12, 9)])
+def test_a_scheduler_replaced_between_two_calls_is_said(steps: int, calls: int) -> None:
+    """At the end, or as soon as more calls wait than a step takes."""
+    it = gp.made("flow")
+    with pytest.raises(ModelError, match=rf"called {calls} times.*not stepped since"), it.guided() as run:
+        it(PROMPTS, SEEDS, steps=3)
+        gp._run_flow(replace(it, scheduler=d.FlowMatchEulerDiscreteScheduler()), PROMPTS, SEEDS, steps, 3.5)
+    assert len(run.trace.rows) == 12
+
+
+def test_whether_it_fired_is_of_the_term_that_compares() -> None:
+    it = subject("flow")
+    for settings in ({**NEVER}, {**ALWAYS, "start": 0.9}):  # a gate that is shut, and a step at which nobody looks
+        watching = amg(one_each(PROMPTS), Fixed(), **{**OFF, **settings})
+        for terms in ([watching, AttractionBasin()], [AttractionBasin(), watching]):
+            with it.guided(*terms) as run:
+                it(PROMPTS, SEEDS, steps=2)
+            assert [row.facts for row in run.trace.rows] == [{"attraction basin": True}] * 4 + [{"attraction basin": False}] * 4
+            assert not any(row.fired for row in run.trace.rows)
+    with it.guided(AttractionBasin()) as run:
+        it(PROMPTS, SEEDS, steps=2)
+    assert [row.fired for row in run.trace.rows] == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize("basin", [AttractionBasin(), OppositeGuidance((1,) * 4)])
+@pytest.mark.parametrize("taking", ["despecification", "deduplication"])
+def test_two_terms_do_not_take_from_the_same_scale(basin: Any, taking: str) -> None:
+    it = subject("flow")
+    beside = amg(one_each(PROMPTS), Fixed(), **{**OFF, taking: 1.0})
+    with (
+        pytest.raises(ValueError, match=f"{basin.name} and the despecification.*set despecification=0"),
+        it.guided(beside, basin),
+    ):
+        pass
+    with it.guided(amg(one_each(PROMPTS), Fixed(), **{**OFF, **NEVER, "dissimilarity": 1.0}), basin):
+        it(PROMPTS, SEEDS, steps=2)
 
 
 def test_what_cannot_be_attached_to_is_named() -> None:

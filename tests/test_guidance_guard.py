@@ -6,12 +6,15 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
@@ -23,7 +26,7 @@ from typer.testing import CliRunner
 
 import planted_memory
 import tiny_pipelines
-from auscult.audit import Audit, audit
+from auscult.audit import Audit, AuditConfig, audit
 from auscult.cli import app
 from auscult.corpus import Corpus, open_corpus
 from auscult.descriptors import load_descriptor
@@ -40,16 +43,16 @@ from auscult.generation.prompts import PlannedClip, PromptRow, plan_clips
 from auscult.guidance import protecting
 from auscult.guidance.amg import AmgConfig
 from auscult.guidance.guard_config import GuardConfig, checked_strengths
-from auscult.guidance.guarding import generate_guarded
+from auscult.guidance.guarding import _notes, generate_guarded
 from auscult.guidance.guided import Guided, LatentChoice, facts_of_clips, merged_traces, strengthened, write_trace
 from auscult.guidance.index import ReferenceIndex
-from auscult.guidance.protecting import described_for_audits, guide_of
-from auscult.guidance.rounds import Flagged, Rounds, make_and_audit
+from auscult.guidance.protecting import check_enough, described_for_audits, guide_of
+from auscult.guidance.rounds import Auditor, Flagged, Rounds, make_and_audit
 from auscult.guidance.shifting import at_every_moment
 from auscult.guidance.thresholds import measured_thresholds
 from auscult.guidance.trace import Trace, TraceRow
 from auscult.indexing import index
-from auscult.inputs import Source, StoredClips
+from auscult.inputs import Source, StoredClips, clips_digest
 from conftest import sound
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,6 +141,35 @@ def test_what_is_flagged_only_among_the_others_is_withheld_until_nothing_is(tmp_
     assert done.audits == 2 + 3
 
 
+@pytest.mark.parametrize(
+    ("alpha", "expected"),
+    [(None, {"own", "unread"}), (0.01, {"own", "unread", "above all"}), (0.15, {"own", "unread", "above all", "second"})],
+)
+def test_an_auditor_flags_by_one_rule(alpha: float | None, expected: set[str]) -> None:
+    """The audit's own flags; with a level, p-values of at most it and scores above all 9 null ones; and what was not read."""
+    scores = {
+        "own": (True, 0.9),
+        "above all": (False, 0.1),
+        "second": (False, 0.15),
+        "other": (False, 0.2),
+        "none": (False, None),
+    }
+    queries = [{"query_id": name, "flagged": flag, "p_value": p} for name, (flag, p) in scores.items()]
+    matches = [
+        {"query_id": name, "reference_id": f"r{score}", "score": score} for score in (9.0, 3.0) for name in ("own", "other")
+    ]
+    found: Any = SimpleNamespace(
+        queries=lambda: pa.Table.from_pylist(queries),
+        matches=lambda: pa.Table.from_pylist(matches),
+        card={"calibration": {"null_clips": 9}},
+    )
+    nothing: Any = None
+    auditor = Auditor(nothing, None, None, AuditConfig(), alpha, HERE)
+    flagged = auditor.flagged(found, [{"clip_id": name} for name in [*scores, "unread"]])
+    assert set(flagged.best) == expected and flagged.null_scores == 9
+    assert flagged.best["own"]["reference_id"] == "r9.0" and flagged.best["unread"] == {}
+
+
 def test_everything_may_be_withheld(tmp_path: Path) -> None:
     done = run_rounds(tmp_path, lambda row, among: True, attempts=1)
     assert (done.delivered, len(done.withheld), delivered_files(tmp_path)) == ([], 3, set())
@@ -209,14 +241,43 @@ def test_memory_that_runs_out_under_guidance_halves_the_batch(
     assert [len(clips) for clips in entered] == [3, 1, 1, 1]
 
 
-def order_of(model: Path, prompts: Path, output: Path) -> Any:
-    config = GenerateConfig(steps=1)
+def test_memory_that_runs_out_in_a_guided_batch_leaves_no_rows_of_it(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its steps, as when decoding: the pipeline is free again for the halves, and each clip has its own trace, once."""
+    (tmp_path / "p.txt").write_text("rain\nwind\nbell")
+    order = order_of(models["AudioLDMPipeline"], tmp_path / "p.txt", tmp_path / "out", duration_s=0.04)
+    choice = LatentChoice("latents", duration_s=0.04)
+    waves = [tmp_path / f"{number}.wav" for number in range(2)]
+    for number, path in enumerate(waves):
+        sf.write(path, sound(number, 0.4), 16_000)
+    ReferenceIndex.from_audio(waves, choice.of(load_pipeline(order.located)), captions=["bell"] * 2).save(tmp_path / "index")
+    guide = Guided(tmp_path / "index", choice, AmgConfig(threshold_low=-2, threshold_high=-2), tmp_path / "traces")
+    real, tried = making.generate_batch, []
+
+    def scarce(pipe: Any, prompts: Sequence[str], *given: Any, **more: Any) -> Any:
+        made = real(pipe, prompts, *given, **more)
+        tried.append(len(prompts))
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return made
+
+    monkeypatch.setattr(making, "generate_batch", scarce)
+    made = order.make(tmp_path, order.plan(), no_progress, guide)
+    clips = [clip.clip_id for clip in order.plan()]
+    assert tried == [3, 1, 1, 1] and [made[clip]["fired_steps"] for clip in clips] == [1, 1, 1]
+    table = merged_traces([tmp_path / "traces"])
+    assert table["clip_id"].to_pylist() == clips
+
+
+def order_of(model: Path, prompts: Path, output: Path, **settings: Any) -> Any:
+    config = GenerateConfig(steps=1, **settings)
     given = {"device": "cpu", "workers": 1, "batch_size": 8, "datastore": None, "offline": True, "encoding": "utf-8"}
     return take_order(str(model), prompts, output, config=config, **given)
 
 
 def test_stronger_guidance_begins_earlier() -> None:
-    config = AmgConfig(threshold_low=-0.2, threshold_high=0.6)
+    config = AmgConfig(4.0, 3.0, 1.0, threshold_low=-0.2, threshold_high=0.6)
     again = strengthened(config, 2.0)
     assert (again.despecification, again.deduplication, again.dissimilarity) == (8.0, 6.0, 2.0)
     assert (again.threshold_low, again.threshold_high) == (-0.2, 0.3)
@@ -295,7 +356,7 @@ def of_vectors(vectors: torch.Tensor, ids: Sequence[str]) -> ReferenceIndex:
 
 
 def test_too_few_references_for_thresholds() -> None:
-    with pytest.raises(ValueError, match="at least 10, and of 9 references 9 are; give more, or give both thresholds"):
+    with pytest.raises(ValueError, match="at least 10, and of 9 references 9 are; give more, or both .*--amg.threshold-low"):
         measured_thresholds(of_vectors(torch.nn.functional.normalize(torch.randn(9, 4), dim=1), [str(n) for n in range(9)]))
     with pytest.raises(ValueError, match="of 20 references 0 are"):
         measured_thresholds(of_vectors(torch.ones(20, 4) / 2, [str(number) for number in range(20)]))
@@ -305,11 +366,11 @@ def test_too_few_references_for_thresholds() -> None:
     ("settings", "message"),
     [
         ({"descriptor": "mel", "audit": "mel"}, "guidance compares by mel and so would the audit.*audit by contrast or clap"),
-        ({"descriptor": "mel-latents", "audit": "mel"}, "audit by contrast or clap"),
+        ({"descriptor": "mel-latents", "audit": "mel"}, "by mel-latents, which hears what mel does, and.*contrast or clap"),
         ({"descriptor": "clap", "audit": "clap"}, "audit by contrast or mel"),
         ({"attempts": -1}, "attempts should be 0 to 20"),
         ({"strengthen": 0.5}, "strengthen should be at least 1"),
-        ({"alpha": 0.0}, "alpha should be between 0 and 1"),
+        ({"alpha": 0.0}, "alpha should be above 0 and below 1"),
         ({"tau": 1.0, "fdr": 0.1}, "give one of them"),
     ],
 )
@@ -323,6 +384,7 @@ def test_guards_that_cannot_be_meant(settings: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("amg", "scale", "message"),
     [
+        ({"despecification": -1.0}, 3.0, r"despecification \(c1\) should be at least 0"),
         ({"despecificatoin": 1.0}, 3.0, "did you mean despecification"),
         ({"schedule": "linear"}, 3.0, "schedule should be 'alpha_bar' or 'progress' or 'constant'"),
         ({"threshold_low": 0.5, "threshold_high": 0.4}, 3.0, "should not be above"),
@@ -348,6 +410,7 @@ def test_strengths_that_are_given_stay_and_the_others_are_open() -> None:
 NAMES = [f"sound {letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
 PROMPTS = ["sound a", "sound b", "sound c", "sound x", "sound y", "sound d"]  # the noise of the last begins above 0
 MELODY = 3  # of the families of sounds: melodies are so alike that the audit takes them for each other's copies
+MELS = GuardConfig(descriptor="mel-latents", attempts=3)  # by which the planted copies, and nothing else, are above thresholds
 REFERENCES = [number for number in range(14) if number % 6 != MELODY]
 CONFIG = GenerateConfig(steps=8, duration_s=planted_memory.DURATION_S)
 
@@ -400,7 +463,8 @@ def memorizing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def guarded(scene: Scene, output: Path, **settings: Any) -> Generation:
-    given = {"guard": GuardConfig(attempts=3), "config": CONFIG, "null": scene.null, **settings}
+    strengths = {"despecification": 4.0, "deduplication": 3.0, "dissimilarity": 1.0}
+    given = {"guard": MELS, "amg": strengths, "config": CONFIG, "null": scene.null, **settings}
     return generate_guarded(str(scene.model), scene.prompts, output, scene.references, **given)
 
 
@@ -455,7 +519,7 @@ def test_no_clip_leaves_that_the_audit_flags(scene: Scene, tmp_path: Path) -> No
 @pytest.mark.usefixtures("memorizing")
 def test_a_guard_that_is_stopped_anywhere_continues(scene: Scene, tmp_path: Path) -> None:
     """After the first attempt's clips, in an audit, in a later attempt, and when the folder has its name but no audit yet."""
-    whole = guarded(scene, tmp_path / "whole", guard=GuardConfig(attempts=2))
+    whole = guarded(scene, tmp_path / "whole", guard=MELS)
     cut = tmp_path / "cut"
 
     def stop_at(what: str) -> Any:
@@ -469,20 +533,31 @@ def test_a_guard_that_is_stopped_anywhere_continues(scene: Scene, tmp_path: Path
     made = cut.with_name("cut.partial") / "attempts" / "0" / "audio" / "000000-00.flac"
     for place in ("references described", "attempt 1:", "generated clips scored", "attempt 2:", "attempt 3:"):
         with pytest.raises(KeyboardInterrupt):
-            guarded(scene, cut, guard=GuardConfig(attempts=2), progress=stop_at(place))
+            guarded(scene, cut, guard=MELS, progress=stop_at(place))
         first += [made.stat().st_mtime_ns] if made.is_file() else []
     assert len(first) >= 3 and len(set(first)) == 1  # what was made is made once
-    with pytest.raises(OutputFolderError, match="other settings \\(guard was"):
+    with pytest.raises(OutputFolderError, match="holds 6 clips of a run with other settings \\(.*guard was"):
         generate(str(scene.model), scene.prompts, cut, config=CONFIG)
+    other = dataclasses.replace(MELS, audit="clap")
+    wanted = "\\(guard.audit was 'contrast', now 'clap'; amg.deduplication was 3.0, now 1.0; amg.despecification"
+    with pytest.raises(OutputFolderError, match=wanted):
+        guarded(scene, cut, guard=other, amg={"deduplication": 1.0})
+
+    heard = next(Path(scene.references.sources[0]).parent.glob("references/*.wav"))
+    before = heard.stat()
+    os.utime(heard, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(OutputFolderError, match="other settings \\(clips of the references was"):
+        guarded(scene, cut, guard=MELS)
+    os.utime(heard, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def stop_when_named(done: int, total: int | None, shown: str) -> None:
         if cut.is_dir():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        guarded(scene, cut, guard=GuardConfig(attempts=2), progress=stop_when_named)
+        guarded(scene, cut, guard=MELS, progress=stop_when_named)
     assert not (cut / "audit").exists()
-    again = guarded(scene, cut, guard=GuardConfig(attempts=2))
+    again = guarded(scene, cut, guard=MELS)
     assert [row["sha256"] for row in again.rows()] == [row["sha256"] for row in whole.rows()]
     for name in ("manifest.jsonl", "withheld.jsonl"):
         assert (again.path / name).read_bytes() == (whole.path / name).read_bytes()
@@ -490,26 +565,87 @@ def test_a_guard_that_is_stopped_anywhere_continues(scene: Scene, tmp_path: Path
     # a file that somebody changes before the audit is no longer what was checked
     (cut / "audit").rename(tmp_path / "elsewhere")
     sf.write(cut / again.rows()[0]["path"], wave(0), 16_000)
-    with pytest.raises(StoreError, match="flags 1 clips that it did not flag before"):
-        guarded(scene, cut, guard=GuardConfig(attempts=2))
+    for _ in range(2):  # given again, the audit is there already
+        with pytest.raises(StoreError, match="flags clips that were not flagged before.*000000-00.*so files were changed"):
+            guarded(scene, cut, guard=MELS)
 
 
 # --- what it is given -------------------------------------------------------------------------------------------------
 
 
+def test_clips_that_changed_are_other_clips(tmp_path: Path) -> None:
+    manifest = tmp_path / "clips.jsonl"
+    for name in "ab":
+        sf.write(tmp_path / f"{name}.wav", wave(0), 16_000)
+
+    def digest(*lines: dict[str, str]) -> str:
+        manifest.write_text("\n".join(map(json.dumps, lines)))
+        return clips_digest(open_corpus(manifest))
+
+    one, other = {"path": "a.wav", "caption": "rain"}, {"path": "b.wav", "caption": "rain"}
+    seen = [digest(one), digest(one, other), digest({**one, "caption": "hail"}), digest({**one, "clip_id": "c"})]
+    assert len({*seen}) == 4 and digest(one) == seen[0]
+    os.utime(tmp_path / "a.wav", ns=(0, 0))
+    seen.append(digest(one))
+    sf.write(tmp_path / "a.wav", wave(0)[:-1], 16_000)
+    os.utime(tmp_path / "a.wav", ns=(0, 0))
+    seen.append(digest(one))
+    assert len({*seen}) == 6
+
+
 def test_nothing_is_made_where_the_references_will_not_do(scene: Scene, tmp_path: Path) -> None:
     (tmp_path / "silent").mkdir()
-    sf.write(tmp_path / "silent" / "0.wav", np.zeros(16_000), 16_000)
     (tmp_path / "few").mkdir()
-    for number in range(4):
-        sf.write(tmp_path / "few" / f"{number}.wav", wave(number), 16_000)
+    for number in range(10):
+        sf.write(tmp_path / "silent" / f"{number}.wav", np.zeros(16_000), 16_000)
+        sf.write(tmp_path / "few" / f"{number}.wav", wave(number) if number < 4 else np.zeros(16_000), 16_000)
     for name, error, message in (
         ("silent", CorpusError, "references: no clip to compare.*all silent"),
-        ("few", ValueError, "at least 9 training clips"),
+        ("few", ValueError, "at least 9 training clips.*give --guard-background"),
     ):
         with pytest.raises(error, match=message):
             generate_guarded(str(scene.model), scene.prompts, tmp_path / "out", open_corpus(tmp_path / name), config=CONFIG)
-    assert not list(tmp_path.glob("out.partial/attempts"))
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("clips", "guard", "amg", "messages"),
+    [
+        (8, {}, {}, ("8 references", "at least 9, or .*--guard-background", "at least 10, .*--amg.threshold-low")),
+        (9, {}, {}, ("at least 10, unless both are given",)),
+        (8, {}, {"threshold_low": 0.1, "threshold_high": 0.2}, ("at least 9",)),
+        (19, {"audit": "mel"}, {}, ("audits by mel read their threshold off at least 20",)),
+        (9, {}, {"threshold_low": 0.1, "threshold_high": 0.2}, ()),
+        (10, {}, {}, ()),
+        (10, {"audit": "mel", "tau": 0.5}, {}, ()),
+    ],
+)
+def test_too_few_references_are_told_before_any_is_described(
+    scene: Scene, tmp_path: Path, clips: int, guard: dict[str, Any], amg: dict[str, Any], messages: Sequence[str]
+) -> None:
+    (tmp_path / "few").mkdir()
+    for number in range(clips):
+        (tmp_path / "few" / f"{number}.wav").write_bytes(b"no sound yet")  # nothing is read of it
+    sources: dict[str, Source] = {"references": open_corpus(tmp_path / "few")}
+    if not messages:
+        check_enough(sources, GuardConfig(**guard), amg)
+        return
+    with pytest.raises(ValueError) as refused:
+        generate_guarded(
+            str(scene.model), scene.prompts, tmp_path / "out", sources["references"], guard=GuardConfig(**guard), amg=amg
+        )
+    text = str(refused.value)
+    assert all(re.search(message, text) for message in messages)
+    assert ("thresholds are measured" in text) == (clips < 10 and not amg)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(("gain_db", "fired", "told"), [(-38.0, 3, True), (-19.0, 3, False), (-38.0, 0, False)])
+def test_clips_that_guidance_blew_up_are_told(gain_db: float, fired: int, told: bool) -> None:
+    """Another clip is loud, too, without guidance or by less: the ordinary note is enough for it."""
+    row = {"clip_id": "000000-00", "gain_db": gain_db, "fired_steps": fired}
+    notes = _notes(Rounds(delivered=[row, {**row, "clip_id": "000001-00", "gain_db": 0.0}]), GuardConfig())
+    assert any("blew up 000000-00, turned down by more than 20 dB" in note and "--amg.c3" in note for note in notes) == told
 
 
 def prepared(scene: Scene, references: Source, partial: Path, **settings: Any) -> tuple[Guided, Row]:
@@ -526,7 +662,7 @@ def test_captions_that_are_not_there(scene: Scene, tmp_path: Path) -> None:
     guide, facts = prepared(scene, folder, tmp_path / "b")
     assert guide.config.deduplication == 0 and "no reference has a caption" in facts["notes"][0]
     guide, facts = prepared(scene, scene.references, tmp_path / "c", threshold_high=0.9)
-    assert guide.config.deduplication == 3.0 and facts["notes"] == []
+    assert guide.config.deduplication == 4.0 and facts["notes"] == []
     assert guide.config.threshold_high == 0.9 and facts["thresholds_measured"] == ["threshold_low"]
     index = ReferenceIndex.load(tmp_path / "c" / "index")
     pipe = load_pipeline(locate_pipeline(str(scene.model)), device="cpu", dtype="float32")
@@ -560,10 +696,17 @@ def test_settings_of_a_guard_that_is_not_there(scene: Scene, tmp_path: Path) -> 
     (tmp_path / "flat.toml").write_text("guard = 3\n")
     references = ["--guard", scene.references.sources[0]]
     for more, message in (
-        (["--amg.c1", "2"], "amg.despecification is a setting of a guard, and there is none"),
-        (["--guard-attempts", "2"], "attempts is a setting of a guard"),
-        (["--max-withheld", "2"], "max-withheld is a setting of a guard"),
-        (["--config", str(tmp_path / "amg.toml")], "amg.dissimilarity is a setting of a guard"),
+        (
+            ["--amg.c1", "2"],
+            "amg.despecification (--amg.despecification or --amg.c1) is a setting of a guard, and",
+        ),
+        (["--guard-attempts", "2"], "guard.attempts (--guard-attempts) is a setting of a guard"),
+        (["--guard-null", "x"], "guard.null (--guard-null) is a setting"),
+        (["--max-withheld", "2"], "--max-withheld is a setting of a guard"),
+        (
+            ["--config", str(tmp_path / "amg.toml")],
+            "amg.dissimilarity (--amg.dissimilarity or --amg.c3) is a setting of",
+        ),
         (["--config", str(tmp_path / "flat.toml")], "guard should be a table, [guard]"),
         ([*references, "--guard-audit", "mel", "--guard-descriptor", "mel"], "audit by contrast or clap"),
         ([*references, "--guard-descriptor", "mell"], "[guard]: descriptor should be"),
@@ -579,12 +722,17 @@ def test_settings_of_a_guard_that_is_not_there(scene: Scene, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.usefixtures("memorizing")
 def test_the_command_line_says_what_it_did(scene: Scene, tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text(f"steps = 8\nduration_s = {planted_memory.DURATION_S}\n[guard]\nattempts = 0\n")
+    (tmp_path / "c.toml").write_text(
+        f'steps = 8\nduration_s = {planted_memory.DURATION_S}\n[guard]\nattempts = 0\ndescriptor = "mel-latents"\n'
+        "[amg]\ndespecification = 4.0\ndeduplication = 3.0\ndissimilarity = 1.0\n"
+    )
     command = ["generate", "--model", scene.model, "--prompts", scene.prompts, "-o", tmp_path / "out", "--json"]
     command += ["--guard", scene.references.sources[0], "--guard-null", scene.null.sources[0], "--config", tmp_path / "c.toml"]
     result = CliRunner().invoke(app, [*map(str, command), "--max-withheld", "1"])
     said = json.loads(result.stdout)
     assert result.exit_code == 1 and said["guard"]["counts"]["withheld"] >= 2
     assert said["paths"][2:] == [str(tmp_path / "out" / "withheld.jsonl"), str(tmp_path / "out" / "audit" / "report.html")]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     again = CliRunner().invoke(app, [*(part for part in map(str, command) if part != "--json")])
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before  # left as it is
     assert again.exit_code == 0 and "guidance fired on 2 of 6; whose similarity went from" in again.stdout

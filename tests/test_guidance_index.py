@@ -138,8 +138,28 @@ def test_vectors_that_cannot_be_compared_are_refused(vectors: torch.Tensor, erro
         planted().similarity(vectors, torch.zeros(2, 1, dtype=torch.long))
 
 
+def empty() -> ReferenceIndex:
+    return ReferenceIndex(MelOfSound().spec, (), (), (), torch.zeros(0, 96))
+
+
+def test_sounds_of_which_nothing_is_left_are_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        sf.write(tmp_path / f"{name}.wav", np.zeros(16_000), 16_000)
+    with pytest.raises(ValueError, match="got 0 clips, 0 of them silent"):
+        ReferenceIndex.from_audio([], MelOfSound())
+    with pytest.raises(ValueError, match="got 2 clips, 2 of them silent: guidance by them would never act"):
+        ReferenceIndex.from_audio([tmp_path / "a.wav", tmp_path / "b.wav"], MelOfSound())
+
+
+def test_an_index_is_shown_by_its_counts() -> None:
+    index = replace(planted(4), ids=("a", "b", "b", "c"), silent=1)
+    start = f"ReferenceIndex({index.spec}: 4 vectors of 3 clips, 1 silent clips left out, "
+    assert repr(index).startswith(start) and len(repr(index)) == len(start) + 9
+    assert repr(index) != repr(replace(index, ids=("a", "b", "b", "d")))  # what is told apart by it, such as a task's terms
+
+
 def test_an_empty_index_finds_nothing(tmp_path: Path) -> None:
-    index = ReferenceIndex.from_audio([], MelOfSound())
+    index = empty()
     assert len(index) == 0
     assert index.nearest(torch.ones(3, 96), 2).rows.shape == (3, 0)
     assert len(ReferenceIndex.load(index.save(tmp_path / "index"))) == 0
@@ -241,7 +261,7 @@ def test_a_store_gives_the_vectors_that_the_sounds_give(
 
 
 def test_another_descriptor_is_refused() -> None:
-    index = ReferenceIndex.from_audio([], MelOfSound())
+    index = empty()
     index.check(MelOfSound())
     for other in (MelOfSound(center=False), MelOfSound(0.7)):
         with pytest.raises(DescriptorMismatchError, match="described by mel-of-sound"):
@@ -255,7 +275,9 @@ def test_without_leaves_the_others_as_they_are() -> None:
     assert rest.captions == (index.captions[0], index.captions[3])
     assert torch.equal(rest.vectors, index.vectors[[0, 3]])
     assert rest.center is index.center
-    assert len(index.without(index.ids)) == 0
+    with pytest.warns(UserWarning, match="no reference is left in the index"):
+        assert len(index.without(index.ids)) == 0
+    assert len(empty().without([])) == 0  # it was so before, and says nothing
     with pytest.raises(ValueError, match=r"not in the index: d, e \(2 of 3 clips\)"):
         index.without(["a", "e", "d"])
 

@@ -292,10 +292,34 @@ def test_between_looks_the_last_decision_holds() -> None:
     assert it(guided(PLANE[[2]], number=1)).facts["fired"] == [False]  # nothing is held yet, so it looks
 
 
+class TwoWindows(Flat):
+    """Half of a sample at a time, in turn."""
+
+    def describe(self, x0: torch.Tensor, step: int = 0) -> torch.Tensor:
+        return x0.reshape(len(x0), 2, -1)[:, step % 2]
+
+
+def test_every_window_has_its_turn_and_a_held_look_moves_the_window_that_it_saw() -> None:
+    settings = AmgConfig(**{**OFF, "threshold_low": 0.9, "threshold_high": 0.9, "dissimilarity": 1.0, "every": 2})
+    it, state = AntiMemorization(index_of(PLANE[:1]), TwoWindows(), settings), {}
+    x0 = torch.tensor([[0.0, 1.0, 0.9, 0.3]])  # its second half is the copy
+    found = [it(guided(x0, number=number, state=state)) for number in range(6)]
+    assert [each.facts["fired"][0] for each in found] == [False, False, True, True, False, False]
+    assert [each.facts["similarity"][0] is None for each in found] == [False, True] * 3
+    assert all(not each.shift[0, :2].any() and each.shift[0, 2:].all() for each in found[2:4])
+
+
+def test_norm_units_are_shares_of_what_guidance_moves() -> None:
+    """By 0.3 of s0 |q| |c - u| = 5 * 2 * |c|, whatever the gradient's length."""
+    moment = guided(PLANE[[1]], coefficients=Coefficients(1.0, 1.0, 0.0, -2.0))
+    moved = -2 * term(-PLANE[:1], **ALWAYS, dissimilarity=0.3)(moment).shift
+    torch.testing.assert_close(norms(moved), 0.3 * 5 * 2 * norms(moment.c))
+
+
 @pytest.mark.parametrize(("number", "looks"), [(0, False), (2, False), (3, True), (7, True), (8, False)])
 def test_outside_of_its_stretch_it_does_not_look(number: int, looks: bool) -> None:
     found = term(PLANE[:1], **ALWAYS, despecification=1.0, start=0.3, stop=0.8)(guided(PLANE[:1], number=number))
-    assert (found.shift is not None) == looks == bool(found.facts)
+    assert (found.shift is not None) == looks == (found.facts["similarity"] != [None])
 
 
 def test_what_it_cannot_do_is_said() -> None:
@@ -321,9 +345,9 @@ def test_the_source_of_x0_is_what_is_compared() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"despecification": -1.0}, "despecification should be at least 0"),
-        ({"deduplication": math.nan}, "deduplication should be at least 0"),
-        ({"dissimilarity": -0.1}, "dissimilarity should be at least 0"),
+        ({"despecification": -1.0}, r"despecification .c[123]. should be at least 0"),
+        ({"deduplication": math.nan}, r"deduplication .c[123]. should be at least 0"),
+        ({"dissimilarity": -0.1}, r"dissimilarity .c[123]. should be at least 0"),
         ({"threshold_low": 0.6}, "threshold_low 0.6 should not be above threshold_high 0.5"),
         ({"threshold_high": math.nan}, "threshold"),
         ({"units": "mm"}, "units should be one of norm, paper, released, got 'mm'"),

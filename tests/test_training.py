@@ -121,9 +121,12 @@ def test_the_saved_pipeline_makes_sounds(finished: Any) -> None:
     assert audio.shape == (1, round(1.28 * RATE)) and np.isfinite(audio).all()
 
 
-def test_a_finished_run_is_not_run_again_but_may_go_on(finished: Any, corpus: Path) -> None:
-    with pytest.raises(OutputFolderError, match="finished"):
-        train(_config(corpus, *SETTINGS), finished.path)
+def test_a_finished_run_is_left_as_it_is(finished: Any, corpus: Path) -> None:
+    card = (finished.path / "card.json").read_bytes()
+    again = train(_config(corpus, *SETTINGS, "logging.every=7"), finished.path)
+    assert (again.steps, again.gates, again.pipeline) == (finished.steps, finished.gates, finished.pipeline)
+    assert again.validation.losses == finished.validation.losses and again.training.losses == finished.training.losses
+    assert (finished.path / "card.json").read_bytes() == card
     with pytest.raises(OutputFolderError, match=r"other settings.*optimizer\.learning_rate: 0\.001 there, 0\.5 here"):
         train(_config(corpus, *SETTINGS, "optimizer.learning_rate=0.5"), finished.path)
 
@@ -361,12 +364,19 @@ def test_a_gate_that_fails_at_the_end_costs_nothing_that_was_written(
     done = CliRunner().invoke(app, ["train", "--preset", "tiny-cpu", "-o", str(tmp_path / "run"), *options])
     names = ["conditions against those of another clip", "conditions against none"]
     assert done.exit_code == 1, done.output
+    again = CliRunner().invoke(app, ["train", "--preset", "tiny-cpu", "-o", str(tmp_path / "run"), *options])
+    assert again.exit_code == 1
+    if as_json:
+        assert json.loads(again.stdout)["failed"] == names
+    else:
+        assert again.stdout == done.stdout
+    assert again.stderr.startswith(f"{tmp_path / 'run'}: finished, left as it is")
     assert f"gates failed: {', '.join(names)}" in done.stderr
     if as_json:
         told = json.loads(done.stdout)
         assert told["failed"] == names and Path(told["pipeline"]).is_dir()
         return
-    assert "noise level" in done.stdout and "gate conditions against none FAILED: loss" in done.stdout
+    assert "noise level" in done.stdout and "gate conditions against none FAILED: error" in done.stdout
     assert "does not heed its captions: train longer" in done.stdout
     paths = done.stdout.splitlines()[-2:]
     assert paths == [str(tmp_path / "run" / name) for name in ("training.png", "pipeline")]
@@ -513,7 +523,7 @@ def test_clips_without_captions_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_gate_that_fails_stops_with_its_reason(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(GateError, match=r"first loss .*: the loss before the first step is"):
+    with pytest.raises(GateError, match=r"first loss .*: the error before the first step is"):
         train(_config(corpus, "gates.first_loss=0.0001"), tmp_path / "run")
     with pytest.raises(GateError, match=r"one batch by heart .* in 2 steps; .*gates\.overfit_steps = 6;"):
         train(_config(corpus, "gates.overfit=0.05", "gates.overfit_steps=2"), tmp_path / "other")
@@ -559,6 +569,8 @@ def test_what_was_refused_before_its_first_step_may_be_another_run(corpus: Path,
     out = tmp_path / "run"
     with pytest.raises(GateError, match="first loss"):
         train(_config(corpus, "gates.first_loss=0.0001"), out)
+    found = {gate["name"]: gate["passed"] for gate in json.loads((out / "gates.json").read_text())}
+    assert not found["first loss"] and found["data"] and found["reconstruction"]
     other = ("optimizer.learning_rate=0.002", "gates.conditions=false")
 
     def fails(done: int, total: int | None, what: str) -> None:

@@ -54,11 +54,12 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, 
     assert found is not None and found.step == 1
 
 
-def test_all_damaged_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+def test_all_damaged_is_an_error_that_says_what_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = save_checkpoint(tmp_path, 3, _write("a"))
     (path / "optimizer.bin").write_bytes(b"")
     with pytest.raises(ModelError, match=r"no whole checkpoint is left.*optimizer\.bin.*delete"):
         latest_checkpoint(tmp_path)
+    assert not caplog.messages  # the error has the reasons
 
 
 def test_a_failure_while_writing_leaves_the_previous_one(tmp_path: Path) -> None:

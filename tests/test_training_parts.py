@@ -348,6 +348,9 @@ def test_published_hyper_parameters() -> None:
         ("codec.kind=pretrained", "source"),
         ("logging.validation_clips=0", "validation_clips should be at least 1, got 0"),
         ("logging.every=0", "every should be at least 1, got 0"),
+        ("data.group=(a", "group is no regular expression"),
+        ("data.group=^a-", "parentheses around the name"),
+        ("threads=0", "threads should be at least 1, got 0"),
         ("optimizer", "such as optimizer.steps=100"),
     ],
 )
@@ -429,8 +432,8 @@ def test_the_figure_of_a_training_shows_differences_and_hides_no_curve() -> None
     figure = training_figure(lines)
     figure.canvas.draw()
     drawn = {line.get_label().split(" (")[0]: line.get_ydata() for line in figure.axes[2].lines}
-    np.testing.assert_allclose(drawn["another clip's"], np.subtract(other, own))
-    np.testing.assert_allclose(drawn["none"], np.subtract(null, own))
+    np.testing.assert_allclose(drawn["other"], np.subtract(other, own))
+    np.testing.assert_allclose(drawn["null"], np.subtract(null, own))
     for area in figure.axes:
         below, box = area.get_legend().get_window_extent(), area.get_window_extent()
         assert not below.overlaps(box) and figure.bbox.contains(*below.min) and figure.bbox.contains(*below.max)

@@ -6,6 +6,8 @@ Messages say what was expected, what was found, in which item, and what to do.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class AuscultError(Exception):
     """Root of all errors of auscult; the command line prints its message on one line and exits with 2."""
@@ -48,7 +50,14 @@ class ModelError(AuscultError):
 
 
 class GateError(AuscultError):
-    """A check between two stages of training failed; what would follow could not be trusted."""
+    """A check between two stages of training failed; what would follow could not be trusted.
+
+    ``gates`` are the results that there were then, passed ones included.
+    """
+
+    def __init__(self, message: str, gates: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.gates = gates
 
 
 class MissingExtraError(AuscultError):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,31 @@ def task_sources(sources: dict[str, Source]) -> dict[str, Any]:
     }
 
 
+def clips_digest(source: Source) -> str:
+    """What the clips of a source are: their ids, paths, stretches, captions, and the sizes and times of their files.
+
+    A store answers with the digest of its content. Files are not read.
+    """
+    if isinstance(source, DescriptorStore):
+        return str(source.card["content_sha256"])
+    digest = hashlib.sha256()
+    for item in source:
+        facts: tuple[Any, ...] = (item.path,)
+        if isinstance(item, Clip):
+            facts = (item.clip_id, item.path, item.start_s, item.duration_s, item.caption, _size_and_time(item))
+        digest.update(repr(facts).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _size_and_time(clip: Clip) -> tuple[int, int] | None:
+    """Of the file or the archive that a clip lies in; of what is not on a disk, as a listing told them."""
+    for path in (clip.path, clip.path.rpartition("::")[0]):
+        with suppress(OSError, ValueError):
+            found = os.stat(path)
+            return found.st_size, found.st_mtime_ns
+    return clip.seen
+
+
 def describe_sources(
     sources: dict[str, Source], folder: Path, descriptor: Descriptor, *, engine: Engine, progress: Progress
 ) -> dict[str, DescriptorStore]:
@@ -132,7 +158,7 @@ def _why(store: DescriptorStore) -> str:
             f"{len(unreadable)} files could not be read, the first: {first['path']}: {first['reason']}. "
             "If a manifest's paths are relative to another folder, give --audio-root"
         )
-    return f"it holds no audio ({counts['not_audio']} other files)"
+    return f"it holds no audio ({counts['not_audio']} other files)" if counts["not_audio"] else "it is empty: it names no clip"
 
 
 def input_facts(store: DescriptorStore) -> dict[str, Any]:

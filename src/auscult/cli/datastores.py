@@ -115,8 +115,8 @@ def _sentence(result: Datastore) -> str:
     card, report = result.card, result.card["report"]
     text = (
         f"{len(result):,} pairs, keys ({card['config']['key']}) of {card['dimension']} values; neighbors of each: "
-        f"{result.neighbor_rows.shape[1]}. Nobody's neighbor among the first {report['k']}: {report['never_retrieved']:.0%}; "
-        f"the most retrieved is one of {report['max_in_degree']:,} targets"
+        f"{result.neighbor_rows.shape[1]}. {report['never_retrieved']:.0%} of pairs are among the first "
+        f"{report['k']} neighbors of no other; one pair is among those of {report['max_in_degree']:,} others, the most"
     )
     if report["class_precision"]:
         first = report["class_precision"]["1"]

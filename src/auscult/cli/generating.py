@@ -41,6 +41,12 @@ def generate(
     workers: Annotated[
         int, typer.Option("--workers", "-j", min=1, help="Processes; with --device cuda they take the GPUs in turn.")
     ] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of the processor, for all processes together (default: torch's own); fewer where it is shared."
+        ),
+    ] = None,
     device: Device = "cpu",
     datastore: Annotated[
         Path | None,
@@ -83,7 +89,12 @@ def generate(
     """
     from ..configuration import make_config
     from ..generation.generating import GenerateConfig
+    from ..generation.requirements import require_models
+    from ..generation.workers import torch_threads
 
+    if k and datastore is None:
+        raise ValueError("--k has no effect without pairs; give --datastore STORE, or leave it out")
+    require_models("auscult generate")
     own, guard_table, amg_table = of.read_tables(config)
     settings = make_config(
         GenerateConfig,
@@ -122,7 +133,7 @@ def generate(
         "encoding": encoding,
         "overwrite": overwrite,
     }
-    with progress_bars() as progress:
+    with torch_threads(threads), progress_bars() as progress:
         common["progress"] = progress
         if guard is None:
             of.check_unguarded(guard_table | of.given(max_withheld=max_withheld), amg_table)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ..generation.order import Generation
 
 TABLES = ("guard", "amg")
+OF_GUARD = ("attempts", "descriptor", "audit", "alpha", "background", "null")  # that have an option
+PAPERS = {"despecification": "--amg.c1", "deduplication": "--amg.c2", "dissimilarity": "--amg.c3"}
+OF_AMG = (*PAPERS, "threshold_low", "threshold_high", "schedule", "units", "gradient", "every")
 GUARD = "Guard"
 AMG = "Anti-memorization guidance"
 
@@ -58,9 +61,9 @@ def _strength(name: str, number: int, what: str) -> Any:
     return Annotated[float | None, typer.Option(f"--amg.{name}", f"--amg.c{number}", rich_help_panel=AMG, help=what)]
 
 
-Despecification = _strength("despecification", 1, "c1: how much guidance by the prompt is lowered (default: 4)")
-Deduplication = _strength("deduplication", 2, "c2: away from the caption of the nearest clip (default: 3)")
-Dissimilarity = _strength("dissimilarity", 3, "c3: down the gradient of similarity (default: 1)")
+Despecification = _strength("despecification", 1, "c1: how much guidance by the prompt is lowered (default: 1)")
+Deduplication = _strength("deduplication", 2, "c2: away from the caption of the nearest clip (default: 4)")
+Dissimilarity = _strength("dissimilarity", 3, "c3: down the gradient of similarity (default: 3)")
 ThresholdLow = Annotated[
     float | None,
     typer.Option("--amg.threshold-low", rich_help_panel=AMG, help="Similarity from which it acts at first (default: measured)"),
@@ -107,12 +110,25 @@ def given(**options: Any) -> dict[str, Any]:
 
 def check_unguarded(guard: Mapping[str, Any], amg: Mapping[str, Any]) -> None:
     """Refuse settings of a guard that is not there."""
-    without = [*guard, *(f"amg.{name}" for name in amg)]
+    without = [*map(_guard_setting, guard), *map(_amg_setting, amg)]
     if without:
         raise ValueError(
-            f"{without[0].replace('_', '-')} is a setting of a guard, and there is none; give the clips that must not be "
+            f"{without[0]} is a setting of a guard, and there is none; give the clips that must not be "
             "replicated with --guard SRC"
         )
+
+
+def _guard_setting(name: str) -> str:
+    if name == "max_withheld":
+        return "--max-withheld"
+    return f"guard.{name}" + (f" (--guard-{name})" if name in OF_GUARD else "")
+
+
+def _amg_setting(name: str) -> str:
+    """By the name in a configuration, and by the options that it has."""
+    options = [f"--amg.{name.replace('_', '-')}"] if name in OF_AMG else []
+    options += [PAPERS[name]] if name in PAPERS else []
+    return f"amg.{name}" + (f" ({' or '.join(options)})" if options else "")
 
 
 def generate_guarded(

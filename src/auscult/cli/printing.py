@@ -21,7 +21,8 @@ out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highli
 def print_card(card: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     for key in ("kind", "spec", "descriptor", "dtype", "window_s", "source", "audio_s", "padding_share", "created"):
-        if key in card:
+        of_captions = key == "window_s" and card.get("config", {}).get("key") == "text"  # which have no windows
+        if key in card and not of_captions:
             table.add_row(key, _shown(card[key]))
     for role, facts in card.get("inputs", {}).items():
         counts = facts["counts"]

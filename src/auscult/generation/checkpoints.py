@@ -142,10 +142,13 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     for step in reversed(checkpoint_steps(folder)):
         path = _path(folder, step)
         try:
-            return read_checkpoint(path)
+            found = read_checkpoint(path)
         except ModelError as error:
-            LOGGER.warning("%s; skipped for the one before it", error)
             reasons.append(str(error))
+            continue
+        for reason in reasons:
+            LOGGER.warning("%s; skipped for the one before it", reason)
+        return found
     if reasons:
         raise ModelError(f"no whole checkpoint is left ({'; '.join(reasons)}); delete {folder} to train from the beginning")
     return None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -30,7 +29,7 @@ from ..inputs import shortened
 from .autoencoder import to_latents
 from .conditioning import Tokens, padded
 from .mel import MelSpec, log_mel, prepare_waveform
-from .training_config import DataConfig
+from .training_config import DataConfig, recording_pattern
 
 IntArray = npt.NDArray[np.int64]
 Listed = list[tuple[int, Clip | Skipped]]
@@ -248,12 +247,7 @@ def _groups(clips: Clips, group: str | None) -> list[str]:
     """Name of the group of each clip: recordings, joined where two share a clip of equal audio."""
     names = list(clips.ids)
     if group is not None:
-        try:
-            pattern = re.compile(group)
-        except re.error as error:
-            raise ValueError(f"[data] group is no regular expression ({error}): {group!r}") from error
-        if pattern.groups < 1:
-            raise ValueError(f"[data] group needs parentheses around the name of the recording, got {group!r}")
+        pattern = recording_pattern(group)
         found = [pattern.search(name) for name in clips.ids]
         if missed := [name for name, match in zip(clips.ids, found, strict=True) if match is None]:
             raise ValueError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,6 +57,27 @@ def read_gates(text: str) -> tuple[GateResult, ...]:
     return tuple(GateResult(**{**row, "value": math.inf if row["value"] is None else row["value"]}) for row in rows)
 
 
+@contextmanager
+def after(gates: Iterable[GateResult]) -> Iterator[None]:
+    """An error of gates that are checked in the block has these, which passed before, too.
+
+    Examples
+    --------
+    >>> first, second = GateResult("data", True, 0.0, 0.0, "fine"), GateResult("latents", False, 2.0, 0.05, "too loud")
+    >>> try:
+    ...     with after([first]):
+    ...         check([second])
+    ... except GateError as error:
+    ...     error.gates == (first, second)
+    True
+    """
+    try:
+        yield
+    except GateError as error:
+        error.gates = (*gates, *error.gates)
+        raise
+
+
 def check(gates: Iterable[GateResult]) -> tuple[GateResult, ...]:
     """Return the gates if all of them passed.
 
@@ -77,5 +99,5 @@ def check(gates: Iterable[GateResult]) -> tuple[GateResult, ...]:
     failed = [gate for gate in results if not gate.passed]
     if failed:
         reasons = "; ".join(f"{gate.name} ({gate.value:.4g} against {gate.limit:.4g}): {gate.message}" for gate in failed)
-        raise GateError(f"{len(failed)} of {len(results)} gates failed: {reasons}")
+        raise GateError(f"{len(failed)} of {len(results)} gates failed: {reasons}", results)
     return results

@@ -173,7 +173,8 @@ def make_all(
                 made |= {row["clip_id"]: row for row in rows}
                 bar.finish(len(batch.clips) * maker.sampling.steps)
     except BaseException as error:
-        error.add_note(f"{folder}: keeps {len(made):,} of {len(plan):,} clips; the same command continues from there")
+        if made:  # else the folder goes, too
+            error.add_note(f"{folder}: keeps {len(made):,} of {len(plan):,} clips; the same command continues from there")
         raise
     return made
 

@@ -36,6 +36,7 @@ from .trained_pairs import check_pairs
 KIND = "generation"
 BATCH_SIZE = 8
 NEEDED_FOR = "auscult generate"
+NOT_GIVEN = "not given"
 _SHOWN = 3  # settings, or clips, that a message names
 
 
@@ -256,23 +257,41 @@ def write_generation(
 def _refuse_other_settings(output: Path, task: dict[str, Any]) -> None:
     """Refuse to continue what was begun with other settings, or to throw it away unasked."""
     partial = output.with_name(f"{output.name}.partial")
-    clips = len(list(partial.rglob(f"{AUDIO}/*.flac")))
+    clips = len({path.name for path in partial.rglob(f"{AUDIO}/*.flac")})  # attempts at one clip have its name
     if not clips or not (partial / TASK).is_file():
         return
     begun = {"kind": KIND, **json.loads((partial / TASK).read_text("utf-8"))}
     if begun["kind"] != KIND:
         return  # the folder is asked for in a moment, and says so
-    wanted = {"kind": KIND, **json.loads(json.dumps(task))}
-    other = [key for key in {**wanted, **begun} if begun.get(key) != wanted.get(key)]
+    other = _differences(begun, {"kind": KIND, **json.loads(json.dumps(task))})
     if other:
-        named = "; ".join(f"{key} was {_short(begun.get(key))}, now {_short(wanted.get(key))}" for key in other[:_SHOWN])
+        named = "; ".join(f"{key} was {_short(before)}, now {_short(now)}" for key, before, now in other[:_SHOWN])
         raise OutputFolderError(
             f"{partial}: holds {clips:,} clips of a run with other settings ({named}); give those settings to continue it, "
             "another -o, or --overwrite to throw them away"
         )
 
 
+def _differences(begun: dict[str, Any], wanted: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Settings that are not equal, and both values; of tables in both, each by the table's name and its own.
+
+    >>> _differences({"a": 1, "guard": {"alpha": 0.1, "amg": {"every": 1}}}, {"a": 1, "guard": {"alpha": 0.2, "amg": {}}})
+    [('guard.alpha', 0.1, 0.2), ('amg.every', 1, 'not given')]
+    """
+    found = []
+    for key in {**wanted, **begun}:
+        before, now = begun.get(key, NOT_GIVEN), wanted.get(key, NOT_GIVEN)
+        if isinstance(before, dict) and isinstance(now, dict):
+            nested = _differences(before, now)
+            found += [(name if "." in name else f"{key}.{name}", *values) for name, *values in nested]
+        elif before != now:
+            found.append((key, before, now))
+    return found
+
+
 def _short(value: Any) -> str:
+    if value == NOT_GIVEN:
+        return NOT_GIVEN
     text = ", ".join(map(str, filter(None, value.values()))) if isinstance(value, dict) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -194,6 +194,10 @@ def in_words(name: str) -> AbstractContextManager[None]:
     def advice(error: Exception) -> str:
         if "torchsde" in str(error):
             return "its scheduler needs a further package: pip install torchsde"
+        if type(error).__name__ == "SafetensorError" or any(
+            word in str(error) for word in ("deserializ", "corrupt", "JSON", "load weights")
+        ):
+            return "a file of it may be cut short or damaged; copy or download it again"
         return (
             "give a folder that save_pretrained wrote with safetensors weights, or the name on the hub of a pipeline that "
             "has them"

@@ -37,7 +37,7 @@ from .examples import (
     written_tokens,
 )
 from .feed import Feed, encode_prompts
-from .gates import GateResult, check
+from .gates import GateResult, after, check
 from .mel import MelSpec
 from .neighbors import Neighbors, find_neighbors, hidden_rows, own_pairs, pair_tokens
 from .starting import load_start
@@ -116,7 +116,9 @@ def prepare(
     if codec is None:
         codec = _make_codec(config, clips, rows, spec, cache, device, progress)
     codec = codec.to(device).eval().requires_grad_(False)
-    gates += _codec_gates(config, codec, clips, spec, rows, made_here=config.codec.kind != "pretrained" and start is None)
+    made_here = config.codec.kind != "pretrained" and start is None
+    with after(gates):
+        gates += _codec_gates(config, codec, clips, spec, rows, made_here=made_here)
     unet = _new_unet(shape, config, codec, encoders) if start is None else start.unet
     codec_digest = weights_digest(codec)
     latents = latents_of(clips, codec, spec, cache, codec_digest, progress=progress)
@@ -130,7 +132,8 @@ def prepare(
         audio = written_tokens(clips.captions, encoders, cache, by_whom, progress=progress) if written else (None, None)
         prompts = Conditions(None, *text, *audio)
     if start is not None and start.public and config.gates.start:
-        gates += check([_start_gate(start, latents, prompts, device)])
+        with after(gates):
+            gates += check([_start_gate(start, latents, prompts, device)])
     neighbors = _neighbors(config, clips, held_out, encoders, spec, samples, cache, by_whom, family != "tango", progress)
     pairs = None if neighbors is None else neighbors.store.pairs["caption"].to_pylist()
     gates.append(captions_gate(encoders, clips, rows, pairs, mixes=config.mixing.share > 0, seed=config.seed))

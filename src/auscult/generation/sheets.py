@@ -20,16 +20,16 @@ from .training_config import LoggingConfig
 IntArray = npt.NDArray[np.int64]
 RANGE_NATS = 8.0  # 70 dB below the loudest point is black
 CURVES = {  # (which clips, with which conditions): what they are called and drawn in
-    ("training", "own"): ("trained clips, own conditions", "C0"),
-    ("validation", "own"): ("held out, own conditions", "C1"),
-    ("validation", "other"): ("held out, another clip's", "C3"),
-    ("validation", "null"): ("held out, no conditions", "C7"),
+    ("training", "own"): ("trained, own", "C0"),
+    ("validation", "own"): ("held out, own", "C1"),
+    ("validation", "other"): ("held out, other", "C3"),
+    ("validation", "null"): ("held out, null", "C7"),
 }
 DIFFERENCES = {  # what is held against a clip's own conditions
-    "other": ("another clip's", "C3"),
-    "null": ("none", "C7"),
-    "swapped": ("its prompt, another's pairs", "C4"),
-    "prompt_only": ("its prompt, no pairs", "C2"),
+    "other": ("other", "C3"),
+    "null": ("null", "C7"),
+    "swapped": ("swapped", "C4"),
+    "prompt_only": ("prompt only", "C2"),
 }
 
 
@@ -187,7 +187,7 @@ def _draw_levels(area: Any, line: dict[str, Any]) -> None:
         if losses := _losses(line, side, variant):
             area.plot(places, losses, label=name, color=color, marker=".")
     zero = _losses(line, "validation", "zero") or _losses(line, "training", "zero")
-    area.plot(places, zero, label="predictor of zero", color="k", ls=":")
+    area.plot(places, zero, label="zero", color="k", ls=":")
     area.set_title(f"over noise levels, at step {line['step']:,}", fontsize=8)
     area.set_ylabel("squared error")
     _name_levels(area, line)

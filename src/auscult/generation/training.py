@@ -14,6 +14,7 @@ OUT/task.json            the configuration that the run was begun with
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,26 +25,39 @@ import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 
+from ..errors import GateError
 from ..folders import Progress, no_progress, write_text
 from ..interrupts import NotedInterrupt, interrupts_noted
 from .checkpoints import checkpoint_steps
 from .conditioning import Conditions
 from .denoiser import predict
 from .examples import list_clips
-from .gates import GateResult, gates_text, read_gates
+from .gates import GateResult, after, gates_text, read_gates
 from .preparing import Prepared, prepare
 from .recomputing import recompute_activations
 from .training_config import OptimizerConfig, TrainConfig
-from .training_folder import CHECKPOINTS, GATES, LOG, workplace
+from .training_folder import CHECKPOINTS, GATES, LOG, is_finished, workplace
 from .training_gates import first_gates
 from .training_log import TrainLog
-from .training_saving import TrainResult, finish, resume, save_pipeline, save_sheet, save_state, where_it_stands
+from .training_saving import (
+    TrainResult,
+    finish,
+    finished_result,
+    resume,
+    save_pipeline,
+    save_sheet,
+    save_state,
+    where_it_stands,
+)
 from .training_step import Denoiser, check_shares, learning_rate, noise_schedule, train_step
 from .validation import Levels, level_losses, variants_of
+from .workers import torch_threads
+
+LOGGER = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_progress) -> TrainResult:
-    """Train a model, or go on where a run of the same configuration was stopped.
+    """Train a model, or go on where a run of the same configuration was stopped; a finished one is left as it is.
 
     On one CPU with the same number of threads, a run that was killed at any moment and goes on ends with the same weights,
     to the bit, as one that was never stopped. The first Ctrl-C is heeded after the step that is being made, when its checkpoint
@@ -73,12 +87,16 @@ def train(config: TrainConfig, output: str | Path, *, progress: Progress = no_pr
 
     accelerator = _accelerator(config)
     alone = accelerator.distributed_type == DistributedType.NO
+    if is_finished(Path(output), config):
+        if accelerator.is_main_process:
+            LOGGER.info(f"{output}: finished, left as it is")
+        return finished_result(Path(output), main=accelerator.is_main_process)
     listed = list_clips(config.data)  # before there is a folder: what is refused here leaves nothing behind
-    with _threads(config.threads), workplace(Path(output), config, accelerator) as out, interrupts_noted() as interrupt:
+    with torch_threads(config.threads), workplace(Path(output), config, accelerator) as out, interrupts_noted() as interrupt:
         begun = time.monotonic()
         shown = progress if accelerator.is_main_process else no_progress
         heeding = _heeding(shown, interrupt, out, config.optimizer.steps)
-        with accelerator.main_process_first():
+        with accelerator.main_process_first(), _failures_written(out, accelerator):
             prepared = prepare(config, out, listed=listed, device=accelerator.device, progress=heeding)
         feed, schedule = prepared.feed, noise_schedule(config.objective)
         alphas = schedule.alphas_cumprod.to(accelerator.device)
@@ -170,14 +188,14 @@ def _accelerator(config: TrainConfig) -> Any:
 
 
 @contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if wanted is not None:
-        torch.set_num_threads(wanted)
+def _failures_written(out: Path, accelerator: Any) -> Iterator[None]:
+    """What stops a run before its first step is written down; the figures of one that has begun stay."""
     try:
         yield
-    finally:
-        torch.set_num_threads(before)
+    except GateError as error:
+        if accelerator.is_main_process and not checkpoint_steps(out / CHECKPOINTS):
+            write_text(out / GATES, gates_text(error.gates))
+        raise
 
 
 def _gates_before(
@@ -192,7 +210,8 @@ def _gates_before(
     # without a checkpoint it begins again, perhaps with other clips or models
     begins = not path.is_file() or not checkpoint_steps(out / CHECKPOINTS)
     if accelerator.is_main_process and begins:
-        gates = prepared.gates + first_gates(prepared, config, alphas, device=accelerator.device, progress=progress)
+        with _failures_written(out, accelerator), after(prepared.gates):
+            gates = prepared.gates + first_gates(prepared, config, alphas, device=accelerator.device, progress=progress)
         write_text(path, gates_text(gates))
     accelerator.wait_for_everyone()
     found = read_gates(path.read_text("utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
@@ -52,6 +53,30 @@ class DataConfig:
             raise ValueError(f"[data] duration_s should be positive, got {self.duration_s}")
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"[data] validation_share should be in [0, 1), got {self.validation_share}")
+        if self.group is not None:  # here, or hours of reading would come first
+            recording_pattern(self.group)
+
+
+def recording_pattern(group: str) -> re.Pattern[str]:
+    r"""The regular expression of ``[data] group``.
+
+    Raises
+    ------
+    ValueError
+        It is none, or has no group that names the recording.
+
+    Examples
+    --------
+    >>> recording_pattern(r"^(\d+)-").search("17-3")[1]
+    '17'
+    """
+    try:
+        pattern = re.compile(group)
+    except re.error as error:
+        raise ValueError(f"[data] group is no regular expression ({error}): {group!r}") from error
+    if pattern.groups < 1:
+        raise ValueError(f"[data] group needs parentheses around the name of the recording, got {group!r}")
+    return pattern
 
 
 @dataclass(frozen=True)
@@ -284,6 +309,10 @@ class TrainConfig:
     start: StartConfig = field(default_factory=StartConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     gates: GatesConfig = field(default_factory=GatesConfig)
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads should be at least 1, got {self.threads}; leave it out for torch's own number")
 
 
 def preset_values(name: str) -> dict[str, Any]:

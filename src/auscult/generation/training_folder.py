@@ -11,6 +11,7 @@ from typing import Any
 from ..configuration import config_values
 from ..errors import OutputFolderError
 from ..folders import CARD, TASK, is_folder_of, locked, write_text
+from .gates import read_gates
 from .training_config import TrainConfig
 
 KIND = "training"
@@ -33,7 +34,7 @@ def workplace(out: Path, config: TrainConfig, accelerator: Any) -> Iterator[Path
     Raises
     ------
     OutputFolderError
-        It holds something else, a training with other settings, or a finished one.
+        It holds something else, or a training with other settings.
     StoreError
         Another process trains here.
     """
@@ -65,12 +66,10 @@ def _claim(out: Path, config: TrainConfig) -> None:
         raise OutputFolderError(f"{path}: cannot be read ({error}); choose another -o") from error
     if not isinstance(there, dict) or not isinstance(there.get("optimizer"), dict) or "steps" not in there["optimizer"]:
         raise OutputFolderError(f"{out}: its {TASK} is that of something else than a training; choose another -o")
-    changed = [
-        key for key in sorted(_flat(wanted).keys() | _flat(there).keys()) if _flat(wanted).get(key) != _flat(there).get(key)
-    ]
-    changed = [key for key in changed if key.partition(".")[0] not in _MAY_CHANGE]
-    if changed and not (out / GATES).exists() and not (out / CHECKPOINTS).exists():
-        # refused or stopped before its first step: there is only a cache, of which each part knows what it was made of
+    changed = _changed(there, wanted)
+    if changed and not _has_begun(out):
+        # there is only a cache, of which each part knows what it was made of
+        (out / GATES).unlink(missing_ok=True)
         write_text(path, json.dumps(wanted, indent=1, sort_keys=True))
         return
     longer = there["optimizer"]["steps"] < wanted["optimizer"]["steps"]
@@ -80,8 +79,24 @@ def _claim(out: Path, config: TrainConfig) -> None:
         old, new = _flat(there), _flat(wanted)
         told = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in changed[:4])
         raise OutputFolderError(f"{out}: a training with other settings was begun here ({told}); choose another -o")
-    if is_folder_of(out, KIND):
-        raise OutputFolderError(f"{out}: this training is finished; choose another -o, or raise optimizer.steps to go on")
+
+
+def is_finished(out: Path, config: TrainConfig) -> bool:
+    """Whether a training of this configuration is finished there, so that nothing is left to do."""
+    if not is_folder_of(out, KIND) or not (out / TASK).is_file():
+        return False
+    try:
+        there = json.loads((out / TASK).read_text("utf-8"))
+    except ValueError:
+        return False  # refused, with its reason, where the folder is claimed
+    return isinstance(there, dict) and not _changed(there, json.loads(json.dumps(config_values(config))))
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether a run got as far as its first step: it passed its gates, or left a checkpoint or a model."""
+    if any((out / name).exists() for name in (CHECKPOINTS, PIPELINE)):
+        return True
+    return (out / GATES).exists() and all(gate.passed for gate in read_gates((out / GATES).read_text("utf-8")))
 
 
 def go_on(out: Path, config: TrainConfig) -> None:
@@ -90,6 +105,13 @@ def go_on(out: Path, config: TrainConfig) -> None:
     if json.loads((out / TASK).read_text("utf-8"))["optimizer"]["steps"] < wanted["optimizer"]["steps"]:
         (out / CARD).unlink(missing_ok=True)
         write_text(out / TASK, json.dumps(wanted, indent=1, sort_keys=True))
+
+
+def _changed(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Keys of settings that decide what is computed at a step, and differ."""
+    old, new = _flat(there), _flat(wanted)
+    differ = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
+    return [key for key in differ if key.partition(".")[0] not in _MAY_CHANGE]
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -72,7 +72,9 @@ def first_loss_gate(unet: Any, feed: Feed, config: TrainConfig, alphas_cumprod: 
     loss = float(_error(unet, one_batch(feed, 32, device), config, alphas_cumprod))
     distance, limit = abs(loss - 1), config.gates.first_loss
     advice = "" if distance <= limit else "; are the latents scaled to unit variance, and does the noise schedule fit?"
-    return GateResult("first loss", distance <= limit, distance, limit, f"the loss before the first step is {loss:.3f}{advice}")
+    return GateResult(
+        "first loss", distance <= limit, distance, limit, f"the error before the first step is {loss:.3f}{advice}"
+    )
 
 
 def reach_gate(unet: Any, feed: Feed, config: TrainConfig, alphas_cumprod: torch.Tensor, device: Any) -> GateResult:
@@ -130,7 +132,7 @@ def overfit_gate(
     progress(steps, steps, "learning one batch by heart")
     passed = loss < limit
     advice = "" if passed else _more_steps(steps)
-    message = f"the loss of one batch fell from {first:.3f} to {loss:.3f} in {step} steps{advice}"
+    message = f"the error of one batch fell from {first:.3f} to {loss:.3f} in {step} steps{advice}"
     return GateResult("one batch by heart", passed, loss, limit, message)
 
 

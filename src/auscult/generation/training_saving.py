@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -15,10 +16,10 @@ from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
 
 from ..configuration import config_values
-from ..folders import Progress, write_card, write_text
+from ..folders import Progress, read_card, write_card, write_text
 from .checkpoints import checkpoint_steps, latest_checkpoint, partial_path, save_checkpoint, told_if_full
 from .feed import Feed
-from .gates import GateResult, gate_rows, gates_text
+from .gates import GateResult, gate_rows, gates_text, read_gates
 from .pipeline import RetrievalAugmentedAudioPipeline
 from .preparing import Prepared
 from .sheets import draw_training, make_sheet
@@ -72,6 +73,15 @@ class TrainResult:
     def failed(self) -> tuple[GateResult, ...]:
         """Gates at the end that did not pass; those before the first step raise instead."""
         return tuple(gate for gate in self.gates if not gate.passed)
+
+
+def finished_result(out: Path, *, main: bool = True) -> TrainResult:
+    """What :func:`finish` returned, as the folder has it."""
+    card = read_card(out, KIND)
+    losses = card["losses"]
+    validation = None if losses["validation"] is None else Levels.from_json(losses["validation"])
+    gates = read_gates(json.dumps(card["gates"]))
+    return TrainResult(out, card["steps"], validation, Levels.from_json(losses["training"]), gates, card, main)
 
 
 def resume(accelerator: Any, out: Path, average: EMAModel, config: TrainConfig, parts: Mapping[str, str]) -> int:

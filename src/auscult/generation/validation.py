@@ -37,7 +37,8 @@ class Levels:
     clips
         How many were looked at.
     by_clip
-        By variant: the mean over all levels for each clip. Noise is the same for all variants, so that they are pairs.
+        By variant: the mean over all levels for each clip. Noise is the same for all variants, so that they are pairs. Files
+        do not have it.
     """
 
     timesteps: tuple[int, ...]
@@ -48,6 +49,12 @@ class Levels:
     def mean(self, variant: str) -> float:
         """Mean over all levels."""
         return float(np.mean(self.losses[variant]))
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Levels:
+        """What :meth:`to_json` gave; ``by_clip`` is empty."""
+        losses = {name: tuple(values) for name, values in content["losses"].items()}
+        return cls(tuple(content["timesteps"]), losses, content["clips"], {})
 
     def to_json(self) -> dict[str, Any]:
         """For the log."""
@@ -129,7 +136,7 @@ def condition_gates(levels: Levels, where: str = "the model") -> tuple[GateResul
         if not passed:
             advice = f"; {where} is there, but does not heed its captions: train longer, or on more clips whose captions differ"
         message = (
-            f"loss {own:.4f} with the own conditions and {other:.4f} with {words}, on {levels.clips} held-out clips"
+            f"error {own:.4f} with the own conditions and {other:.4f} with {words}, on {levels.clips} held-out clips"
             f"{_how_sure(levels, variant)}{advice}"
         )
         gates.append(GateResult(f"conditions against {words}", passed, own, other, message))

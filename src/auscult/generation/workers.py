@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -24,10 +23,31 @@ Load = Callable[[str], Work[Job, Result]]
 _STOP_S = 5.0  # to wait for a process that was told to end
 
 
+@contextmanager
+def torch_threads(wanted: int | None) -> Iterator[None]:
+    """Let torch use so many threads in the block, and as many as before behind it; None changes nothing.
+
+    Processes of :func:`work_on_devices` share that number.
+    """
+    if wanted is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def work_on_devices(
     load: Load[Job, Result], jobs: Iterator[Job], devices: Sequence[str], tick: Tick
 ) -> Generator[tuple[Job, Result]]:
     """Each job with its result, as they are done: one process for each device, or this one for a single device.
+
+    The processes share the number of threads that torch has here.
 
     A process takes the next job when it is done with its last. When this generator is closed, when an error or Ctrl-C ends it,
     or when its own process is killed, the processes end, whatever they are at; so what they write must appear as a whole or
@@ -45,9 +65,10 @@ def work_on_devices(
         for job in jobs:
             yield job, work(job, tick)
         return
+    import torch
+
     context = multiprocessing.get_context("spawn")  # fork and CUDA do not go together
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // len(devices))
+    threads = max(1, torch.get_num_threads() // len(devices))
     processes: dict[Connection, Any] = {}
     under_way: dict[Connection, Job] = {}
     try:

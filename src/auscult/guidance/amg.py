@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -34,7 +34,8 @@ class AmgConfig:
     Attributes
     ----------
     despecification
-        c1 of the papers, at least 0: lowers guidance by the prompt.
+        c1 of the papers, at least 0: lowers guidance by the prompt. At ``(s0 - 1) / similarity`` nothing is left to take away,
+        with s0 the guidance scale: a larger c1 has no further effect, and leaves deduplication no room.
     deduplication
         c2: guides away from the caption of the nearest reference, so the index has to know captions.
     dissimilarity
@@ -50,7 +51,8 @@ class AmgConfig:
         ``"x0"``: by the clean sample that is predicted, without a backward pass through the denoiser. ``"denoiser"``: by the
         noisy sample through it, as the papers have it.
     x0_source
-        Whether the predicted clean sample is that of the conditional branch or of guidance, as CVPR's equation 12 has it.
+        Whether the predicted clean sample is that of the conditional branch or of guidance, as CVPR's equation 12 has it. The
+        gradient of ``"denoiser"`` is that of the conditional branch in either case.
     nearest
         Neighbors that are led away from, by a soft maximum of their similarities; the trigger and the caption are of the first.
     every
@@ -59,9 +61,9 @@ class AmgConfig:
         Fractions of the steps between which it looks at all.
     """
 
-    despecification: float = 4.0
-    deduplication: float = 3.0
-    dissimilarity: float = 1.0
+    despecification: float = 1.0
+    deduplication: float = 4.0
+    dissimilarity: float = 3.0
     threshold_low: float = 0.4
     threshold_high: float = 0.5
     schedule: Schedule | CustomSchedule = "alpha_bar"
@@ -74,9 +76,9 @@ class AmgConfig:
     stop: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("despecification", "deduplication", "dissimilarity"):
+        for number, name in enumerate(("despecification", "deduplication", "dissimilarity"), 1):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} should be at least 0 (0 switches it off), got {getattr(self, name)!r}")
+                raise ValueError(f"{name} (c{number}) should be at least 0 (0 switches it off), got {getattr(self, name)!r}")
         if not self.threshold_low <= self.threshold_high:
             raise ValueError(f"threshold_low {self.threshold_low:g} should not be above threshold_high {self.threshold_high:g}")
         for name, allowed in (("units", UNITS), ("gradient", ("x0", "denoiser")), ("x0_source", ("cond", "guided"))):
@@ -89,6 +91,14 @@ class AmgConfig:
                 raise ValueError(f"{name} should be at least 1, got {getattr(self, name)!r}")
         if not 0 <= self.start < self.stop <= 1:
             raise ValueError(f"expected fractions 0 <= start < stop <= 1, got {self.start:g} and {self.stop:g}")
+
+
+class _Look(NamedTuple):
+    """The how manieth look at a call's samples, from 0; similarity and rows (B, k) of the nearest references."""
+
+    number: int
+    similarity: torch.Tensor
+    rows: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -144,6 +154,11 @@ class AntiMemorization:
         return config.despecification + config.deduplication > 0
 
     @property
+    def lowers_scale(self) -> bool:
+        """Whether it takes its share from the scale of guidance."""
+        return self.config.despecification + self.config.deduplication > 0 and len(self.index) > 0
+
+    @property
     def needs_captions(self) -> bool:
         """Whether it predicts with other captions."""
         return self.config.deduplication > 0 and len(self.index) > 0
@@ -152,13 +167,14 @@ class AntiMemorization:
         """What to change in this step."""
         config = self.config
         if not len(self.index) or not config.start <= moment.fraction < config.stop:
-            return Correction()
+            return Correction(facts={"similarity": [None] * len(moment), "fired": [False] * len(moment)})
         x0 = moment.x0(config.x0_source)
-        similarity, rows = self._looked_up(moment, x0)
+        seen, fresh = self._looked_up(moment, x0)
+        similarity, rows = seen.similarity, seen.rows
         limit = self._limit(moment)
         fired = (similarity[:, 0] > limit) & ~moment.degenerate
         facts: dict[str, list[Any]] = {
-            "similarity": similarity[:, 0].tolist(),
+            "similarity": similarity[:, 0].tolist() if fresh else [None] * len(moment),
             "neighbor": [self.index.ids[row] for row in rows[:, 0].tolist()],
             "neighbor_caption": [self.index.captions[row] for row in rows[:, 0].tolist()],
             "threshold": [limit] * len(moment),
@@ -173,19 +189,21 @@ class AntiMemorization:
         if config.dissimilarity and not moment.coefficients.q:
             _note(facts, at, NO_SAY)
         elif config.dissimilarity:
-            shift[at] += self._dissimilarity_part(moment, at, x0, rows, facts)
+            shift[at] += self._dissimilarity_part(moment, at, x0, seen, facts)
         return Correction(shift, fired, facts)
 
-    def _looked_up(self, moment: Moment, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Similarity (B, k) and rows (B, k) of the nearest references: of this step, or of the last that looked."""
-        held = moment.state.get(self.name)
+    def _looked_up(self, moment: Moment, x0: torch.Tensor) -> tuple[_Look, bool]:
+        """What was found in this step, or by the last look before it; and whether it looked."""
+        held: _Look | None = moment.state.get(self.name)
         if held is not None and moment.number % self.config.every:
-            return held
+            return held, False
+        # looks are counted, not steps, or some windows would never have their turn where only every so many steps look
+        number = 0 if held is None else held.number + 1
         with torch.no_grad():
-            nearest = self.index.nearest(self.descriptor.describe(x0, moment.number), min(self.config.nearest, len(self.index)))
-        found = nearest.similarity.to(x0.device), nearest.rows.to(x0.device)
+            nearest = self.index.nearest(self.descriptor.describe(x0, number), min(self.config.nearest, len(self.index)))
+        found = _Look(number, nearest.similarity.to(x0.device), nearest.rows.to(x0.device))
         moment.state[self.name] = found
-        return found
+        return found, True
 
     def _limit(self, moment: Moment) -> float:
         return threshold(
@@ -220,11 +238,11 @@ class AntiMemorization:
         return caption_shift(moment.direction[at], s1, s2, others, moment.u[at])
 
     def _dissimilarity_part(
-        self, moment: Moment, at: torch.Tensor, x0: torch.Tensor, rows: torch.Tensor, facts: dict[str, list[Any]]
+        self, moment: Moment, at: torch.Tensor, x0: torch.Tensor, seen: _Look, facts: dict[str, list[Any]]
     ) -> torch.Tensor:
         """The dissimilarity term on raw outputs, for the fired rows."""
         config, coefficients = self.config, moment.coefficients
-        gradient = self._gradient(moment, at, x0, rows[at])
+        gradient = self._gradient(moment, at, x0, seen)
         guidance = None
         if moment.u is not None:
             guidance = coefficients.q * rows_like(moment.scale[at], gradient) * moment.direction[at]
@@ -238,8 +256,8 @@ class AntiMemorization:
             facts["shift_ratio"] = _spread(share, at, len(moment), nothing=None)
         return moved / coefficients.q
 
-    def _gradient(self, moment: Moment, at: torch.Tensor, x0: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Of the similarity to fixed references, by x0 or by x_t: (n, ...)."""
+    def _gradient(self, moment: Moment, at: torch.Tensor, x0: torch.Tensor, seen: _Look) -> torch.Tensor:
+        """Of the similarity, in the window that was looked at, to the references found there, by x0 or by x_t: (n, ...)."""
         with torch.enable_grad():
             if self.config.gradient == "x0":
                 leaf = clean = x0[at].detach().clone().requires_grad_(True)
@@ -248,7 +266,7 @@ class AntiMemorization:
                     raise ValueError("gradient 'denoiser' needs an adapter through which the denoiser can be called again")
                 leaf = moment.x_t[at].detach().clone().requires_grad_(True)
                 clean = moment.coefficients.p * leaf + moment.coefficients.q * moment.predict_again(leaf, at)
-            each = self.index.similarity(self.descriptor.describe(clean, moment.number), rows)
+            each = self.index.similarity(self.descriptor.describe(clean, seen.number), seen.rows[at])
             soft = torch.logsumexp(SHARPNESS * each, dim=1) / SHARPNESS
             (gradient,) = torch.autograd.grad(soft.sum(), leaf)
         return gradient.detach()

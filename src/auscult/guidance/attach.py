@@ -27,6 +27,7 @@ from .trace import Trace, TraceRow
 
 _MARK = "_auscult_guided"
 _WRAPPED = ("step", "set_timesteps")
+_LOOKED_UP = ("similarity", "neighbor", "neighbor_caption", "threshold")
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 3e-2  # of float16 and bfloat16, whose rounding classifier-free guidance multiplies
 
@@ -75,9 +76,9 @@ def attach(
     ------
     ModelError
         The pipeline or its scheduler cannot be guided, it is guided already, the scheduler is called without the denoiser, or
-        the term could never act. At the end: the denoiser was called, and the scheduler never stepped.
+        the term could never act; or the denoiser was called, and the scheduler not stepped after it.
     ValueError
-        Neither a pipeline nor a denoiser with its scheduler, or both.
+        Neither a pipeline nor a denoiser with its scheduler, or both; or terms that take from the same scale twice.
     """
     own = [each is not None for each in (denoiser, scheduler)]
     if any(own) if pipe is not None else not all(own):
@@ -93,7 +94,7 @@ def attach(
         )
     _check_offloading(denoiser)
     adapter = adapter or Adapter()
-    _check_captions(terms, adapter)
+    _check_terms(terms, adapter)
     watch = _Watch(denoiser, scheduler, adapter, terms)
     with _patched(denoiser, scheduler, watch):
         yield watch.run
@@ -116,13 +117,7 @@ def _patched(denoiser: Any, scheduler: Any, watch: _Watch) -> Iterator[None]:
         vars(scheduler).update(own)
         for each in (denoiser, scheduler):
             delattr(each, _MARK)
-        unused = len(watch.hearing.calls)
-        watch.hearing.calls.clear()
-    if unused and not watch.stepped:
-        raise ModelError(
-            f"the {type(denoiser).__name__} was called {unused} times, and the {type(scheduler).__name__} under guidance was "
-            "never stepped, so nothing was guided; set the pipeline's scheduler before attaching, or attach to the loop's own"
-        )
+    watch.hearing.check_taken()
 
 
 # --- what is done at a step ------------------------------------------------------------------------------------------
@@ -133,8 +128,8 @@ class _Watch:
 
     def __init__(self, denoiser: Any, scheduler: Any, adapter: Adapter, terms: Sequence[GuidanceTerm]) -> None:
         self.scheduler, self.adapter, self.terms = scheduler, adapter, terms
-        self.run, self.hearing = Run(), Hearing(denoiser, adapter)
-        self.call, self.number, self.stepped = -1, 0, False
+        self.run, self.hearing = Run(), Hearing(denoiser, scheduler, adapter)
+        self.call, self.number = -1, 0
         self.states: list[dict[str, Any]] = []
         self._begin()
 
@@ -168,18 +163,22 @@ class _Watch:
 
     def corrected(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
         """What the scheduler should be given: ``output`` itself where nothing acts."""
-        self.stepped = True
         total = len(self.scheduler.timesteps)
         if self.number >= total:  # a loop of one's own that goes through the same steps again
             self._begin_again()
+        try:
+            return self._corrected(output, timestep, sample, total)
+        finally:
+            self.hearing.calls.clear()
+            self.number += 1
+
+    def _corrected(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor, total: int) -> torch.Tensor:
         # tensors of an inference mode cannot carry gradients, so all is done on plain copies, outside of it
         with torch.inference_mode(False), torch.no_grad():
             moment = self._moment(output, timestep, sample, total)
             corrections = [self._asked(term, moment, state) for term, state in zip(self.terms, self.states, strict=True)]
             result = _applied(output, moment.guided, corrections)
             self.run.trace.add(self._rows(moment, corrections))
-        self.hearing.calls.clear()
-        self.number += 1
         return result
 
     def _begin_again(self) -> None:
@@ -244,11 +243,12 @@ class _Watch:
     # --- the trace ----------------------------------------------------------------------------------------------------
 
     def _rows(self, moment: Moment, corrections: Sequence[Correction]) -> list[TraceRow]:
-        signal = None if moment.u is None else text_norm(moment.u, moment.c, moment.coefficients).tolist()
+        known = moment.u is not None and moment.coefficients.b > 0  # without noise no prediction of it means anything
+        signal = text_norm(moment.u, moment.c, moment.coefficients).tolist() if known else None
         scale = moment.scale.tolist()
         rows = []
         for sample in range(len(moment)):
-            facts = _facts(corrections, sample)
+            facts = _facts([term.name for term in self.terms], corrections, sample)
             rows.append(
                 TraceRow(
                     call=self.call,
@@ -266,14 +266,22 @@ class _Watch:
         return rows
 
 
-def _facts(corrections: Sequence[Correction], sample: int) -> dict[str, Any]:
-    """What the terms say of a sample; where several speak of the same, the first one's word, and whether any fired."""
+def _facts(names: Sequence[str], corrections: Sequence[Correction], sample: int) -> dict[str, Any]:
+    """What the terms say of a sample; where several speak of the same, the first one's word.
+
+    What was looked up, and whether it fired, is of the first term that compares with references; of the others, ``facts`` say
+    by name whether they fired. Where none compares, whether any fired.
+    """
     facts: dict[str, Any] = {}
-    for correction in corrections:
+    comparing = next((number for number, each in enumerate(corrections) if "similarity" in each.facts), None)
+    for number, (term, correction) in enumerate(zip(names, corrections, strict=True)):
+        first = comparing in (number, None)
         for name, values in correction.facts.items():
-            if name == "fired":
+            if name == "fired" and not first:
+                facts["facts"] = {**facts.get("facts", {}), term: bool(values[sample])}
+            elif name == "fired":
                 facts[name] = facts.get(name, False) or values[sample]
-            elif facts.get(name) in (None, ""):
+            elif (first or name not in _LOOKED_UP) and facts.get(name) in (None, ""):
                 facts[name] = values[sample]
     return facts
 
@@ -296,7 +304,14 @@ def _applied(output: torch.Tensor, guided: torch.Tensor, corrections: Sequence[C
     return torch.where(rows_like(acts, output), corrected, output)
 
 
-def _check_captions(terms: Sequence[GuidanceTerm], adapter: Adapter) -> None:
+def _check_terms(terms: Sequence[GuidanceTerm], adapter: Adapter) -> None:
+    setting = [term.name for term in terms if getattr(term, "sets_scale", False)]
+    lowering = [term.name for term in terms if getattr(term, "lowers_scale", False)]
+    if setting and lowering:
+        raise ValueError(
+            f"{setting[0]} and the despecification and deduplication of {lowering[0]} would each take from the whole scale of "
+            "guidance, which could fall below what either means; set despecification=0 and deduplication=0, or leave one out"
+        )
     for term in terms:
         if getattr(term, "needs_captions", False) and adapter.encode is None:
             raise ModelError(

@@ -137,6 +137,11 @@ class AttractionBasin:
     def name(self) -> str:
         return "attraction basin"
 
+    @property
+    def sets_scale(self) -> bool:
+        """Yes: beside another term that takes from the same scale, both would take from all of it."""
+        return True
+
     def __call__(self, moment: Moment) -> Correction:
         if moment.u is None:
             return _without_guidance(moment)
@@ -199,6 +204,11 @@ class OppositeGuidance:
     @property
     def name(self) -> str:
         return "opposite guidance"
+
+    @property
+    def sets_scale(self) -> bool:
+        """Yes: beside another term that takes from the same scale, both would take from all of it."""
+        return True
 
     def __call__(self, moment: Moment) -> Correction:
         if len(self.points) != len(moment):

@@ -51,17 +51,18 @@ class GuardConfig:
     def __post_init__(self) -> None:
         guided = FAMILY[self.descriptor]
         if guided == self.audit:
+            family = "" if self.descriptor == guided else f", which hears what {guided} does,"
             others = [name for name in ("contrast", "mel", "clap") if name != guided]
             raise ValueError(
-                f"guidance compares by {guided} and so would the audit: what evades the one evades the other, and a copy would "
-                f"pass; audit by {' or '.join(others)}"
+                f"guidance compares by {self.descriptor}{family} and so would the audit: what evades the one evades the "
+                f"other, and a copy would pass; audit by {' or '.join(others)}"
             )
         if not 0 <= self.attempts <= 20:
             raise ValueError(f"attempts should be 0 to 20, got {self.attempts}")
         if not self.strengthen >= 1:
             raise ValueError(f"strengthen should be at least 1, got {self.strengthen:g}")
         if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha should be between 0 and 1, got {self.alpha:g}")
+            raise ValueError(f"alpha should be above 0 and below 1, got {self.alpha:g}")
         self.of_audit()
 
     @property

@@ -12,30 +12,31 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..audit import KIND as AUDIT
 from ..engine import HERE, Engine
 from ..errors import StoreError
-from ..folders import Progress, building, is_folder_of, no_progress, write_table, write_text
-from ..generation.clips import MANIFEST, Row
+from ..folders import Progress, building, no_progress, write_table, write_text
+from ..generation.clips import AUDIO, MANIFEST, Row
 from ..generation.generating import GenerateConfig, Generation
 from ..generation.order import BATCH_SIZE, KIND, Order, finished, take_order, write_generation
 from ..generation.prompts import PlannedClip
-from ..inputs import Source, task_sources
+from ..inputs import Source, clips_digest, shortened, task_sources
 from ..report import write_report
 from ..store import DescriptorStore
 from .amg import AmgConfig
 from .guard_config import GuardConfig, checked_strengths
 from .guided import TRACES, Guided, merged_traces
-from .protecting import INDEX, described_for_audits, guide_of
-from .rounds import ATTEMPTS, CHECKS, Auditor, Rounds, make_and_audit, sounds
+from .protecting import INDEX, check_enough, described_for_audits, guide_of
+from .rounds import ATTEMPTS, CHECKS, Auditor, Rounds, make_and_audit
 from .terms import GuidanceTerm
 
 DESCRIBED = "described"
+BLOWN_UP_DB = 20.0  # turned down by more: ten times full scale is no sound that the model makes by itself
 WITHHELD, TRACE, FINAL = "withheld.jsonl", "trace.parquet", "audit"
 
 
@@ -116,11 +117,13 @@ def generate_guarded(
     )
     sources = {role: source for role, source in _roles(references, background, null) if source is not None}
     strengths = checked_strengths(amg, order.config)
-    order = dataclasses.replace(order, task={**order.task, "guard": _task(guard, strengths, terms, sources)})
+    heard = {f"clips of the {role}": clips_digest(source) for role, source in sources.items()}
+    order = dataclasses.replace(order, task={**order.task, "guard": _task(guard, strengths, terms, sources), **heard})
     done = None if overwrite else finished(order)
     if done is None:
         started = time.time()
-        with building(order.output, KIND, task=order.task, overwrite=overwrite) as partial:
+        check_enough(sources, guard, strengths)
+        with building(order.output, KIND, task=order.task, overwrite=overwrite) as partial, _nothing_without_clips(partial):
             described = described_for_audits(sources, partial / DESCRIBED, guard, engine, progress)
             guide, facts = guide_of(order, references, guard, strengths, terms, partial, progress)
             auditor = _auditor(described, guard, engine)
@@ -157,8 +160,20 @@ def _task(
     return dict(json.loads(json.dumps(task, default=repr)))
 
 
-def _auditor(stores: Mapping[str, DescriptorStore], guard: GuardConfig, engine: Engine) -> Auditor:
+def _auditor(stores: Mapping[str, Source], guard: GuardConfig, engine: Engine) -> Auditor:
     return Auditor(stores["references"], stores.get("background"), stores.get("null"), guard.of_audit(), guard.level, engine)
+
+
+@contextmanager
+def _nothing_without_clips(partial: Path) -> Iterator[None]:
+    """An error before the first clip leaves no descriptions either: with other references they would be of no use."""
+    try:
+        yield
+    except Exception:
+        if not any(partial.glob(f"{ATTEMPTS}/*/{AUDIO}/*.flac")):
+            for name in (DESCRIBED, INDEX):
+                shutil.rmtree(partial / name, ignore_errors=True)
+        raise
 
 
 # --- what is made and written -----------------------------------------------------------------------------------------
@@ -188,7 +203,16 @@ def _write(partial: Path, order: Order, rounds: Rounds, guard: GuardConfig, fact
     write_table(partial / TRACE, merged_traces([folder / TRACES for folder in attempts]))
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rounds.withheld]
     write_text(partial / WITHHELD, "".join(lines))
-    notes = facts.pop("notes")
+    notes = [*facts.pop("notes"), *_notes(rounds, guard)]
+    guarded = {**_counts(rounds), **facts, "config": dataclasses.asdict(guard)}
+    write_generation(partial, order, rounds.delivered, started, files=(WITHHELD, TRACE), warnings=notes, guard=guarded)
+    for name in (ATTEMPTS, CHECKS, INDEX):
+        shutil.rmtree(partial / name, ignore_errors=True)
+
+
+def _notes(rounds: Rounds, guard: GuardConfig) -> list[str]:
+    """What a reader of the delivered clips should know."""
+    notes = []
     if rounds.withheld:
         clips = "1 clip is" if len(rounds.withheld) == 1 else f"{len(rounds.withheld):,} clips are"
         notes.append(f"{clips} withheld, since the audit flagged all that was made in their place; {WITHHELD} lists them")
@@ -198,10 +222,13 @@ def _write(partial: Path, order: Order, rounds: Rounds, guard: GuardConfig, fact
             f"score above all of them were made again; give {math.ceil(1 / guard.level) - 1:,} or more clips that are no "
             "training clips as --guard-null"
         )
-    guarded = {**_counts(rounds), **facts, "config": dataclasses.asdict(guard)}
-    write_generation(partial, order, rounds.delivered, started, files=(WITHHELD, TRACE), warnings=notes, guard=guarded)
-    for name in (ATTEMPTS, CHECKS, INDEX):
-        shutil.rmtree(partial / name, ignore_errors=True)
+    blown_up = [row["clip_id"] for row in rounds.delivered if row["fired_steps"] and row["gain_db"] < -BLOWN_UP_DB]
+    if blown_up:
+        notes.append(
+            f"guidance blew up {shortened(blown_up)}, turned down by more than {BLOWN_UP_DB:g} dB: hardly a sound that the "
+            "model makes by itself; generate again with a lower --amg.c3 (dissimilarity)"
+        )
+    return notes
 
 
 def _counts(rounds: Rounds) -> Row:
@@ -242,20 +269,18 @@ def _audit_finally(
     StoreError
         It flags some, although the same audit flagged none of them before.
     """
-    where, described = done.path / FINAL, done.path / DESCRIBED
-    if not is_folder_of(where, AUDIT):
-        stores = {
-            role: DescriptorStore.open(described / role) if (described / role).is_dir() else source
-            for role, source in sources.items()
-        }
-        auditor = _auditor(stores, guard, engine)  # type: ignore[arg-type]
-        if any(map(sounds, done.rows())):
-            found = auditor.audit(done.path / MANIFEST, where, progress, lambda folder: write_report(folder, progress))
-            if flagged := found.card["counts"]["flagged"]:
-                raise StoreError(
-                    f"{where}: flags {flagged:,} clips that it did not flag before they were delivered; "
-                    "files were changed. Generate again with --overwrite"
-                )
+    where, described, rows = done.path / FINAL, done.path / DESCRIBED, done.rows()
+    stores = {
+        role: DescriptorStore.open(described / role) if (described / role).is_dir() else source
+        for role, source in sources.items()
+    }
+    auditor = _auditor(stores, guard, engine)
+    found = auditor(rows, done.path / MANIFEST, where, progress, lambda folder: write_report(folder, progress))
+    if found.best:  # of an audit that was there already, too: what was refused once is refused again
+        raise StoreError(
+            f"{where}: flags clips that were not flagged before they were delivered ({shortened(list(found.best))}), so files "
+            "were changed; generate again with --overwrite"
+        )
     if described.is_dir():  # the audit's own now, for reports and reviews
         for store in described.iterdir():
             shutil.move(store, where / "stores" / store.name) if where.is_dir() else None

@@ -128,7 +128,7 @@ def strengthened(config: AmgConfig, factor: float) -> AmgConfig:
 
     Examples
     --------
-    >>> again = strengthened(AmgConfig(threshold_low=0.6, threshold_high=0.9), 1.5)
+    >>> again = strengthened(AmgConfig(despecification=4.0, threshold_low=0.6, threshold_high=0.9), 1.5)
     >>> again.despecification, round(again.threshold_low, 2), round(again.threshold_high, 2)
     (6.0, 0.4, 0.6)
     """

@@ -11,6 +11,8 @@ import torch
 from ..errors import ModelError
 from .adapters import Adapter, stacked
 
+MOST_WAITING = 8  # calls between two steps: more than any loop makes
+
 
 @dataclass
 class Call:
@@ -28,12 +30,14 @@ class Hearing:
     ----------
     denoiser
         The network; :meth:`hear` is its forward hook.
+    scheduler
+        Whose steps take what was heard.
     adapter
         How the sampler's loop calls it.
     """
 
-    def __init__(self, denoiser: Any, adapter: Adapter) -> None:
-        self.denoiser, self.adapter = denoiser, adapter
+    def __init__(self, denoiser: Any, scheduler: Any, adapter: Adapter) -> None:
+        self.denoiser, self.scheduler, self.adapter = denoiser, scheduler, adapter
         self.calls: list[Call] = []
         self.rows = 0
         self._muted = False
@@ -43,6 +47,23 @@ class Hearing:
         """A forward hook, with keyword arguments."""
         if not self._muted:
             self.calls.append(Call(args, given, _tensor(output)))
+            self.check_taken(MOST_WAITING)
+
+    def check_taken(self, most: int = 0) -> None:
+        """Whether the scheduler takes what is heard; another one in its place would leave a run unguided.
+
+        Raises
+        ------
+        ModelError
+            More than ``most`` calls wait for a step.
+        """
+        waiting = len(self.calls)
+        if waiting > most:
+            raise ModelError(
+                f"the {type(self.denoiser).__name__} was called {waiting} times, and the {type(self.scheduler).__name__} under "
+                f"guidance was {'not stepped since' if self.rows else 'never stepped'}, so nothing of it was guided; set the "
+                "pipeline's scheduler before attaching, or attach to the loop's own"
+            )
 
     def predictions(self, rows: int, guided: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Without and with the prompt, (B, ...) float32 each, of what was heard since the last step.
@@ -107,11 +128,12 @@ class Hearing:
     def _conditional(self, rows: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of the denoiser's call with the prompt, for some rows."""
         call = self.calls[0 if self.adapter.conditional_first else -1]
-        total, batch = len(call.output), self.rows  # the prompt's rows are the last of a call, or all of it
+        total, batch = len(call.output), self.rows  # the prompt's rows are at an end of a call, or all of it
+        start = 0 if self.adapter.conditional_first else total - batch
 
         def of_rows(value: Any) -> Any:
             if torch.is_tensor(value) and value.ndim and len(value) == total:
-                return _detached(value[total - batch :][rows.to(value.device)])
+                return _detached(value[start : start + batch][rows.to(value.device)])
             return _detached(value)
 
         return tuple(map(of_rows, call.args)), {name: of_rows(value) for name, value in call.given.items()}

@@ -9,7 +9,9 @@ A clip has one vector for each window of it; windows of references overlap by ha
 
 from __future__ import annotations
 
+import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,7 +123,8 @@ class ReferenceIndex:
         Raises
         ------
         ValueError
-            An id stands twice, the captions are not as many as the clips, or a reference cannot be told from the center.
+            There is no clip, or none in which anything sounds; an id stands twice, the captions are not as many as the clips,
+            or a reference cannot be told from the center.
         AudioDecodeError
             A sound cannot be read or decoded: one that is left out would not be protected.
         """
@@ -144,7 +147,7 @@ class ReferenceIndex:
             progress(min(first + _CLIPS, len(listed)), len(listed), "references")
         matrix = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
         known = {clip.clip_id: clip.caption for clip in listed}
-        return _assembled(descriptor, ids, [known[one] for one in ids], starts, matrix, center, silent)
+        return _assembled(descriptor, ids, [known[one] for one in ids], starts, matrix, center, silent, len(listed))
 
     @classmethod
     def from_store(
@@ -161,6 +164,8 @@ class ReferenceIndex:
             The store was made with another descriptor, or other settings, than the latent descriptor compares with.
         StoreError
             It cannot be read.
+        ValueError
+            It holds no vector.
         """
         store = store if isinstance(store, DescriptorStore) else DescriptorStore.open(store)
         wanted = descriptor.store_spec
@@ -178,10 +183,15 @@ class ReferenceIndex:
         ids, captions = found.clip_ids[found.clip].tolist(), found.clips["caption"].to_pylist()
         silent = found.clips.num_rows - len(np.unique(found.clip))
         rows = [captions[number] for number in found.clip.tolist()]
-        return _assembled(descriptor, ids, rows, found.start_s.tolist(), found.vectors, center, silent)
+        return _assembled(descriptor, ids, rows, found.start_s.tolist(), found.vectors, center, silent, found.clips.num_rows)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self):,} vectors of {len(set(self.ids)):,} clips"
+        whose = hashlib.sha256(repr((self.ids, self.captions, self.starts_s)).encode()).hexdigest()[:8]
+        return f"{type(self).__name__}({self.spec}: {counts}, {self.silent:,} silent clips left out, {whose})"
 
     def to(self, device: torch.device | str) -> ReferenceIndex:
         """The same index on a device."""
@@ -205,6 +215,11 @@ class ReferenceIndex:
     def without(self, ids: Iterable[str]) -> ReferenceIndex:
         """The index without some clips: those that the user owns, or starts from.
 
+        Warns
+        -----
+        UserWarning
+            Nothing is left, so that guidance never acts.
+
         Raises
         ------
         ValueError
@@ -214,6 +229,8 @@ class ReferenceIndex:
         if unknown := sorted(dropped - set(self.ids)):
             raise ValueError(f"not in the index: {', '.join(unknown[:5])} ({len(unknown)} of {len(dropped)} clips)")
         kept = [row for row, one in enumerate(self.ids) if one not in dropped]
+        if len(self) and not kept:
+            warnings.warn("no reference is left in the index, so that guidance by it never acts", stacklevel=2)
         return replace(
             self,
             ids=tuple(self.ids[row] for row in kept),
@@ -353,13 +370,19 @@ def _assembled(
     matrix: Any,
     center: torch.Tensor | None,
     silent: int,
+    clips: int,
 ) -> ReferenceIndex:
-    """The index of vectors (N, D) as a descriptor made them."""
+    """The index of vectors (N, D) as a descriptor made them of so many clips."""
+    if not ids:
+        raise ValueError(
+            f"expected references in which something sounds, got {clips:,} clips, {silent:,} of them silent: guidance by them "
+            "would never act; give the clips that must not come out"
+        )
     if center is not None and not descriptor.center:
         raise ValueError(f"{descriptor.spec} compares vectors as they are; leave the center out")
     vectors = torch.from_numpy(np.array(matrix, np.float32))
     check_vectors(vectors, ids, descriptor.spec)
-    if descriptor.center and ids:
+    if descriptor.center:
         center = mean_of_units(vectors) if center is None else center.detach().float().cpu()
         check_center(vectors, center, ids)
     return ReferenceIndex(

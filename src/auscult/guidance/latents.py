@@ -70,7 +70,8 @@ class LatentDescriptor(Protocol):
         x0
             (B, ...), in the sampler's scale.
         step
-            Number of the sampler's step. Latents that last longer than a window are described window by window, one a step.
+            How many times these samples were described before. Latents that last longer than a window are described window
+            by window, one a time.
 
         Returns
         -------

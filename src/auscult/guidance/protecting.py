@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..alignment.scoring import MIN_BACKGROUND
 from ..calibration import MIN_SCORES
 from ..configuration import make_config
+from ..corpus import Clip
 from ..detection import check_background
 from ..engine import Engine
 from ..folders import Progress, is_folder_of
@@ -28,9 +31,44 @@ from .index import ReferenceIndex
 from .latents import LatentDescriptor
 from .shifting import at_every_moment, has_time
 from .terms import GuidanceTerm
-from .thresholds import measured_thresholds
+from .thresholds import FEWEST, measured_thresholds
 
 INDEX = "index"
+
+
+def check_enough(sources: Mapping[str, Source], guard: GuardConfig, strengths: Mapping[str, Any]) -> None:
+    """Refuse too few clips before any is described; what silence and copies among them leave is checked later.
+
+    Raises
+    ------
+    ValueError
+        For the audits, or for the thresholds; names both.
+    """
+    references = _up_to(MIN_SCORES, sources["references"])
+    missing = []
+    if guard.audit == "contrast":
+        if "background" in sources and (found := _up_to(MIN_BACKGROUND, sources["background"])) < MIN_BACKGROUND:
+            missing.append(f"audits take a background (--guard-background) of at least {MIN_BACKGROUND} clips, got {found}")
+        if "background" not in sources and references <= MIN_BACKGROUND:
+            missing.append(f"audits take at least {MIN_BACKGROUND + 1}, or unrelated sound as background (--guard-background)")
+    elif guard.tau in (None, "gap") and guard.fdr is None and references < MIN_SCORES:
+        missing.append(
+            f"audits by {guard.audit} read their threshold off at least {MIN_SCORES}, without a tau; contrast needs fewer"
+        )
+    if references < FEWEST and any(strengths.get(name) is None for name in THRESHOLDS):
+        missing.append(
+            f"thresholds are measured on at least {FEWEST}, unless both are given (threshold_low and threshold_high; "
+            "--amg.threshold-low and --amg.threshold-high)"
+        )
+    if missing:
+        more = "or more " if references == MIN_SCORES else ""
+        raise ValueError(f"too few clips for a guard with {references} {more}references: {'; '.join(missing)}")
+
+
+def _up_to(most: int, source: Source) -> int:
+    if isinstance(source, DescriptorStore):
+        return min(most, int(source.card["counts"]["clips"]))
+    return len(list(islice((clip for clip in source if isinstance(clip, Clip)), most)))
 
 
 def described_for_audits(
@@ -60,7 +98,10 @@ def described_for_audits(
     stores = describe_sources(heard, folder, descriptor, engine=engine, progress=progress)
     if guard.audit == "contrast":
         own = "background" not in stores
-        check_background(load_levels(stores["references" if own else "background"], engine), own=own)
+        try:
+            check_background(load_levels(stores["references" if own else "background"], engine), own=own)
+        except ValueError as error:  # its option is called otherwise here
+            raise ValueError(str(error).replace("--background", "--guard-background")) from error
     elif guard.tau in (None, "gap") and guard.fdr is None and stores["references"].card["counts"]["clips"] < MIN_SCORES:
         raise ValueError(
             f"audits by {guard.audit} read their threshold off at least {MIN_SCORES} references, got "

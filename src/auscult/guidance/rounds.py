@@ -31,6 +31,8 @@ Make = Callable[[int, Sequence[PlannedClip]], Made]
 """Number of an attempt, from 0, and clips -> their rows, with files below ``attempts/N``."""
 Audits = Callable[[Sequence[Row], Path, Path, Progress], "Flagged"]
 """Rows of clips, their manifest, a folder for the audit -> what it flags."""
+Finish = Callable[[Path], object]
+"""What is written into the folder of an audit before it has its name."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,17 @@ class Auditor:
     alpha: float | None
     engine: Engine
 
-    def __call__(self, rows: Sequence[Row], manifest: Path, output: Path, progress: Progress) -> Flagged:
-        """The clips that are flagged, each with its best match; an audit that is there already is opened.
-
-        A clip that the audit could not read counts as flagged.
-        """
+    def __call__(
+        self, rows: Sequence[Row], manifest: Path, output: Path, progress: Progress, finish: Finish | None = None
+    ) -> Flagged:
+        """The clips that are flagged, each with its best match; an audit that is there already is opened."""
         if not any(sounds(row) for row in rows):
             return Flagged({}, None)
-        found = Audit.open(output) if is_folder_of(output, AUDIT) else self.audit(manifest, output, progress)
+        there = is_folder_of(output, AUDIT)
+        return self.flagged(Audit.open(output) if there else self._audit(manifest, output, progress, finish), rows)
+
+    def flagged(self, found: Audit, rows: Sequence[Row]) -> Flagged:
+        """The clips of these rows that an audit flags, or whose p-value is too small, or that it could not read."""
         queries = found.queries().to_pylist()
         null_scores = int(found.card["calibration"]["null_clips"])
         level = 0.0 if self.alpha is None else max(self.alpha, 1 / (1 + null_scores))
@@ -90,8 +95,7 @@ class Auditor:
                 best[match["query_id"]] = {name: match.get(name) for name in _FOUND}
         return Flagged(best, null_scores)
 
-    def audit(self, manifest: Path, output: Path, progress: Progress, finish: Callable[[Path], object] | None = None) -> Audit:
-        """Audit the clips of a manifest."""
+    def _audit(self, manifest: Path, output: Path, progress: Progress, finish: Finish | None) -> Audit:
         return audit(
             open_corpus(manifest),
             self.references,

@@ -34,7 +34,9 @@ def shifted_bytes(index: ReferenceIndex, descriptor: Any) -> int:
 def at_every_moment(index: ReferenceIndex, descriptor: Any) -> ReferenceIndex:
     """:func:`shifted`, for means of latents that fit into memory so; otherwise the index as it is.
 
-    Mel and CLAP descriptors look at a window at a time, which their references overlap.
+    Mel and CLAP descriptors look at a window at a time, which their references overlap: their index stays as it is, too. So
+    does one of sounds that are a single block of means (:class:`~auscult.guidance.statistics.LatentStatistics` averages over
+    0.16 s), since there is no shift of less than a block.
     """
     whole = has_time(descriptor) and descriptor.window_s is None
     return shifted(index, descriptor) if whole and shifted_bytes(index, descriptor) <= MOST_BYTES else index

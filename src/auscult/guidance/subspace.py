@@ -148,7 +148,13 @@ class SubspaceRepulsion:
 
     def __call__(self, moment: Moment) -> Correction:
         if not len(self.index):
-            return Correction(facts={"reason": [NOTHING_TO_COMPARE] * len(moment), "fired": [False] * len(moment)})
+            count = len(moment)
+            unknown: dict[str, list[Any]] = {
+                "similarity": [None] * count,
+                "reason": [NOTHING_TO_COMPARE] * count,
+                "fired": [False] * count,
+            }
+            return Correction(facts=unknown)
         x0 = moment.x0(self.source)
         with torch.no_grad():
             nearest = self.index.nearest(self.descriptor.describe(x0, step=moment.number), min(self.k, len(self.index)))

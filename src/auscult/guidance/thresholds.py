@@ -80,7 +80,8 @@ def measured_thresholds(
     if len(alone) < FEWEST:
         raise ValueError(
             f"thresholds are measured on references that are no copies of each other, at least {FEWEST}, and of "
-            f"{len(set(index.ids)):,} references {len(alone):,} are; give more, or give both thresholds"
+            f"{len(set(index.ids)):,} references {len(alone):,} are; give more, or both thresholds "
+            "(threshold_low and threshold_high; --amg.threshold-low and --amg.threshold-high)"
         )
     middle, upper = np.quantile(np.arctanh(alone), [0.5, 0.75])
     tail = np.tanh(middle + (upper - middle) * np.log2(0.5 / (1 - quantile)))

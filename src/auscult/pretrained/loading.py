@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,12 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bars and no reports of transformers' own while it loads; as they were afterwards."""
+    """No bars and no reports of transformers' and the hub's client's own while they load; as they were afterwards."""
+    from huggingface_hub import logging as hub_logging
     from transformers.utils import logging
 
+    hub_level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(ERROR)  # of each time that it tries again: the error says what came of it
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -180,6 +184,7 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
             yield
     finally:
+        hub_logging.set_verbosity(hub_level)
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -72,6 +74,9 @@ def choose_encoders(source: Source, key: Key, model: str | None, duration_s: flo
     if model is None:
         model = DEFAULT_MODEL if stored is None or key == "text" else _model_of(stored)
     family = model.partition("/")[0].partition("(")[0]
+    near = [] if {*"(/"} & {*model} or Path(model).exists() else get_close_matches(model, ("mel", HASHED), n=1)
+    if near and near[0] != model:  # else the hub would be asked
+        raise ValueError(f"there is no model {model!r}; did you mean {near[0]}?")
     sounds_alone = family in {"mel", "contrast"} and (model == family or "(" in model)
     if sounds_alone and family == "contrast":
         raise ValueError("the contrast descriptor has no vectors to look up; take --model mel, or a CLAP model")
