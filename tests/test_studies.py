@@ -28,11 +28,13 @@ from auscult.corpus import Clip
 from auscult.errors import CorpusError, OutputFolderError, StoreError
 from auscult.folders import write_card, write_text
 from auscult.review.intervals import clopper_pearson
+from auscult.studies.config import PRESETS
 from auscult.studies.figures import Series, rates_svg
-from auscult.studies.memorization import MemorizationStudy, arms_of, plan_memorization, stages_of, study_memorization
-from auscult.studies.memorization_arms import clips_made
-from auscult.studies.memorization_config import PRESETS, MemorizationConfig, load_memorization_config, train_config
-from auscult.studies.memorization_results import pooled
+from auscult.studies.memorization.arms import arms_of, clips_made
+from auscult.studies.memorization.config import MemorizationConfig, load_memorization_config, train_config
+from auscult.studies.memorization.study import plan_memorization, stages_of, study_memorization
+from auscult.studies.rates import pooled
+from auscult.studies.running import Study
 from auscult.studies.sets import (
     background_and_null,
     chosen,
@@ -360,12 +362,12 @@ def _config() -> MemorizationConfig:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> MemorizationStudy:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return study_memorization(_config(), tmp_path_factory.mktemp("study") / "out")
 
 
 @pytest.mark.slow
-def test_a_study_leaves_what_it_promised(finished: MemorizationStudy) -> None:
+def test_a_study_leaves_what_it_promised(finished: Study) -> None:
     card = finished.card
     assert card["counts"] == {"models": 4, "audits": 5, "clips": 4 + 4 + 3 * (2 + 2)}
     assert CliRunner().invoke(app, ["info", str(finished.path)]).exit_code == 0
@@ -389,7 +391,7 @@ def test_a_study_leaves_what_it_promised(finished: MemorizationStudy) -> None:
 
 
 @pytest.mark.slow
-def test_a_finished_study_takes_up_verdicts(finished: MemorizationStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_study_takes_up_verdicts(finished: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     from auscult.audit import Audit
     from auscult.review.verdicts import VerdictStore
 
@@ -415,7 +417,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_killed_study_ends_as_one_that_was_never_stopped(finished: MemorizationStudy, tmp_path: Path) -> None:
+def test_a_killed_study_ends_as_one_that_was_never_stopped(finished: Study, tmp_path: Path) -> None:
     out = tmp_path / "out"
     script = tmp_path / "study.py"
     script.write_text(_KILLED)

@@ -14,7 +14,7 @@ from .printing import out, print_json, print_paths
 from .progress import log_as_lines, progress_bars
 
 if TYPE_CHECKING:
-    from ..studies.memorization import MemorizationStudy
+    from ..studies.running import Study
     from ..studies.stages import Plan
 
 study = typer.Typer(name="study", help="The papers' experiments: memorization.", no_args_is_help=True)
@@ -41,13 +41,13 @@ def memorization(
     as_json: AsJson = False,
 ) -> None:
     """How much of what a model makes are replicas, against the size of its training set; the same command goes on."""
-    from ..studies.memorization_config import load_memorization_config
+    from ..studies.memorization.config import load_memorization_config
 
     chosen = load_memorization_config(config, preset=preset, source=source)
     from ..generation.requirements import require_models
 
     require_models("auscult study")
-    from ..studies.memorization import plan_memorization, study_memorization
+    from ..studies.memorization.study import plan_memorization, study_memorization
 
     plan = plan_memorization(chosen, output)
     if dry_run:
@@ -92,8 +92,8 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _print(result: MemorizationStudy) -> None:
-    from ..studies.memorization_page import sentence
+def _print(result: Study) -> None:
+    from ..studies.memorization.page import sentence
 
     shown = Table(title="Generated clips flagged, by the number of training clips", title_justify="left")
     for name in ("training clips", "epochs", "audit", "models", "flagged", "rate", "95 % interval", "own clip nearest"):

@@ -10,47 +10,23 @@ sections 4.1 and 4.2.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from ..configuration import config_values
-from ..folders import CARD, Progress, no_progress, read_card, write_card
-from .memorization_arms import AUDITS, DEDUPLICATED, MADE, MODELS, SETS, Arm, arms_of, clips_made
-from .memorization_config import SOUNDS, MemorizationConfig
-from .memorization_making import (
-    audit_stage,
-    clips_of,
-    deduplicate_stage,
-    describe_stage,
-    generate_stage,
-    make_set,
-    make_source,
-    train_stage,
-)
-from .memorization_page import write_memorization_page
-from .memorization_results import results_of
-from .sets import divide, read_pool
-from .stages import Plan, Stage, plan_stages, read_times, run_stages, study_folder
+from ...folders import CARD, Progress, no_progress
+from ..config import SOUNDS
+from ..making import DESCRIBED, ROLES, SOURCE, clips_of, make_source
+from ..running import Study, run_study, stated
+from ..sets import divide, read_pool
+from ..stages import Plan, Stage, plan_stages
+from .arms import AUDITS, DEDUPLICATED, MADE, MODELS, SETS, Arm, arms_of, clips_made
+from .config import MemorizationConfig
+from .making import audit_stage, deduplicate_stage, describe_stage, generate_stage, make_set, train_stage
+from .page import write_memorization_page
+from .results import results_of
 
 KIND = "memorization study"
-_NOT_A_RESULT = ("preset", "rates", "device", "threads")  # settings that may change when a study goes on
-
-
-@dataclass(frozen=True)
-class MemorizationStudy:
-    """A finished study on disk: ``path`` of its folder and its ``card``."""
-
-    path: Path
-    card: dict[str, Any]
-
-    @classmethod
-    def open(cls, path: str | Path) -> MemorizationStudy:
-        """Open a finished study; a ``StoreError`` says if there is none."""
-        return cls(Path(path), read_card(Path(path), KIND))
 
 
 def plan_memorization(config: MemorizationConfig, output: str | Path) -> Plan:
@@ -62,18 +38,16 @@ def plan_memorization(config: MemorizationConfig, output: str | Path) -> Plan:
         The source cannot be used, or has too few clips.
     """
     _check_source(config, Path(output))
-    return plan_stages(stages_of(config), Path(output), _rates(config))
+    return plan_stages(stages_of(config), Path(output), stated(config.rates))
 
 
-def study_memorization(
-    config: MemorizationConfig, output: str | Path, *, progress: Progress = no_progress
-) -> MemorizationStudy:
+def study_memorization(config: MemorizationConfig, output: str | Path, *, progress: Progress = no_progress) -> Study:
     """Run a study, or go on with it; of a finished one, write card and report anew, with the verdicts that came meanwhile.
 
     Parameters
     ----------
     config
-        See :func:`~auscult.studies.memorization_config.load_memorization_config`.
+        See :func:`~auscult.studies.memorization.config.load_memorization_config`.
     output
         Folder of the study.
     progress
@@ -86,29 +60,13 @@ def study_memorization(
     OutputFolderError
         The folder holds something else, or a study with other settings.
     """
-    folder = Path(output).absolute()
-    _check_source(config, folder)  # before there is a folder
-    task = {key: value for key, value in config_values(config).items() if key not in _NOT_A_RESULT}
-    with study_folder(folder, KIND, task):
-        stages = stages_of(config)
-        run_stages(stages, folder, progress)
-        results = results_of(config, arms_of(config), folder)
-        plan = plan_stages(stages, folder, _rates(config))
-        content = {
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(sum(line["seconds"] for line in read_times(folder)), 1),
-            "counts": _counts(stages),
-            "config": config_values(config),
-            **results,
-            "plan": plan.to_json(),
-        }
-        write_memorization_page(folder, content, progress)
-        write_card(folder, KIND, content)
-    return MemorizationStudy.open(folder)
+    _check_source(config, Path(output))  # before there is a folder
+    results = partial(results_of, config, arms_of(config))
+    return run_study(Path(output), KIND, config, stages_of(config), results, write_memorization_page, progress)
 
 
 def _check_source(config: MemorizationConfig, output: Path) -> None:
-    if (output / "source" / CARD).is_file():
+    if (output / SOURCE / CARD).is_file():
         return  # it is written down, and may have gone since
     if config.data.source != SOUNDS:
         clips = read_pool(config.data.source, audio_root=config.data.audio_root, encoding=config.data.encoding)
@@ -118,29 +76,19 @@ def _check_source(config: MemorizationConfig, output: Path) -> None:
             clips_of(role)
 
 
-def _counts(stages: Sequence[Stage]) -> dict[str, int]:
-    names = {"training": "models", "auditing": "audits"}
-    found = {name: sum(stage.kind == kind for stage in stages) for kind, name in names.items()}
-    return {**found, "clips": round(sum(stage.amount for stage in stages if stage.kind == "generating"))}
-
-
-def _rates(config: MemorizationConfig) -> dict[str, float]:
-    return {name: value for name, value in vars(config.rates).items() if value}
-
-
 # --- the stages -------------------------------------------------------------------------------------------------------
 
 
 def stages_of(config: MemorizationConfig) -> list[Stage]:
     """All stages of a study, in order. The sets of a seed come first, so that a source may change later."""
     arms = arms_of(config)
-    stages = [Stage("source", "preparing", 1, "sets", partial(make_source, config))]
+    stages = [Stage(SOURCE, "preparing", 1, "sets", partial(make_source, config, config.sizes[-1]))]
     stages += [Stage(f"{SETS}/{arm.name}", "preparing", 1, "sets", partial(make_set, config, arm)) for arm in arms]
-    roles = [role for role in ("background", "null") if getattr(config.data, role) is not None]
+    roles = [role for role in ROLES if getattr(config.data, role) is not None]
     for name in config.audits.compared_by if roles else ():
         for role in roles:
             make = partial(describe_stage, config, name, role)
-            stages.append(Stage(f"described/{name}-{role}", "preparing", 1, "sets", make))
+            stages.append(Stage(f"{DESCRIBED}/{name}-{role}", "preparing", 1, "sets", make))
     for arm in arms:
         stages += _stages_of_arm(config, arm)
     return stages

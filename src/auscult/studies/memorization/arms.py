@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .memorization_config import MemorizationConfig
+from .config import MemorizationConfig
 
 SETS, MODELS, MADE, AUDITS, DEDUPLICATED = "sets", "models", "generated", "audits", "deduplicated"
 TRAINING, PROMPTS, BACKGROUND, NULL, REPEATED, WITH_COPIES = (
@@ -53,7 +53,7 @@ def arms_of(config: MemorizationConfig) -> list[Arm]:
 
     Examples
     --------
-    >>> from auscult.studies.memorization_config import StudyData, StudyDuplicates
+    >>> from auscult.studies.memorization.config import StudyData, StudyDuplicates
     >>> config = MemorizationConfig(sizes=(8, 24), seeds=(0,), duplicates=StudyDuplicates(size=24, copies=(1, 4)))
     >>> [arm.name for arm in arms_of(config)]
     ['n8-s0', 'n24-s0', 'n24-s0-copies1', 'n24-s0-copies4', 'n24-s0-copies4-deduplicated']
@@ -72,7 +72,7 @@ def clips_made(config: MemorizationConfig, arm: Arm) -> int:
 
     Examples
     --------
-    >>> from auscult.studies.memorization_config import StudySampling
+    >>> from auscult.studies.memorization.config import StudySampling
     >>> config = MemorizationConfig(generate=StudySampling(clips=40))
     >>> [clips_made(config, Arm(size, 0)) for size in (8, 24, 80)], clips_made(config, Arm(80, 0, copies=4))
     ([40, 48, 40], 36)

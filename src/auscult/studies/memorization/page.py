@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from ..audit import Audit
-from ..figures import NULL_COLOR, QUERY_COLOR, REFERENCE_COLOR, frequency_ticks, histogram_svg
-from ..folders import Progress, no_progress, package_versions, write_text
-from ..report.page import REPORT, pair_sides
-from ..report.rendering import render
-from ..report.verification import wide_and_narrow
-from .figures import Series, rates_svg
-from .memorization_arms import AUDITS
+from ...audit import Audit
+from ...figures import NULL_COLOR, QUERY_COLOR, REFERENCE_COLOR, frequency_ticks, histogram_svg
+from ...folders import Progress, no_progress, package_versions, write_text
+from ...report.page import REPORT, pair_sides
+from ...report.rendering import render
+from ...report.verification import wide_and_narrow
+from ..figures import Series, rates_svg
+from .arms import AUDITS
 
 COLORS = {"contrast": QUERY_COLOR, "mel": REFERENCE_COLOR, "clap": NULL_COLOR}
 PAIRS = 2  # heard of each size

@@ -1,18 +1,20 @@
-"""The configuration of the memorization study: tables of a TOML file over a preset."""
+"""What the configurations of all studies share: their tables, and how a file is laid over a preset."""
 
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from ..configuration import make_config, merged
 from ..generation.training_config import TrainConfig, load_train_config
 
 PRESETS = ("smoke", "mini-cpu", "small-gpu", "paper")
 SOUNDS = "sounds"  # as a source: synthesized clips
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,37 @@ class StudyTraining:
     steps: int = 700
     mixing: float = 0.0
     settings: tuple[str, ...] = ()
+
+    def config(
+        self, manifest: str | Path, seed: int, *, device: str = "cpu", threads: int | None = None, more: Sequence[str] = ()
+    ) -> TrainConfig:
+        """How a model is trained on the clips of a manifest.
+
+        Nothing is held out, for learning by heart is what is studied, and its gate is off. ``more`` are settings of the
+        study itself, over which those of this table prevail.
+
+        Raises
+        ------
+        ValueError
+            A setting is unknown or cannot be.
+        """
+        settings = [
+            f"data.train={manifest}",
+            "data.validation_share=0",
+            f"seed={seed}",
+            f"device={device}",
+            f"optimizer.steps={self.steps}",
+            f"mixing.share={self.mixing}",
+            "gates.conditions=false",
+            *([] if threads is None else [f"threads={threads}"]),
+            *more,
+        ]
+        return load_train_config(preset=self.preset, settings=(*settings, *self.settings))
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the clips that the model makes."""
+        return self.config("clips.jsonl", 0).data.duration_s
 
 
 @dataclass(frozen=True)
@@ -142,39 +175,6 @@ class StudyAudits:
 
 
 @dataclass(frozen=True)
-class StudyDuplicates:
-    """``[duplicates]``: are clips that the training set holds several times replicated more?
-
-    Attributes
-    ----------
-    size
-        Of the training set whose clips are repeated, one of the sizes; 0: this is not asked.
-    share
-        Of its clips that are repeated, drawn at random.
-    copies
-        How often each of these is there; a model for each number beyond 1. The models of the sizes themselves are the 1.
-    deduplicate
-        Deduplicate the set with most copies, and train on what is kept.
-    """
-
-    size: int = 0
-    share: float = 0.1
-    copies: tuple[int, ...] = (1, 4, 16)
-    deduplicate: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(f"[duplicates] share should be between 0 and 1, got {self.share}")
-        if min(self.copies, default=0) < 1 or list(self.copies) != sorted(set(self.copies)):
-            raise ValueError(f"[duplicates] copies should be rising numbers from 1, got {list(self.copies)}")
-
-    @property
-    def repeated(self) -> tuple[int, ...]:
-        """Numbers of copies that need a model of their own."""
-        return tuple(copies for copies in self.copies if copies > 1) if self.size else ()
-
-
-@dataclass(frozen=True)
 class StudyRates:
     """``[rates]``: amounts per second, for the plan, until they are measured; 0: not known."""
 
@@ -185,48 +185,17 @@ class StudyRates:
     preparing: float = 0.0
 
 
-@dataclass(frozen=True)
-class MemorizationConfig:
-    """A memorization study. See the classes of its tables.
-
-    Attributes
-    ----------
-    sizes
-        N: clips of the training sets, rising; for a seed, each set holds the smaller ones.
-    seeds
-        Of each, the order of the clips, the weights and the noise are others.
-    threads, device
-        Of training and sampling.
-    """
-
-    preset: str | None = None
-    sizes: tuple[int, ...] = (8, 24, 80, 240)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    threads: int | None = None
-    device: Literal["cpu", "cuda"] = "cpu"
-    data: StudyData = field(default_factory=StudyData)
-    train: StudyTraining = field(default_factory=StudyTraining)
-    generate: StudySampling = field(default_factory=StudySampling)
-    audits: StudyAudits = field(default_factory=StudyAudits)
-    duplicates: StudyDuplicates = field(default_factory=StudyDuplicates)
-    rates: StudyRates = field(default_factory=StudyRates)
-
-    def __post_init__(self) -> None:
-        if min(self.sizes, default=0) < 2 or list(self.sizes) != sorted(set(self.sizes)):
-            raise ValueError(f"sizes should be rising numbers from 2, got {list(self.sizes)}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds should be one or more numbers from 0, each once, got {list(self.seeds)}")
-        if self.duplicates.size and self.duplicates.size not in self.sizes:
-            raise ValueError(f"[duplicates] size should be one of sizes {list(self.sizes)}, got {self.duplicates.size}")
-
-
-def load_memorization_config(
-    path: str | Path | None = None, *, preset: str | None = None, source: str | None = None
-) -> MemorizationConfig:
-    """Read a configuration: the preset, and over it the file.
+def load_study_config(
+    kind: type[Config], study: str, path: str | Path | None = None, *, preset: str | None = None, source: str | None = None
+) -> Config:
+    """Read the configuration of a study: the preset, and over it the file.
 
     Parameters
     ----------
+    kind
+        Of the configuration: a frozen dataclass with a field ``preset`` and a table ``data``.
+    study
+        Name of the study, which its presets are named after.
     path
         TOML file; its ``preset = "NAME"`` names the preset it is laid over. None: the preset alone.
     preset
@@ -239,12 +208,6 @@ def load_memorization_config(
     ValueError
         The file is no TOML, has an unknown key (named, with its table and the nearest known ones), settings contradict each
         other, or nothing is said about data.
-
-    Examples
-    --------
-    >>> config = load_memorization_config(preset="mini-cpu", source="clips.csv")
-    >>> config.sizes, config.seeds, config.train.preset
-    ((8, 24, 80, 240), (0, 1, 2), 'tiny-cpu')
     """
     where = "configuration" if path is None else str(path)
     values: dict[str, Any] = {}
@@ -255,18 +218,16 @@ def load_memorization_config(
             raise ValueError(f"{path}: not valid TOML ({error})") from error
     name = preset or values.get("preset")
     if name is not None:
-        values = merged(preset_values(str(name)), {**values, "preset": name})
+        values = merged(preset_values(study, str(name)), {**values, "preset": name})
     if source is not None:
         values = merged(values, {"data": {"source": source}})
-    config: MemorizationConfig = make_config(MemorizationConfig, values, where=where)
-    if not config.data.source:
+    if not values.get("data", {}).get("source"):
         raise ValueError(f"{where}: no clips to draw training sets from; name captioned ones: [data] source = 'clips.csv'")
-    train_config(config, "clips.csv", 0)  # which refuses unknown settings before anything is made
-    return config
+    return make_config(kind, values, where=where)
 
 
-def preset_values(name: str) -> dict[str, Any]:
-    """The tables of a preset.
+def preset_values(study: str, name: str) -> dict[str, Any]:
+    """The tables of a study's preset.
 
     Raises
     ------
@@ -275,25 +236,4 @@ def preset_values(name: str) -> dict[str, Any]:
     """
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
-    text = resources.files(__package__).joinpath("presets", f"memorization-{name}.toml").read_text("utf-8")
-    return tomllib.loads(text)
-
-
-def train_config(config: MemorizationConfig, manifest: str, seed: int, *, repeated: bool = False) -> TrainConfig:
-    """How a model is trained on the clips of a manifest.
-
-    Nothing is held out, for learning by heart is what is studied, and its gate is off; where clips are ``repeated``, so is
-    that of the codec's reconstructions, which cannot tell copies apart.
-    """
-    settings = [
-        f"data.train={manifest}",
-        "data.validation_share=0",
-        f"seed={seed}",
-        f"device={config.device}",
-        f"optimizer.steps={config.train.steps}",
-        f"mixing.share={config.train.mixing}",
-        "gates.conditions=false",
-        *(["gates.reconstruction=0.0"] if repeated else []),
-        *([] if config.threads is None else [f"threads={config.threads}"]),
-    ]
-    return load_train_config(preset=config.train.preset, settings=(*settings, *config.train.settings))
+    return tomllib.loads(resources.files(__package__).joinpath("presets", f"{study}-{name}.toml").read_text("utf-8"))
