@@ -81,10 +81,11 @@ def run_study(
 
 
 def _counts(stages: Sequence[Stage]) -> dict[str, int]:
-    found = {name: sum(stage.kind == kind for stage in stages) for kind, name in _COUNTED.items()}
-    return {**found, "clips": round(sum(stage.amount for stage in stages if stage.kind == "generating"))}
+    """Of stages, by the first word of their kind: ``training with pairs`` makes models, too."""
+    found = {name: sum(stage.kind.split()[0] == kind for stage in stages) for kind, name in _COUNTED.items()}
+    return {**found, "clips": round(sum(stage.amount for stage in stages if stage.kind.split()[0] == "generating"))}
 
 
 def stated(rates: StudyRates) -> dict[str, float]:
-    """The rates that a configuration states."""
-    return {name: value for name, value in vars(rates).items() if value}
+    """The rates that a configuration states, by kinds of stages: ``training_with_pairs`` is that of ``training with pairs``."""
+    return {name.replace("_", " "): value for name, value in vars(rates).items() if value}

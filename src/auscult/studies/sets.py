@@ -94,7 +94,7 @@ def divide(clips: Sequence[Clip], size: int, seed: int, group: str | None = None
     if len(clips) < size:
         raise ValueError(f"expected at least {size:,} clips to train on, got {len(clips):,}; give more, or lower sizes")
     ordered = sorted(clips, key=lambda clip: clip.clip_id)
-    names = [_recording(clip.clip_id, group) for clip in ordered]
+    names = [recording_of(clip.clip_id, group) for clip in ordered]
     recordings = sorted(set(names))
     place = dict(zip(recordings, np.random.default_rng(seed).permutation(len(recordings)).tolist(), strict=True))
     rows = sorted(range(len(ordered)), key=lambda row: (place[names[row]], row))
@@ -104,7 +104,14 @@ def divide(clips: Sequence[Clip], size: int, seed: int, group: str | None = None
     )
 
 
-def _recording(clip_id: str, group: str | None) -> str:
+def recording_of(clip_id: str, group: str | None) -> str:
+    """The recording that a clip was cut from: what the first group of the expression finds in its id, or the id itself.
+
+    Raises
+    ------
+    ValueError
+        The expression does not fit.
+    """
     if group is None:
         return clip_id
     found = re.search(group, clip_id)
