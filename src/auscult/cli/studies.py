@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..studies.running import Study
     from ..studies.stages import Plan
 
-study = typer.Typer(name="study", help="The papers' experiments: memorization.", no_args_is_help=True)
+study = typer.Typer(name="study", help="The papers' experiments: memorization, longtail.", no_args_is_help=True)
 
 
 @study.callback()
@@ -61,6 +61,45 @@ def memorization(
         print_json({"path": str(result.path), "card": result.card})
     else:
         _print(result)
+
+
+@study.command()
+def longtail(
+    config: Annotated[Path | None, typer.Argument(help="Configuration (TOML); without one, a preset.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="Folder of the study.")
+    ] = Path("longtail-study"),
+    preset: Annotated[
+        str | None, typer.Option(help="smoke, mini-cpu, small-gpu or paper; the configuration is laid over it.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="SRC", help="Captioned clips with labels, instead of the configuration's [data] source."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done and how long it would take.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Does retrieval help rare classes, and does it copy what it retrieves? The same command goes on."""
+    from ..studies.longtail.config import load_longtail_config
+
+    chosen = load_longtail_config(config, preset=preset, source=source)
+    from ..generation.requirements import require_models
+
+    require_models("auscult study")
+    from ..studies.longtail.study import plan_longtail, study_longtail
+
+    plan = plan_longtail(chosen, output)
+    if dry_run:
+        print_json({"path": str(output), **plan.to_json()}) if as_json else print_plan(plan)
+        return
+    if not as_json:
+        print_plan(plan)
+    with progress_bars() as progress, log_as_lines("auscult.generation"):
+        result = study_longtail(chosen, output, progress=progress)
+    if as_json:
+        print_json({"path": str(result.path), "card": result.card})
+    else:
+        _print_longtail(result)
 
 
 def print_plan(plan: Plan) -> None:
@@ -113,6 +152,30 @@ def _print(result: Study) -> None:
     out.print(shown)
     for row in result.card["published"]:
         out.print(Text(f"published, {row['training clips']} training clips: {row['published']}"))
+    for warning in result.card["warnings"]:
+        out.print(Text(f"note: {warning}"))
+    out.print(Text(sentence(result.card)))
+    print_paths(result.path / "audits", result.path / "report.html")
+
+
+def _print_longtail(result: Study) -> None:
+    from ..studies.longtail.wording import called, sentence
+
+    shown = Table(title="Clips from training captions that are flagged, and as what", title_justify="left")
+    for name in ("model", "audit", "flagged", "rate", "95 % interval", "its prompt's clip", "a shown pair"):
+        shown.add_column(name, justify="left" if name in ("model", "audit") else "right")
+    for row in (row for row in result.card["copying"] if row["prompts"] == "training"):
+        known, kinds = row["rate"] is not None, row["flagged_kinds"]
+        shown.add_row(
+            called(row),
+            row["descriptor"],
+            f"{row['flagged']} of {row['clips']}",
+            f"{row['rate']:.0%}" if known else "not decided",
+            f"{row['low']:.0%} to {row['high']:.0%}" if known else "-",
+            str(kinds["own"]["flagged"] + kinds["own_shown"]["flagged"]),
+            str(kinds["reference"]["flagged"]),
+        )
+    out.print(shown)
     for warning in result.card["warnings"]:
         out.print(Text(f"note: {warning}"))
     out.print(Text(sentence(result.card)))
