@@ -257,6 +257,7 @@ def test_clips_that_sound_like_their_class_are_told_from_those_that_do_not(tmp_p
             for number, clip in enumerate(real)
         ]
         write_text(tmp_path / "generated" / run.name / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "evaluated").mkdir()
     evaluate_stage(config, 0, tmp_path / "evaluated" / "s0", lambda done, total, what: None)
     card = read_card(tmp_path / "evaluated" / "s0", "scores of a study")
     ways = [run.way for run in runs_of(config, 0) if run.prompts == "held-out"]

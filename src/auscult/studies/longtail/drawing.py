@@ -67,8 +67,8 @@ def draw(clips: Sequence[Clip], tail: StudyTail, seed: int, group: str | None = 
     """Draw the clips of a seed.
 
     Of each class, recordings are put into a random order: the first give the held-out clips, and what is left of these
-    recordings is not used. Each count, the largest first, is given to a random class that has so many clips of other
-    recordings; these are trained on, or, of an unseen class, go into the open datastore.
+    recordings is not used. Each count is given to a random class that has so many clips of other recordings; these are
+    trained on, or, of an unseen class, go into the open datastore.
 
     Parameters
     ----------
@@ -118,9 +118,11 @@ def draw(clips: Sequence[Clip], tail: StudyTail, seed: int, group: str | None = 
 
 
 def _ranks(tail: StudyTail, left: dict[str, int], rng: np.random.Generator) -> dict[str, int]:
-    """A class for each count, the largest first, drawn among those that have so many clips left."""
+    """A class for each count, drawn among those that have so many clips left: first for what needs most, so that none is left
+    over which a class could have had. Keys are in the order of the counts.
+    """
     frequency: dict[str, int] = {}
-    for count in tail.counts:
+    for count in sorted(tail.counts, key=lambda count: -(count or tail.open)):
         needed = count or tail.open
         able = [name for name in left if name not in frequency and left[name] >= needed]
         if not able:
@@ -130,7 +132,7 @@ def _ranks(tail: StudyTail, left: dict[str, int], rng: np.random.Generator) -> d
                 f"{most}); lower [tail] counts, held_out or open, or give more recordings"
             )
         frequency[able[int(rng.integers(len(able)))]] = count
-    return frequency
+    return dict(sorted(frequency.items(), key=lambda item: -item[1]))
 
 
 def _recordings(clips: Sequence[Clip], group: str | None, rng: np.random.Generator) -> list[list[Clip]]:
