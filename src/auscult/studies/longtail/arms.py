@@ -34,9 +34,9 @@ TRAINING, COPIES, HELD_OUT, OPEN, BACKGROUND, NULL, PROMPTS, UNSEEN, WITH_COPIES
 PLAIN, AUDIO, BOTH, ID = "plain", "audio", "both", "id"
 NAMES = {
     PLAIN: "no pairs",
-    AUDIO: "sounds of pairs",
-    BOTH: "sounds and captions of pairs",
-    ID: "the same, duplicates allowed",
+    AUDIO: "sounds alone",
+    BOTH: "sounds and captions",
+    ID: "sounds and captions, duplicates allowed",
 }
 """What each kind of model is called in figures and tables. Of all but the last, a clip's duplicates are never its pairs."""
 ON_TRAINING, ON_HELD_OUT = "training", "held-out"

@@ -29,6 +29,12 @@ from .wording import called, sentence
 
 GREEN, PURPLE = "#15803d", "#7e22ce"
 COLORS = {PLAIN: NULL_COLOR, AUDIO: REFERENCE_COLOR, BOTH: QUERY_COLOR, ID: PURPLE, "real": GREEN}
+SHORT_KINDS = {
+    "own": "its prompt's clip",
+    "own_shown": "the same, duplicate shown",
+    "reference": "a shown pair",
+    "other": "another clip",
+}
 KIND_COLORS = {"own": QUERY_COLOR, "own_shown": PURPLE, "reference": REFERENCE_COLOR, "other": "#9ca3af"}
 
 
@@ -88,7 +94,7 @@ def _tail(content: Mapping[str, Any], bins: Sequence[str]) -> Markup:
         series.append(_series(NAMES[model], COLORS[model], [rows.get(name, {}) for name in places]))
     closed = [row for row in content["quality"] if row["unseen"] and row["metric"] == OWN_CLASS]
     if closed:
-        label = f"{NAMES[BOTH]}, unseen classes in no pair"
+        label = "sounds and captions, class in no pair"
         series.append(_series(label, "#a16207", [closed[0] if name == "0" else {} for name in places]))
     real = {row["bin"]: row for row in content["real"]}
     series.append(_series("real clips, other recordings", COLORS["real"], [real.get(name, {}) for name in places]))
@@ -107,9 +113,9 @@ def _against_k(content: Mapping[str, Any], name: str) -> Markup:
     series = []
     for model, color, other in ((BOTH, QUERY_COLOR, REFERENCE_COLOR), (ID, PURPLE, GREEN)):
         some = [rows[model, k]["flagged_kinds"] for k in ks]
-        excluded = "duplicates allowed" if model == ID else "duplicates excluded"
-        series.append(_series(f"its prompt's clip, {excluded}", color, [plain["its"], *(row["its"] for row in some)]))
-        series.append(_series(f"a pair that was shown, {excluded}", other, [{}, *(row["reference"] for row in some)]))
+        excluded = "(duplicates in)" if model == ID else "(duplicates out)"
+        series.append(_series(f"its prompt's clip {excluded}", color, [plain["its"], *(row["its"] for row in some)]))
+        series.append(_series(f"a shown pair {excluded}", other, [{}, *(row["reference"] for row in some)]))
     return _twice(["none", *map(str, ks)], series, label="pairs shown", of=f"flagged by {name} as a copy of")
 
 
@@ -126,7 +132,7 @@ def _matched(content: Mapping[str, Any], name: str) -> Markup:
     ]
     parts, sure = [], []
     for kind in KINDS:
-        parts.append((KIND_NAMES[kind], KIND_COLORS[kind], [row["nearest_kinds"][kind]["rate"] or 0.0 for row in rows]))
+        parts.append((SHORT_KINDS[kind], KIND_COLORS[kind], [row["nearest_kinds"][kind]["rate"] or 0.0 for row in rows]))
         sure.append([row["flagged_kinds"][kind]["rate"] or 0.0 for row in rows])
     label = f"clips whose nearest is, by {name} (in full color: flagged)"
     short = [_short(row) for row in rows]

@@ -13,7 +13,7 @@ def called(row: Mapping[str, Any]) -> str:
     """What a row's way is called in tables.
 
     >>> called({"model": "both", "k": 3, "swapped": True, "guided": False, "unseen": False})
-    "sounds and captions of pairs, k = 3, another prompt's pairs"
+    "sounds and captions, k = 3, another prompt's pairs"
     """
     parts = [NAMES[row["model"]]]
     parts += [f"k = {row['k']}"] if row["k"] else []
