@@ -97,7 +97,7 @@ def generate_clips(
     from ..generation.generating import GenerateConfig, generate
 
     sampling = config.generate
-    changes = {key: settings.pop(key) for key in ("k",) if key in settings}
+    changes = {key: settings.pop(key) for key in ("k", "duration_s") if key in settings}
     chosen = GenerateConfig(steps=sampling.steps, guidance_scale=sampling.guidance_scale, seed=seed, **changes)
     with torch_threads(config.threads):
         generate(
