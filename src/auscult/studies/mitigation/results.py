@@ -245,7 +245,7 @@ def _warnings(config: MitigationConfig, rows: Any, counts: Mapping[str, int], sc
         if open_ := [label for label, one in audits if one["undecided"]]:
             told.append(
                 f"{name}: for {len(open_)} of {len(audits)} arms ({'; '.join(open_[:3])}) nothing is flagged in some audit, "
-                "and too few null scores are there to tell a few copies, which the intervals take in; the rate clip by clip can."
+                "and too few null scores are there to tell a few copies, which the intervals take in; clip by clip they can be."
             )
         if any(one["null"] != ["given"] for _, one in audits):
             told.append(f"{name}: without null clips, audits compare with the training clips' own scores: give [data] null.")
