@@ -410,7 +410,7 @@ def test_a_finished_study_takes_up_verdicts(finished: Study, monkeypatch: pytest
 _KILLED = """
 import sys
 from test_studies import _config
-from auscult.studies.memorization import study_memorization
+from auscult.studies.memorization.study import study_memorization
 if __name__ == "__main__":
     study_memorization(_config(), sys.argv[1])
 """
