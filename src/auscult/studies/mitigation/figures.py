@@ -90,13 +90,13 @@ def number_points(axes: Any, places: Sequence[tuple[float, float]]) -> list[Any]
     area = axes.get_window_extent(axes.figure.canvas.get_renderer())
     pixels = axes.transData.transform(np.array(places, np.float64).reshape(-1, 2))
     unit = axes.figure.dpi / 72  # points of type to pixels
-    taken = [_box(x, y, 7 * unit, 7 * unit) for x, y in pixels]
+    taken = [_box(float(x), float(y), 7 * unit, 7 * unit) for x, y in pixels]
     labels = []
     for number, (x, y) in enumerate(pixels, 1):
         wide, high = (6.5 * len(str(number)) + 2) * unit, 11 * unit
-        near = (place for place in _around(x, y, unit) if _free(_box(*place, wide, high), taken, area))
+        near = (place for place in _around(x, y, unit) if _free(_box(place[0], place[1], wide, high), taken, area))
         at = next(near, (x, y))
-        taken.append(_box(*at, wide, high))
+        taken.append(_box(at[0], at[1], wide, high))
         to = axes.transData.inverted().transform(at)
         line = {"arrowstyle": "-", "color": LEADER, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2}
         labels.append(

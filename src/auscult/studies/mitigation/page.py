@@ -21,7 +21,7 @@ from ...report.verification import wide_and_narrow
 from ..sets import read_manifest
 from .arms import AUDITS, MADE, SETS, TRACES, TRAINING
 from .figures import Point, Value, svg_of, sweep_svg, tradeoff_svg
-from .results import quality_key
+from .results import distance_key, quality_key
 
 SHOWN = ("none", "full", "full-unshifted", "full-mel-latents")  # arms to see and hear; the last two can be evaded
 COLUMNS, COLUMN_PIXELS = 8, 160  # of the sheet
@@ -100,7 +100,7 @@ def _share(flags: Mapping[str, Any]) -> str:
 def _tradeoffs(content: Mapping[str, Any], name: str) -> list[tuple[str, Markup]]:
     """Rate against the distance to real sound, and against adherence to the prompt where it was measured."""
     rows = [row for row in content["arms"] if name in row["audits"] and row["audits"][name]["flagged"]["rate"] is not None]
-    keys = [quality_key(rows, lambda key: key.startswith("fd_")), quality_key(rows, lambda key: "clap_score" in key)]
+    keys = [distance_key(rows), quality_key(rows, lambda key: "clap_score" in key)]
     found = []
     for key in dict.fromkeys(key for key in keys if key):
         points = [
@@ -112,7 +112,7 @@ def _tradeoffs(content: Mapping[str, Any], name: str) -> list[tuple[str, Markup]
             )
             for row in rows
         ]
-        cost = f"{key} (lower is better)" if key.startswith("fd_") else f"{key} (higher is better)"
+        cost = f"{key} ({'higher' if 'clap_score' in key else 'lower'} is better)"
         wide, narrow = (tradeoff_svg(points, cost=cost, rate=f"flagged by {name}", narrow=one) for one in (False, True))
         found.append((key, Markup(wide_and_narrow(wide, narrow))))
     return found
@@ -124,7 +124,7 @@ def _sweeps(content: Mapping[str, Any], name: str) -> list[tuple[str, Markup]]:
     for knob in dict.fromkeys(point["knob"] for point in content["sweeps"]):
         points = [point for point in content["sweeps"] if point["knob"] == knob]
         rows = [point["arm"] for point in points]
-        key = quality_key(rows, lambda key: key.startswith("fd_"))
+        key = distance_key(rows)
         kinds = (f"flagged by {name}", QUERY_COLOR, "flagged"), ("clip by clip", REFERENCE_COLOR, "alone")
         rates = [(label, color, [_known(row["audits"][name][which]) for row in rows]) for label, color, which in kinds]
         costs = [None if key is None else _value(row["quality"][key]) for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -59,7 +60,7 @@ def results_of(config: MitigationConfig, folder: Path) -> Row:
         "interval": INTERVAL,
         "quality_interval": QUALITY_INTERVAL,
         "published": [dict(row) for row in PUBLISHED],
-        "warnings": _warnings(config, rows.values(), counts, bool(scores)),
+        "warnings": _warnings(config, rows.values(), counts, scores),
     }
 
 
@@ -220,24 +221,34 @@ def _thresholds(config: MitigationConfig, arms: Sequence[Arm], folder: Path) -> 
     return found
 
 
+def distance_key(rows: Sequence[Row]) -> str | None:
+    """The distance to real sound that all rows have: FD, or else KAD."""
+    return quality_key(rows, lambda key: key.startswith(("fd_", "fad_"))) or quality_key(
+        rows, lambda key: key.startswith("kad_")
+    )
+
+
 def quality_key(rows: Sequence[Row], wanted: Callable[[str], bool]) -> str | None:
     """The first score of quality that all rows have, of those that are wanted."""
     keys = [key for key in (rows[0]["quality"] if rows else {}) if all(key in row["quality"] for row in rows)]
     return next((key for key in keys if wanted(key)), None)
 
 
-def _warnings(config: MitigationConfig, rows: Any, counts: Mapping[str, int], scored: bool) -> list[str]:
+def _warnings(config: MitigationConfig, rows: Any, counts: Mapping[str, int], scores: Row) -> list[str]:
     """What a reader has to know."""
     heard = FAMILY[config.guidance.descriptor]
     told = [
         f"A flag is a suspicion by a descriptor, and none that judges is the one that guides ({heard}); nobody has listened.",
     ]
     rows = list(rows)
-    if not scored:
+    if not scores:
         told.append(
             f"Quality was not measured: {counts['reference']} clips are left that no model has seen and no audit uses, and it "
             f"takes {config.quality.least}; give [quality] reference, or lower background_clips and null_clips."
         )
+    lacking = [(key, score["reason"]) for one in scores.values() for key, score in one.items() if score["value"] is None]
+    for (key, reason), count in Counter(lacking).items():
+        told.append(f"{key} has no value for {count} of {len(scores)} sets of clips: {reason}.")
     if not any("clap_score" in key for row in rows for key in row["quality"]):
         told.append("Adherence to the prompt was not measured: that takes a CLAP model ([audits] clap).")
     for name in config.audits.compared_by:
