@@ -159,7 +159,9 @@ class StudyQuality:
     Attributes
     ----------
     metrics
-        Of ``auscult evaluate``; with ``[audits] clap``, ``clap_score`` is measured as well.
+        Of ``auscult evaluate``.
+    clap
+        Folder or hub name of a CLAP model, by which ``clap_score`` is measured as well; None: that of ``[audits] clap``.
     reference
         Real clips; ``"sounds"`` are synthesized ones. None: clips of the source that are neither trained on, nor background or
         null; where fewer than ``least`` are left, nothing is measured.
@@ -170,6 +172,7 @@ class StudyQuality:
     """
 
     metrics: tuple[str, ...] = ("fd", "kad")
+    clap: str | None = None
     reference: str | None = None
     clips: int = 200
     least: int = 20

@@ -62,7 +62,7 @@ def tradeoff_svg(points: Sequence[Point], *, cost: str, rate: str, narrow: bool 
     with _drawing(f"tradeoff {cost} {rate}", narrow) as (figure, finish):
         height = 3.6 + 0.21 * len(points) if narrow else max(4.2, 0.4 + 0.21 * len(points))
         figure.set_size_inches(3.9 if narrow else 8.6, height)
-        sizes: dict[str, Any] = {"height_ratios": [3.3, 0.2 * len(points)]} if narrow else {"width_ratios": [5.6, 3]}
+        sizes: dict[str, Any] = {"height_ratios": [3.3, 0.2 * len(points)]} if narrow else {"width_ratios": [5.2, 3.4]}
         axes, key = figure.subplots(*((2, 1) if narrow else (1, 2)), gridspec_kw=sizes)
         for point in points:
             axes.errorbar(

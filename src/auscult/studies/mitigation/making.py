@@ -214,7 +214,8 @@ def quality_stage(config: MitigationConfig, runs: list[str], place: Path, progre
     place.mkdir(exist_ok=True)
     scores: dict[str, Any] = {}
     if reference is not None and count >= config.quality.least:
-        clap = (f"clap:{config.audits.clap}",) if config.audits.clap else ()
+        model = config.quality.clap or config.audits.clap
+        clap = (f"clap:{model}",) if model else ()
         metrics = config.quality.metrics + (("clap_score",) if clap else ())
         asked = EvaluateConfig(backends=("logmel", *clap), metrics=tuple(dict.fromkeys(metrics)))
         systems = {name: System(open_corpus(folder / MADE / name / "manifest.jsonl")) for name in runs}

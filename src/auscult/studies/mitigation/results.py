@@ -223,9 +223,8 @@ def _thresholds(config: MitigationConfig, arms: Sequence[Arm], folder: Path) -> 
 
 def distance_key(rows: Sequence[Row]) -> str | None:
     """The distance to real sound that all rows have: FD, or else KAD."""
-    return quality_key(rows, lambda key: key.startswith(("fd_", "fad_"))) or quality_key(
-        rows, lambda key: key.startswith("kad_")
-    )
+    fd = quality_key(rows, lambda key: key.startswith(("fd_", "fad_")))
+    return fd or quality_key(rows, lambda key: key.startswith("kad_"))
 
 
 def quality_key(rows: Sequence[Row], wanted: Callable[[str], bool]) -> str | None:
@@ -250,7 +249,7 @@ def _warnings(config: MitigationConfig, rows: Any, counts: Mapping[str, int], sc
     for (key, reason), count in Counter(lacking).items():
         told.append(f"{key} has no value for {count} of {len(scores)} sets of clips: {reason}.")
     if not any("clap_score" in key for row in rows for key in row["quality"]):
-        told.append("Adherence to the prompt was not measured: that takes a CLAP model ([audits] clap).")
+        told.append("Adherence to the prompt was not measured: that takes a CLAP model ([quality] clap).")
     for name in config.audits.compared_by:
         audits = [(row["label"], row["audits"][name]) for row in rows if name in row["audits"]]
         if open_ := [label for label, one in audits if one["undecided"]]:
