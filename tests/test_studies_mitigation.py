@@ -30,6 +30,7 @@ from auscult.folders import read_card
 from auscult.generation.clips import read_rows
 from auscult.guidance.amg import AmgConfig
 from auscult.studies.config import PRESETS
+from auscult.studies.making import torch_threads
 from auscult.studies.memorization.config import load_memorization_config
 from auscult.studies.memorization.config import train_config as memorization_train_config
 from auscult.studies.memorization.study import stages_of as memorization_stages
@@ -359,7 +360,8 @@ def test_arms_make_what_generate_makes(finished: Study, tmp_path: Path) -> None:
         for name in ("none", "full", "opposite", "subspace", "noise")
     }
     model, prompts = finished.path / "models" / "n4-s0" / "pipeline", finished.path / "sets" / "n4-s0" / "prompts.jsonl"
-    plain = generate(str(model), prompts, tmp_path / "plain", config=GenerateConfig(steps=3, seed=0), batch_size=8)
+    with torch_threads(1):  # as the study: the last bits depend on it
+        plain = generate(str(model), prompts, tmp_path / "plain", config=GenerateConfig(steps=3, seed=0), batch_size=8)
     assert {row["clip_id"]: row["sha256"] for row in plain.rows()} == made["none"]
     for name in ("full", "subspace", "noise"):
         assert not set(made[name].values()) & set(made["none"].values()), name
