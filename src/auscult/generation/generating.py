@@ -100,7 +100,7 @@ def generate(
     started = time.time()
     with building(order.output, KIND, task=order.task, overwrite=overwrite) as partial:
         made = order.make(partial, plan, progress, guide)
-        more = {} if guidance is None else {"guidance": dict(guidance)}
+        more: dict[str, Any] = {} if guidance is None else {"guidance": dict(guidance)}
         write_generation(partial, order, [made[clip.clip_id] for clip in plan], started, **more)
         (partial / MADE).unlink()
     return Generation.open(order.output)

@@ -237,8 +237,9 @@ class MitigationConfig:
             raise ValueError(f"arms are {', '.join(ARMS)}; got {', '.join(unknown)}")
         if "none" not in self.arms or len(set(self.arms)) < len(self.arms):
             raise ValueError("arms should be named once each, and 'none' be among them, which all others are compared with")
-        for name in (self.guidance.descriptor, *(["mel-latents"] if "full-mel-latents" in self.arms else [])):
-            self.independent(name)
+        self.independent(self.guidance.descriptor)
+        if "full-mel-latents" in self.arms:
+            self.independent("mel-latents")
 
     def independent(self, guiding: LatentName) -> tuple[str, ...]:
         """Descriptors that may judge what was guided by one: none that hears the same.
