@@ -71,6 +71,9 @@ def tradeoff_svg(points: Sequence[Point], *, cost: str, rate: str, narrow: bool 
             )  # fmt: skip
         _percent(axes, rate)
         axes.set_xlabel(cost)
+        costs = [point.cost.value for point in points]
+        margin = 0.15 * (max(costs) - min(costs)) or 1.0  # wide intervals of few models may leave the picture
+        axes.set_xlim(min(costs) - margin, max(costs) + margin)
         key.axis("off")
         for row, point in enumerate(points):
             key.text(
