@@ -22,7 +22,8 @@ from diffusers.training_utils import compute_snr
 
 from auscult.configuration import config_values, make_config
 from auscult.generation.batches import Dropout, batch_rows, noise_seed, plan_batch
-from auscult.generation.examples import Clips, cached, split_clips
+from auscult.generation.cached_arrays import cached
+from auscult.generation.examples import Clips
 from auscult.generation.feed import pick_neighbors
 from auscult.generation.gates import GateResult, gates_text, read_gates
 from auscult.generation.mixing import a_weighting_db, loudness_db, mix, mixed_caption, mixing_share
@@ -35,6 +36,7 @@ from auscult.generation.objective import (
     target,
 )
 from auscult.generation.sheets import training_figure
+from auscult.generation.splitting import split_clips
 from auscult.generation.training_config import PRESETS, OptimizerConfig, TrainConfig, load_train_config, preset_values
 from auscult.generation.validation import Levels, condition_gates
 
