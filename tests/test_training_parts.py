@@ -239,7 +239,7 @@ def test_no_recording_and_no_audio_is_on_both_sides(pairs: list[tuple[int, int]]
 
 def test_a_group_that_does_not_match_is_named() -> None:
     clips = _clips(["a-1", "b"], ["x", "y"])
-    with pytest.raises(ValueError, match=r"does not match 1 clip ids \(b\)"):
+    with pytest.raises(ValueError, match=r"does not match 1 of \d clip ids \('b'\)"):
         split_clips(clips, 0.5, 0, r"^(\w+)-")
     with pytest.raises(ValueError, match="parentheses"):
         split_clips(clips, 0.5, 0, r"^\w+")

@@ -6,10 +6,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ..inputs import shortened
+from ..identity import recordings
 from .cached_arrays import IntArray
 from .examples import Clips
-from .training_config import recording_pattern
 
 
 def split_clips(clips: Clips, share: float, seed: int, group: str | None = None) -> tuple[IntArray, IntArray]:
@@ -46,23 +45,14 @@ def split_clips(clips: Clips, share: float, seed: int, group: str | None = None)
 
 def _groups(clips: Clips, group: str | None) -> list[str]:
     """Name of the group of each clip: recordings, joined where two share a clip of equal audio."""
-    names = list(clips.ids)
-    if group is not None:
-        pattern = recording_pattern(group)
-        found = [pattern.search(name) for name in clips.ids]
-        if missed := [name for name, match in zip(clips.ids, found, strict=True) if match is None]:
-            raise ValueError(
-                f"[data] group = {group!r} does not match {len(missed):,} clip ids ({shortened(missed)}); a clip's id is its "
-                "clip_id, or its path where the manifest has no such column"
-            )
-        names = [match[1] for match in found if match is not None]
-    recordings, recording = np.unique(names, return_inverse=True)
+    names = list(clips.ids) if group is None else recordings(clips.ids, group)
+    unique, recording = np.unique(names, return_inverse=True)
     sounds, sound = np.unique(clips.digests, return_inverse=True)
-    nodes = len(recordings) + len(sounds)
-    graph = coo_array((np.ones(len(names)), (recording, len(recordings) + sound)), shape=(nodes, nodes))
+    nodes = len(unique) + len(sounds)
+    graph = coo_array((np.ones(len(names)), (recording, len(unique) + sound)), shape=(nodes, nodes))
     _, group_of = connected_components(graph, directed=False)
     first: dict[int, str] = {}  # recordings are sorted, so that a group has the first name of its own
-    for name, number in zip(recordings.tolist(), group_of[: len(recordings)].tolist(), strict=True):
+    for name, number in zip(unique.tolist(), group_of[: len(unique)].tolist(), strict=True):
         first.setdefault(number, name)
     return [first[number] for number in group_of[recording].tolist()]
 
