@@ -235,7 +235,7 @@ def test_mini_cpu_is_planned_for_less_than_three_hours(tmp_path: Path) -> None:
     }
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="expected at least 241 clips"):
-        plan_memorization(replace(config, sizes=(80, 241)), tmp_path / "out")
+        plan_memorization(replace(config, sizes=(24, 80, 241)), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
