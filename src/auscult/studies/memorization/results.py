@@ -140,9 +140,11 @@ def _verified(audit: Audit) -> str | None:
 
 
 def rate_of(found: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
-    """The rate of several models' :func:`_flags`; none where one could not be decided."""
-    counts = [(one["flagged"], one["compared"], one["prompts"]) for one in found if one and not one["undecided"]]
-    return asdict(pooled(counts))
+    """The rate of several models' :func:`_flags`, of those that could be decided; no rate where none could."""
+    known = [one for one in found if one]
+    decided = [one for one in known if not one["undecided"]]
+    rate = asdict(pooled([(one["flagged"], one["compared"], one["prompts"]) for one in decided or known]))
+    return rate if decided else {**rate, "rate": None, "low": None, "high": None}
 
 
 def _point(own: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
