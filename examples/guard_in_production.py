@@ -9,10 +9,10 @@ import sys
 from dataclasses import asdict
 
 from auscult import AuscultError
-from auscult.corpus import open_corpus
 from auscult.generation.calling import Sampling
 from auscult.generation.pipelines import load_pipeline, locate_pipeline
 from auscult.guidance.serving import Guard
+from auscult.inputs import source_of
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(option, type=type(default), default=default)
     args = parser.parse_args(arguments)
     try:
-        protected, unseen = open_corpus(args.protected), open_corpus(args.unseen)
+        protected, unseen = source_of(args.protected), source_of(args.unseen)
         pipe = load_pipeline(locate_pipeline(args.model), device=args.device)
         sampling = Sampling(args.steps, args.guidance_scale, duration_s=args.duration_s)
         guarded = Guard.of(pipe, protected, args.output, sampling=sampling, null=unseen)

@@ -19,10 +19,11 @@ pytest.importorskip("diffusers")
 
 import planted_memory
 import tiny_pipelines
-from auscult.audio import read_audio
 from auscult.corpus import Clip, open_corpus
+from auscult.descriptors import load_descriptor
 from auscult.generation.generating import GenerateConfig, generate
 from auscult.guidance.guard_config import GuardConfig
+from auscult.indexing import index
 from conftest import sound
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,7 +83,8 @@ def test_a_copy_that_the_pipeline_makes_is_flagged(
     """What it makes of the second prompt lies, quieter, among the clips; without it nothing is flagged."""
     prompts, clips = tmp_path / "prompts.txt", write(tmp_path / "clips", range(14), 0.5)
     prompts.write_text("a dog\nrain\n")
-    unseen = write(tmp_path / "unseen", range(200, 224), 0.5)
+    unseen = tmp_path / "unseen.store"
+    index(open_corpus(write(tmp_path / "unseen", range(200, 224), 0.5)), unseen, descriptor=load_descriptor("contrast"))
     settings = {"steps": 2, "guidance_scale": 7.0, "duration_s": 0.5}
     made = generate(str(stable_audio), prompts, tmp_path / "before", config=GenerateConfig(**settings))
     given = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
@@ -102,8 +104,7 @@ def test_a_copy_that_the_pipeline_makes_is_flagged(
         "1 of 2 generated clips (50.0%) are flagged as possible replicas of one of 13 training clips.",
     )
     assert said[1] == str(tmp_path / "copied" / "audit" / "report.html") and Path(said[1]).stat().st_size > 10_000
-    assert run("copied", "--unseen", unseen) == (code, said)  # given again, it stands
-    code, said = run("copied")  # 13 clips are too few to tell one of two from chance
+    code, said = run("copied")  # again, and 13 clips are too few to tell one of two from chance
     assert code == 2 and said[0].startswith("Not decided: ")
 
 
@@ -126,7 +127,7 @@ def test_an_audit_that_cannot_run_says_why(stable_audio: Path, tmp_path: Path, c
 
 def test_planted_duplicates_are_not_in_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One clip with a copy of its file, one with its samples as FLAC; what cannot be read is not kept either."""
-    folder = write(tmp_path / "corpus", range(12), 0.5)
+    folder = write(tmp_path / "corpus", range(8), 0.5)
     shutil.copy(folder / "1.wav", folder / "copied.wav")
     samples, rate_hz = sf.read(folder / "2.wav", dtype="int16")
     sf.write(folder / "encoded.flac", samples, rate_hz)
@@ -137,15 +138,14 @@ def test_planted_duplicates_are_not_in_the_manifest(tmp_path: Path, capsys: pyte
     for _ in range(2):  # given again, it is the same
         script("deduplicate_corpus").main([str(tmp_path / "corpus.jsonl"), str(tmp_path / "out")])
         said = capsys.readouterr().out.splitlines()
-    assert said[0] == "2 clusters of duplicates hold 4 of 13 clips; 2 can be dropped. 1 files could not be read."
+    assert said[0] == "2 clusters of duplicates hold 4 of 10 clips; 2 can be dropped. 1 files could not be read."
     assert said[-2:] == [str(tmp_path / "out" / "duplicates" / "report.html"), str(tmp_path / "out" / "kept.jsonl")]
     kept = [clip for clip in open_corpus(said[-1]) if isinstance(clip, Clip)]
     given = [clip for clip in open_corpus(tmp_path / "corpus.jsonl") if isinstance(clip, Clip)]
     by_name = {Path(clip.path).name for clip in kept if clip.clip_id != "part"}
-    assert len(kept) == 11 and {"1.wav", "copied.wav"} & by_name and {"2.wav", "encoded.flac"} & by_name
+    assert len(kept) == 8 and {"1.wav", "copied.wav"} & by_name and {"2.wav", "encoded.flac"} & by_name
     assert "broken.wav" not in by_name and by_name >= {"0.wav", "4.wav", "5.wav"}
     assert kept == [clip for clip in given if clip in kept]  # with captions, stretches and ids as they were
-    assert read_audio(kept[-1].path, start_s=kept[-1].start_s, duration_s=kept[-1].duration_s).samples.size == 3200
 
 
 def test_a_corpus_that_cannot_be_deduplicated_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +203,7 @@ def test_a_replica_is_withheld_and_everything_else_is_answered(
     for found in second["flagged"]:
         assert Path(found["reference_path"]) == scene / "protected" / f"{PROTECTED[2]}.wav" and found["p_value"] < 0.05
     assert third["path"] is not None and third["flagged"] == []
-    assert read_audio(third["path"]).samples.size >= 16_000
+    assert sf.info(third["path"]).duration == pytest.approx(planted_memory.DURATION_S, abs=0.1)
     delivered = {line["path"] for line in (first, third)} - {None}
     requests = scene / "served" / "requests"
     assert {str(path) for path in requests.glob("*/audio/*")} == delivered
