@@ -135,9 +135,8 @@ def test_planted_duplicates_are_not_in_the_manifest(tmp_path: Path, capsys: pyte
     lines = [{"path": f"corpus/{path.name}", "caption": f"sound {path.stem}"} for path in sorted(folder.iterdir())]
     lines += [{"path": "corpus/4.wav", "clip_id": "part", "start_s": 0.25, "duration_s": 0.2}]
     (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    for _ in range(2):  # given again, it is the same
-        script("deduplicate_corpus").main([str(tmp_path / "corpus.jsonl"), str(tmp_path / "out")])
-        said = capsys.readouterr().out.splitlines()
+    script("deduplicate_corpus").main([str(tmp_path / "corpus.jsonl"), str(tmp_path / "out")])
+    said = capsys.readouterr().out.splitlines()
     assert said[0] == "2 clusters of duplicates hold 4 of 10 clips; 2 can be dropped. 1 files could not be read."
     assert said[-2:] == [str(tmp_path / "out" / "duplicates" / "report.html"), str(tmp_path / "out" / "kept.jsonl")]
     kept = [clip for clip in open_corpus(said[-1]) if isinstance(clip, Clip)]
@@ -199,12 +198,13 @@ def test_a_replica_is_withheld_and_everything_else_is_answered(
     first, second, third = map(json.loads, capsys.readouterr().out.splitlines())
     assert len(loaded) == 1
     assert [line["prompt"] for line in (first, second, third)] == ["sound a", "sound c", "sound x"]
+    assert first["path"] is not None  # guided away from it, at the first attempt or a stronger one
     assert second["path"] is None and len(second["flagged"]) == 1 + GuardConfig().attempts
     for found in second["flagged"]:
         assert Path(found["reference_path"]) == scene / "protected" / f"{PROTECTED[2]}.wav" and found["p_value"] < 0.05
     assert third["path"] is not None and third["flagged"] == []
     assert sf.info(third["path"]).duration == pytest.approx(planted_memory.DURATION_S, abs=0.1)
-    delivered = {line["path"] for line in (first, third)} - {None}
+    delivered = {first["path"], third["path"]}
     requests = scene / "served" / "requests"
     assert {str(path) for path in requests.glob("*/audio/*")} == delivered
     kept_aside = [line for path in sorted(requests.glob("*/withheld.jsonl")) for line in path.read_text().splitlines()]
