@@ -51,6 +51,7 @@ ROOMS = [
     "metrics",
     "generation",
     "guidance",
+    "studies",
     "cli",
 ]
 

@@ -25,6 +25,7 @@ from .generating import generate
 from .printing import err, out
 from .progress import print_notes
 from .reviewing import review
+from .studies import study
 from .training import train
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 for command in (demo, index, audit, dedup, compare, review, report, evaluate, datastore, train, generate, info):
     app.command()(command)
+app.add_typer(study)
 
 
 def _version(wanted: bool) -> None:

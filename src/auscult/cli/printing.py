@@ -42,7 +42,7 @@ def _shown(value: Any) -> Text:
     if isinstance(value, bool):
         return Text("yes" if value else "no")
     if isinstance(value, list):
-        return Text(", ".join(value))
+        return Text(", ".join(map(str, value)))
     return Text(f"{value:,}" if isinstance(value, int) else str(value))
 
 

@@ -112,7 +112,7 @@ def _audit_context(folder: Path, card: dict[str, Any], progress: Progress) -> di
     shown = sorted(listed, key=lambda row: -sum(v["verdict"] == REPLICATION for v in row["verdicts"]))[:MAX_PAIRS]
     pairs = []
     for number, row in enumerate(shown, 1):
-        pairs.append({"tempo": None, "pitch_semitones": None, **row, **_sides(row)})
+        pairs.append({"tempo": None, "pitch_semitones": None, **row, **pair_sides(row)})
         progress(number, len(shown), "pairs drawn")
     generated = audit.queries()["score"].drop_null().to_numpy()
     training = audit.training()["score"].to_numpy()
@@ -271,7 +271,7 @@ def _skipped(folder: Path) -> dict[str, Any]:
     return {"rows": rows[:MAX_SKIPPED], "more": max(0, len(rows) - MAX_SKIPPED)}
 
 
-def _sides(row: dict[str, Any]) -> dict[str, Excerpt]:
+def pair_sides(row: dict[str, Any]) -> dict[str, Excerpt]:
     """Both sides of a pair.
 
     Where spans are known, both show equally long stretches in which the strongest span begins at the same place, and the

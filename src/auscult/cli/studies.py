@@ -1,0 +1,141 @@
+"""``auscult study``: the papers' experiments, on anyone's clips and budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from .options import AsJson, local_path
+from .printing import out, print_json, print_paths
+from .progress import log_as_lines, progress_bars
+
+if TYPE_CHECKING:
+    from ..studies.running import Study
+    from ..studies.stages import Plan
+
+study = typer.Typer(name="study", help="The papers' experiments: memorization.", no_args_is_help=True)
+
+
+@study.callback()
+def _root() -> None:
+    """Run the papers' experiments on your own clips and budget."""
+
+
+@study.command()
+def memorization(
+    config: Annotated[Path | None, typer.Argument(help="Configuration (TOML); without one, a preset.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="Folder of the study.")
+    ] = Path("memorization-study"),
+    preset: Annotated[
+        str | None, typer.Option(help="smoke, mini-cpu, small-gpu or paper; the configuration is laid over it.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="SRC", help="Captioned clips, instead of the configuration's [data] source.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done and how long it would take.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """How much of what a model makes are replicas, against the size of its training set; the same command goes on."""
+    from ..studies.memorization.config import load_memorization_config
+
+    chosen = load_memorization_config(config, preset=preset, source=source)
+    from ..generation.requirements import require_models
+
+    require_models("auscult study")
+    from ..studies.memorization.study import plan_memorization, study_memorization
+
+    plan = plan_memorization(chosen, output)
+    if dry_run:
+        print_json({"path": str(output), **plan.to_json()}) if as_json else print_plan(plan)
+        return
+    if not as_json:
+        print_plan(plan)
+    with progress_bars() as progress, log_as_lines("auscult.generation"):
+        result = study_memorization(chosen, output, progress=progress)
+    if as_json:
+        print_json({"path": str(result.path), "card": result.card})
+    else:
+        _print(result)
+
+
+def print_plan(plan: Plan) -> None:
+    """A row for each kind of stages, and the time of all that is left."""
+    shown = Table(title="Plan", title_justify="left")
+    for name in ("stage", "number", "done", "amount", "time left", "rate"):
+        shown.add_column(name, justify="left" if name in ("stage", "rate") else "right")
+    for row in plan.rows:
+        rate = "measured" if row.measured else "stated" if row.seconds else "not known" if row.seconds is None else "-"
+        amount = f"{row.amount:,.0f} {row.unit}"
+        shown.add_row(row.kind, f"{row.stages:,}", f"{row.done:,}", amount, duration(row.seconds), rate)
+    out.print(shown)
+    out.print(Text(f"time left: {duration(plan.seconds)}; what is done is kept, and the same command goes on"))
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them.
+
+    Examples
+    --------
+    >>> duration(None), duration(0), duration(42), duration(600), duration(9000)
+    ('not known', '0 s', '42 s', '10 min', '2 h 30 min')
+    """
+    if seconds is None:
+        return "not known"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def percent(share: float | None) -> str:
+    """A share, or a dash for none.
+
+    Examples
+    --------
+    >>> percent(0.25), percent(None)
+    ('25%', '-')
+    """
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _print(result: Study) -> None:
+    from ..studies.memorization.page import sentence
+
+    shown = Table(title="Generated clips flagged, each by itself, by the number of training clips", title_justify="left")
+    for name in (
+        "training clips",
+        "epochs",
+        "audit",
+        "models",
+        "flagged",
+        "rate",
+        "95 % interval",
+        "control",
+        "own clip nearest",
+    ):
+        shown.add_column(name, justify="left" if name == "audit" else "right")
+    for row in result.card["curve"]:
+        known = row["rate"] is not None
+        shown.add_row(
+            f"{row['size']:,}",
+            f"{row['epochs']:,.0f}",
+            row["descriptor"],
+            str(row["models"]),
+            f"{row['flagged']} of {row['clips']}",
+            percent(row["rate"]) if known else "not decided",
+            f"{row['low']:.0%} to {row['high']:.0%}" if known else "-",
+            percent(row["control"]["rate"]),
+            percent(row["own_clip_nearest"]),
+        )
+    out.print(shown)
+    for row in result.card["published"]:
+        out.print(Text(f"published, {row['training clips']} training clips: {row['published']}"))
+    for warning in result.card["warnings"]:
+        out.print(Text(f"note: {warning}"))
+    out.print(Text(sentence(result.card)))
+    print_paths(result.path / "audits", result.path / "report.html")

@@ -1,0 +1,200 @@
+"""How stages that all studies have are made: sources, models, clips, audits. All go on where they were stopped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..audit import AuditConfig, audit
+from ..corpus import Corpus, open_corpus
+from ..descriptors.base import load_descriptor
+from ..errors import CorpusError
+from ..folders import Progress, write_card
+from ..indexing import index
+from ..inputs import Source, is_store
+from ..store import DescriptorStore
+from .config import MATCH, POOL, SOUNDS, StudyAudits, StudyData, StudySampling, StudyTraining
+from .sets import read_pool, write_manifest, write_sounds
+from .stages import Stage
+
+if TYPE_CHECKING:
+    from ..generation.training_config import TrainConfig
+
+SOURCE, DESCRIBED = "source", "described"  # folders of a study
+CLIPS = "clips.jsonl"
+ROLES = ("background", "null")
+ANY_ID = "(.+)"  # as a group: each clip is a recording
+
+
+class StudyConfig(Protocol):
+    """The tables that all studies have."""
+
+    @property
+    def data(self) -> StudyData: ...
+    @property
+    def train(self) -> StudyTraining: ...
+    @property
+    def generate(self) -> StudySampling: ...
+    @property
+    def audits(self) -> StudyAudits: ...
+    @property
+    def threads(self) -> int | None: ...
+    @property
+    def device(self) -> str: ...
+
+
+def make_source(config: StudyConfig, most: int, place: Path, progress: Progress) -> None:
+    """The clips that everything is drawn from, written down once; ``most`` are synthesized where there are none."""
+    place.mkdir(exist_ok=True)
+    data, duration_s = config.data, config.train.duration_s
+    counts = {"background": config.audits.background_clips, "null": config.audits.null_clips}
+    if data.source == SOUNDS:
+        pool = write_sounds(place / SOUNDS, most, 0, duration_s)
+    else:
+        pool = read_pool(data.source, audio_root=data.audio_root, encoding=data.encoding)
+    write_manifest(place / CLIPS, pool)
+    for number, role in enumerate(ROLES, 1):
+        if getattr(data, role) == SOUNDS:
+            write_manifest(place / f"{role}.jsonl", write_sounds(place / role, counts[role], number, duration_s))
+        progress(number, len(ROLES), "preparing clips")
+    write_card(place, "clips of a study", {"source": data.source, "clips": len(pool)})
+
+
+def clips_of(source: str) -> Corpus:
+    """A corpus that is no store.
+
+    Raises
+    ------
+    CorpusError
+        It is one: a study compares by several descriptors.
+    """
+    if is_store(source):
+        raise CorpusError(f"{source}: is a store of one descriptor, and a study compares by several; give the clips themselves")
+    return open_corpus(source)
+
+
+def given(data: StudyData, role: str, folder: Path) -> Corpus:
+    """Background or null clips of all audits."""
+    named = getattr(data, role)
+    if named == POOL:
+        return open_corpus(folder / SOURCE / CLIPS)
+    return open_corpus(folder / SOURCE / f"{role}.jsonl") if named == SOUNDS else clips_of(named)
+
+
+def check_roles(data: StudyData) -> None:
+    """Refuse background or null that cannot be used, before anything is made."""
+    if data.background == POOL:
+        raise ValueError("[data] background = 'pool' would be the training clips themselves; name others, or 'sounds'")
+    for role in ROLES:
+        if getattr(data, role) not in (SOUNDS, POOL):
+            clips_of(getattr(data, role))
+
+
+def train_model(config: TrainConfig, place: Path, progress: Progress) -> None:
+    """A model; what only a run that goes on needs is deleted, for there are many models."""
+    from ..generation.training import train
+
+    train(config, place, progress=progress)
+    for name in ("cache", "checkpoints"):
+        shutil.rmtree(place / name, ignore_errors=True)
+
+
+def generate_clips(
+    config: StudyConfig, model: Path | str, prompts: Path, seed: int, place: Path, progress: Progress, **settings: Any
+) -> None:
+    """Clips of a model from prompts; ``settings`` are further ones of ``generate`` (``datastore=...``)."""
+    from ..generation.generating import GenerateConfig, generate
+
+    sampling = config.generate
+    changes = {key: settings.pop(key) for key in ("k",) if key in settings}
+    chosen = GenerateConfig(steps=sampling.steps, guidance_scale=sampling.guidance_scale, seed=seed, **changes)
+    with torch_threads(config.threads):
+        generate(
+            str(model),
+            prompts,
+            place,
+            config=chosen,
+            device=config.device,
+            batch_size=sampling.batch,
+            offline=True,
+            progress=progress,
+            **settings,
+        )
+
+
+@contextmanager
+def torch_threads(wanted: int | None) -> Iterator[None]:
+    """So many threads meanwhile; None: as many as there are already."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- audits -----------------------------------------------------------------------------------------------------------
+
+
+def mel_window_s(config: StudyConfig) -> float:
+    """Window of mel: by default as long as the model's sounds."""
+    return config.audits.duration_s or config.train.duration_s
+
+
+def describe_role(config: StudyConfig, name: str, role: str, place: Path, progress: Progress) -> None:
+    """Descriptors of background or null clips, once for all audits."""
+    describe(config, name, given(config.data, role, place.parents[1]), place, progress)
+
+
+def describe(config: StudyConfig, name: str, source: Corpus, place: Path, progress: Progress) -> None:
+    """Descriptors of clips that several audits compare with, once for all of them."""
+    parameters: dict[str, Any] = {}
+    if name == "mel":
+        parameters = {"duration_s": mel_window_s(config)}
+    elif name == "clap" and config.audits.clap:
+        parameters = {"model": config.audits.clap}
+    index(source, place, descriptor=load_descriptor(name, **parameters), progress=progress)
+
+
+def described(folder: Path, name: str, role: str) -> DescriptorStore:
+    """What :func:`describe_role` has made."""
+    return DescriptorStore.open(folder / DESCRIBED / f"{name}-{role}")
+
+
+def role_stages(config: StudyConfig) -> list[Stage]:
+    """The stages that describe background and null."""
+    return [
+        Stage(f"{DESCRIBED}/{name}-{role}", "preparing", 1, "sets", partial(describe_role, config, name, role))
+        for name in config.audits.compared_by
+        for role in ROLES
+    ]
+
+
+def audit_clips(
+    config: StudyConfig, name: str, made: Source, training: Source, folder: Path, place: Path, progress: Progress
+) -> None:
+    """An audit by one descriptor, with its report; background and null are those of the study in ``folder``.
+
+    Where the null clips are the pool, none is compared with training clips of its own recording.
+    """
+    from ..report import write_report
+
+    tau = config.audits.taus().get(name)
+    if isinstance(tau, str):  # as many as another descriptor, which has audited the same clips
+        tau = f"{MATCH}{place.with_name(place.name.removesuffix(name) + tau.removeprefix(MATCH))}"
+    settings = AuditConfig(
+        descriptor=name,
+        duration_s=mel_window_s(config) if name == "mel" else None,
+        tau="fdr" if tau is None else tau,
+        fdr=config.audits.fdr if tau is None else None,
+        group=(config.data.group or ANY_ID) if config.data.null == POOL else None,
+    )
+    background, null = (described(folder, name, role) for role in ROLES)
+    finish: Callable[[Path], object] = partial(write_report, progress=progress)
+    audit(made, training, background, null=null, output=place, config=settings, progress=progress, finish=finish)
