@@ -129,11 +129,32 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def percent(share: float | None) -> str:
+    """A share, or a dash for none.
+
+    Examples
+    --------
+    >>> percent(0.25), percent(None)
+    ('25%', '-')
+    """
+    return "-" if share is None else f"{share:.0%}"
+
+
 def _print_memorization(result: Study) -> None:
     from ..studies.memorization.page import sentence
 
-    shown = Table(title="Generated clips flagged, by the number of training clips", title_justify="left")
-    for name in ("training clips", "epochs", "audit", "models", "flagged", "rate", "95 % interval", "own clip nearest"):
+    shown = Table(title="Generated clips flagged, each by itself, by the number of training clips", title_justify="left")
+    for name in (
+        "training clips",
+        "epochs",
+        "audit",
+        "models",
+        "flagged",
+        "rate",
+        "95 % interval",
+        "control",
+        "own clip nearest",
+    ):
         shown.add_column(name, justify="left" if name == "audit" else "right")
     for row in result.card["curve"]:
         known = row["rate"] is not None
@@ -143,9 +164,10 @@ def _print_memorization(result: Study) -> None:
             row["descriptor"],
             str(row["models"]),
             f"{row['flagged']} of {row['clips']}",
-            f"{row['rate']:.0%}" if known else "not decided",
+            percent(row["rate"]) if known else "not decided",
             f"{row['low']:.0%} to {row['high']:.0%}" if known else "-",
-            "-" if row["own_clip_nearest"] is None else f"{row['own_clip_nearest']:.0%}",
+            percent(row["control"]["rate"]),
+            percent(row["own_clip_nearest"]),
         )
     out.print(shown)
     for row in result.card["published"]:

@@ -12,7 +12,7 @@ from ..configuration import config_values
 from ..folders import Progress, no_progress, read_card, write_card
 from .stages import Stage, plan_stages, read_times, run_stages, study_folder
 
-_NOT_A_RESULT = ("preset", "rates", "device", "threads")  # settings that may change when a study goes on
+_NOT_A_RESULT = ("preset", "rates", "threads")  # settings that may change when a study goes on
 _COUNTED = {"training": "models", "auditing": "audits"}
 _MAKING = ("generating", "guiding")  # kinds of stages that make clips
 
@@ -48,7 +48,7 @@ def run_study(
     kind
         Of the study, as its card says it.
     config
-        Its configuration, with a table ``rates``. All of it but presets, rates, device and threads decides about results.
+        Its configuration, with a table ``rates``. All of it but preset, rates and threads decides about results.
     stages
         All of them.
     results

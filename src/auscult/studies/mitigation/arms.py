@@ -14,7 +14,7 @@ SETS, MODELS, GUIDES, MADE, TRACES, AUDITS, QUALITY = (
     "sets", "models", "guides", "generated", "traces", "audits", "quality"
 )  # fmt: skip
 TRAINING, PROMPTS, SWEPT_PROMPTS = "training.jsonl", "prompts.jsonl", "sweep-prompts.jsonl"
-REFERENCE = "reference"
+OTHER, REFERENCE = "others", "reference"
 Beside = Literal["", "basin-static", "basin-dynamic", "opposite", "subspace", "noise"]
 KNOBS = {"c1": "despecification", "c2": "deduplication", "c3": "dissimilarity"}  # others are called as in AmgConfig
 _OFF = dict.fromkeys(TERMS, 0.0)

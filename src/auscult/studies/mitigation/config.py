@@ -67,8 +67,8 @@ class StudyGuidance:
     c1, c2, c3
         Strengths of despecification, caption deduplication and dissimilarity.
     threshold_low, threshold_high
-        Of similarity. Where one is not given it is measured: on the training clips, or where these are fewer than 10 on the
-        background clips (:func:`~auscult.guidance.thresholds.measured_thresholds`).
+        Of similarity. Where one is not given it is measured: on the training clips, or where these are fewer than 10 on other
+        clips of the source (:func:`~auscult.guidance.thresholds.measured_thresholds`).
     schedule, units, gradient, nearest, every, stop
         See :class:`~auscult.guidance.amg.AmgConfig`.
     other_thresholds
@@ -163,8 +163,8 @@ class StudyQuality:
     clap
         Folder or hub name of a CLAP model, by which ``clap_score`` is measured as well; None: that of ``[audits] clap``.
     reference
-        Real clips; ``"sounds"`` are synthesized ones. None: clips of the source that are neither trained on, nor background or
-        null; where fewer than ``least`` are left, nothing is measured.
+        Real clips; ``"sounds"`` are synthesized ones. None: clips of the source that no model is trained on and that guidance
+        does not know; where fewer than ``least`` are left, nothing is measured.
     clips
         At most so many, where they are drawn or synthesized.
     least

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ...corpus import Corpus, open_corpus
-from ...folders import CARD, Progress, read_card, write_card, write_text
+from ...folders import CARD, Progress, read_card, write_card
 from ...guidance.guided import LatentChoice, LatentName
 from ...guidance.index import ReferenceIndex
 from ...guidance.shifting import at_every_moment
 from ...guidance.thresholds import FEWEST, measured_thresholds
-from ...inputs import Source
 from ...metrics.evaluation import EvaluateConfig, System, evaluate
 from ...pretrained.clap import DEFAULT_MODEL
 from ..config import SOUNDS
@@ -29,11 +28,12 @@ from ..making import (
     torch_threads,
     train_model,
 )
-from ..sets import background_and_null, divide, prompted, read_manifest, write_manifest, write_sounds
+from ..sets import divide, prompted, read_manifest, write_manifest, write_sounds
 from .arms import (
     GUIDES,
     MADE,
     MODELS,
+    OTHER,
     PROMPTS,
     REFERENCE,
     SETS,
@@ -48,11 +48,11 @@ from .arms import (
 from .config import MitigationConfig, train_config
 from .guides import ArmGuide
 
-SCORES = "scores.json"
+OTHERS = 64  # clips of the source, none trained on, that tell guidance what all sounds share
 
 
 def make_sets(config: MitigationConfig, place: Path, progress: Progress) -> None:
-    """Manifests: what each model is trained on, its prompts; background, null and reference of all, which none is trained on.
+    """Manifests: what each model is trained on, its prompts; and clips that none is trained on, for guidance and for quality.
 
     Training sets are those of the memorization study. Prompts go round the captions, so that the first few are of all.
     """
@@ -69,38 +69,27 @@ def make_sets(config: MitigationConfig, place: Path, progress: Progress) -> None
         write_manifest(folder / SWEPT_PROMPTS, rows[: config.sweeps.clips])
     kept = set.intersection(*({clip.clip_id for clip in part.rest} for part in parts.values()))
     rest = [clip for clip in parts[config.seeds[0]].rest if clip.clip_id in kept]
-    background, null = background_and_null(rest, config.audits.background_clips, config.audits.null_clips)
-    taken = {clip.clip_id for clip in (*background, *null)}
-    left = [clip for clip in rest if clip.clip_id not in taken][: config.quality.clips] if background else rest
+    others = rest[: min(OTHERS, len(rest) // 3)]
+    left = rest[len(others) :][: config.quality.clips]
     if config.quality.reference == SOUNDS:
         left = write_sounds(place.parent / SOURCE / REFERENCE, config.quality.clips, len(ROLES) + 1, config.duration_s)
-    found = {"background": background, "null": null, REFERENCE: left}
+    found = {OTHER: others, REFERENCE: left}
     for role, clips in found.items():
         write_manifest(place / f"{role}.jsonl", clips)
     write_card(place, "sets of a study", {"counts": {role: len(clips) for role, clips in found.items()}})
     progress(1, 1, "sets")
 
 
-def of_role(config: MitigationConfig, role: str, folder: Path) -> Corpus | None:
-    """Background, null or reference, as given or as drawn; None where there is none."""
-    if role == REFERENCE:
-        named = config.quality.reference
-        if named not in (None, SOUNDS):
-            return clips_of(named)
-        return clips_or_none(folder / SETS / f"{role}.jsonl")
-    if getattr(config.data, role) is not None:
-        return given(config.data, role, folder)
-    return clips_or_none(folder / SETS / f"{role}.jsonl")
+def reference_of(config: MitigationConfig, folder: Path) -> Corpus | None:
+    """Real clips for quality, as given or as drawn; None where there are none."""
+    named = config.quality.reference
+    return clips_of(named) if named not in (None, SOUNDS) else clips_or_none(folder / SETS / f"{REFERENCE}.jsonl")
 
 
-def describe_stage(config: MitigationConfig, name: str, role: str, place: Path, progress: Progress) -> None:
-    """Descriptors of background or null once for all audits, or of the training clips of a model; a card alone of nothing."""
-    folder = place.parents[1]
-    source = of_role(config, role, folder) if role in ROLES else open_corpus(folder / SETS / role / TRAINING)
-    if source is None:
-        write_text(place, "nothing\n")
-    else:
-        describe(config, name, source, place, progress)
+def describe_stage(config: MitigationConfig, name: str, seed: int, place: Path, progress: Progress) -> None:
+    """Descriptors of a model's training clips, once for all audits."""
+    source = open_corpus(place.parents[1] / SETS / model_name(config, seed) / TRAINING)
+    describe(config, name, source, place, progress)
 
 
 def train_stage(config: MitigationConfig, seed: int, place: Path, progress: Progress) -> None:
@@ -124,19 +113,19 @@ def choice_of(config: MitigationConfig, name: LatentName) -> LatentChoice:
 def guide_stage(config: MitigationConfig, seed: int, name: LatentName, place: Path, progress: Progress) -> None:
     """The references of a model as a latent descriptor hears them, and thresholds of similarity.
 
-    What all sounds share is told by the background clips: few references do not tell it.
+    What all sounds share is told by other clips, or the background clips where none are left: few references do not tell it.
     """
     from ...generation.pipelines import load_pipeline, locate_pipeline
 
     folder = place.parents[1]
-    background = of_role(config, "background", folder)
+    others = clips_or_none(folder / SETS / f"{OTHER}.jsonl") or given(config.data, "background", folder)
     with torch_threads(config.threads):
         located = locate_pipeline(model_of(config, seed, folder), offline=True)
         pipe = load_pipeline(located, device=config.device, dtype="float32")
         descriptor = choice_of(config, name).of(pipe, config.device)
-        whole = None if background is None else ReferenceIndex.from_audio(background, descriptor, progress=progress)
+        whole = ReferenceIndex.from_audio(others, descriptor, progress=progress)
         training = open_corpus(folder / SETS / model_name(config, seed) / TRAINING)
-        center = whole.center if whole is not None and descriptor.center else None
+        center = whole.center if descriptor.center else None
         index = ReferenceIndex.from_audio(training, descriptor, center=center, progress=progress)
         index.save(place / "index", overwrite=True)
         low, high, of = _thresholds(config, index, whole, descriptor)
@@ -145,22 +134,17 @@ def guide_stage(config: MitigationConfig, seed: int, name: LatentName, place: Pa
 
 
 def _thresholds(
-    config: MitigationConfig, index: ReferenceIndex, background: ReferenceIndex | None, descriptor: Any
+    config: MitigationConfig, index: ReferenceIndex, others: ReferenceIndex, descriptor: Any
 ) -> tuple[float, float, str | None]:
     """Low and high threshold, and what they were measured on, if they were."""
     low, high = config.guidance.threshold_low, config.guidance.threshold_high
     if low is not None and high is not None:
         return low, high, None
     many = len(set(index.ids)) >= FEWEST
-    if not many and background is None:
-        raise ValueError(
-            f"thresholds are measured on at least {FEWEST} training clips or on background clips, and there are neither; "
-            "give [guidance] threshold_low and threshold_high, or [data] background"
-        )
-    measured_on = index if many or background is None else background
+    measured_on = index if many else others
     found = measured_thresholds(measured_on, others=at_every_moment(measured_on, descriptor))
     high = max(found.high, found.high if low is None else low) if high is None else high
-    return (min(found.low, high) if low is None else low), high, "training" if many else "background"
+    return (min(found.low, high) if low is None else low), high, "training clips" if many else "other clips"
 
 
 def guide_of(config: MitigationConfig, arm: Arm, seed: int, folder: Path) -> ArmGuide:
@@ -199,17 +183,14 @@ def audit_stage(config: MitigationConfig, arm: Arm, seed: int, name: str, place:
     if name not in audited_by(config, arm):
         raise ValueError(f"{run_name(arm, seed)}: {name} hears what guides it, and judges nothing")
     folder = place.parents[1]
-    training: Source | None = described(folder, name, model_name(config, seed))
-    assert training is not None  # a stage before this one
-    background, null = (described(folder, name, role) for role in ROLES)
     made = open_corpus(folder / MADE / run_name(arm, seed) / "manifest.jsonl")
-    audit_clips(config, name, made, training, background, null, place, progress)
+    audit_clips(config, name, made, described(folder, name, model_name(config, seed)), folder, place, progress)
 
 
 def quality_stage(config: MitigationConfig, runs: list[str], place: Path, progress: Progress) -> None:
     """Scores of what each arm made with each model, against real clips."""
     folder = place.parent
-    reference = of_role(config, REFERENCE, folder)
+    reference = reference_of(config, folder)
     count = 0 if reference is None else sum(1 for _ in reference)
     place.mkdir(exist_ok=True)
     scores: dict[str, Any] = {}

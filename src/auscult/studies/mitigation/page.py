@@ -11,13 +11,14 @@ from markupsafe import Markup
 
 from ...audio import read_audio
 from ...audit import Audit
-from ...figures import QUERY_COLOR, REFERENCE_COLOR, SPECTROGRAM_RATE_HZ, frequency_ticks, spectrogram_png
+from ...figures import SPECTROGRAM_RATE_HZ, frequency_ticks, spectrogram_png
 from ...folders import Progress, no_progress, package_versions, write_text
 from ...generation.clips import Row, read_rows
 from ...guidance.trace import Trace
 from ...report.page import REPORT, pair_sides
 from ...report.rendering import render
 from ...report.verification import wide_and_narrow
+from ..figures import COLORS
 from ..sets import read_manifest
 from .arms import AUDITS, MADE, SETS, TRACES, TRAINING
 from .figures import Point, Value, svg_of, sweep_svg, tradeoff_svg
@@ -51,7 +52,7 @@ def write_mitigation_page(folder: Path, content: Mapping[str, Any], progress: Pr
         names=names,
         qualities=list(content["arms"][0]["quality"]),
         tradeoffs=_tradeoffs(content, names[0]),
-        sweeps=_sweeps(content, names[0]),
+        sweeps=_sweeps(content),
         trace=_trace(folder, content),
         sheet=_sheet(folder, content, shown),
         heard=_heard(folder, content, shown),
@@ -118,15 +119,17 @@ def _tradeoffs(content: Mapping[str, Any], name: str) -> list[tuple[str, Markup]
     return found
 
 
-def _sweeps(content: Mapping[str, Any], name: str) -> list[tuple[str, Markup]]:
-    """For each setting: rates by the audit's rule and clip by clip, and the distance to real sound."""
+def _sweeps(content: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    """For each setting: the rate by each descriptor, and the distance to real sound."""
     found = []
     for knob in dict.fromkeys(point["knob"] for point in content["sweeps"]):
         points = [point for point in content["sweeps"] if point["knob"] == knob]
         rows = [point["arm"] for point in points]
         key = distance_key(rows)
-        kinds = (f"flagged by {name}", QUERY_COLOR, "flagged"), ("clip by clip", REFERENCE_COLOR, "alone")
-        rates = [(label, color, [_known(row["audits"][name][which]) for row in rows]) for label, color, which in kinds]
+        rates = [
+            (f"flagged by {name}", COLORS[name], [_known(row["audits"][name]["flagged"]) for row in rows])
+            for name in rows[0]["audits"]
+        ]
         costs = [None if key is None else _value(row["quality"][key]) for row in rows]
         shown = [f"{point['value']:g}" if isinstance(point["value"], int | float) else point["value"] for point in points]
         wide, narrow = (

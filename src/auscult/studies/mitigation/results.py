@@ -6,7 +6,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from scipy.stats import t as student
 from ...audit import Audit
 from ...folders import read_card
 from ...guidance.guided import FAMILY
-from ...report.page import undecided
-from ..making import ROLES
-from ..rates import INTERVAL, pooled
+from ..flagging import counted, is_flagged, rate_of, too_few_null_clips
+from ..rates import INTERVAL
 from ..stages import read_times
 from .arms import AUDITS, GUIDES, MADE, QUALITY, SETS, Arm, arms_of, audited_by, model_name, run_name, swept_arm, swept_arms
 from .config import MitigationConfig
@@ -75,27 +73,25 @@ def seeds_of(config: MitigationConfig, arm: Arm) -> tuple[int, ...]:
 def _run(config: MitigationConfig, arm: Arm, seed: int, folder: Path) -> Row:
     """What an arm made with one model: by clip id what the manifest says, and by descriptor what the audit does."""
     lines = (folder / MADE / run_name(arm, seed) / "manifest.jsonl").read_text("utf-8").splitlines()
-    audits = {name: _audited(folder / AUDITS / f"{run_name(arm, seed)}-{name}", config) for name in audited_by(config, arm)}
-    return {"seed": seed, "made": {row["clip_id"]: row for row in map(json.loads, lines)}, "audits": audits}
+    made = {row["clip_id"]: row for row in map(json.loads, lines)}
+    prompt_of = {clip: row["reference"] for clip, row in made.items()}
+    places = {name: folder / AUDITS / f"{run_name(arm, seed)}-{name}" for name in audited_by(config, arm)}
+    audits = {name: _audited(config, name, place, prompt_of) for name, place in places.items()}
+    return {"seed": seed, "made": made, "audits": audits}
 
 
-def _audited(place: Path, config: MitigationConfig) -> Row:
-    """Scores and flags by clip; "alone" is a p-value that no null clip reaches."""
-    audit = Audit.open(place)
+def _audited(config: MitigationConfig, name: str, place: Path, prompt_of: Mapping[str, str]) -> Row:
+    """Scores and flags by clip."""
+    audit, asked = Audit.open(place), config.audits
     null = audit.card["calibration"]["null_clips"]
     rows = {row["query_id"]: row for row in audit.queries().to_pylist() if row["score"] is not None}
-    unseen = 0
-    if undecided(audit.card):  # with n null scores it takes m / (fdr (n + 1)) of m clips to flag any
-        unseen = min(len(rows), math.ceil(len(rows) / (config.audits.fdr * (null + 1))) - 1)
     return {
         "score": {clip: float(row["score"]) for clip, row in rows.items()},
-        "flagged": {clip: bool(row["flagged"]) for clip, row in rows.items()},
-        "alone": {clip: row["p_value"] is not None and row["p_value"] <= 1 / (null + 1) for clip, row in rows.items()},
+        "flagged": {clip: is_flagged(asked, name, row) for clip, row in rows.items()},
+        **{f"count_{key}": value for key, value in counted(asked, name, rows.values(), prompt_of, null).items()},
+        "listed": sum(row["flagged"] for row in rows.values()),
         "silent": audit.card["counts"]["generated"] - len(rows),
         "null_clips": null,
-        "null": audit.card["calibration"]["null"],
-        "undecided": undecided(audit.card),
-        "unseen": unseen,
     }
 
 
@@ -147,33 +143,29 @@ def _beside(own: Sequence[Row], plain: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 
 def _rates(audits: Sequence[Row]) -> Row:
-    """Rates over the models by one descriptor, by the audit's rule and clip by clip; scores."""
+    """Rates over the models by one descriptor, and scores."""
     scores = [score for one in audits for score in one["score"].values()]
+    counts = [{key: one[f"count_{key}"] for key in ("flagged", "compared", "prompts", "undecided")} for one in audits]
     return {
-        "flagged": asdict(pooled([_count(one["flagged"]) for one in audits], [one["unseen"] for one in audits])),
-        "alone": asdict(pooled([_count(one["alone"]) for one in audits])),
-        "by_seed": [flagged / of if of else None for flagged, of in (_count(one["flagged"]) for one in audits)],
+        "flagged": rate_of(counts),
+        "by_seed": [one["flagged"] / one["compared"] if one["compared"] else None for one in counts],
+        "listed": sum(one["listed"] for one in audits),
         "score": {"median": _quantile(scores, 0.5), "highest_5_percent": _quantile(scores, 0.95)},
         "silent": sum(one["silent"] for one in audits),
-        "undecided": sum(one["undecided"] for one in audits),
-        "null": sorted({one["null"] for one in audits}),
+        "undecided": sum(one["undecided"] for one in counts),
         "null_clips": [one["null_clips"] for one in audits],
     }
 
 
-def _count(flags: Mapping[str, bool]) -> tuple[int, int]:
-    return sum(flags.values()), len(flags)
-
-
 def _paired(pairs: Sequence[tuple[Row, Row]]) -> Row:
-    """McNemar's exact test, clip by clip: of the clips that are above all null scores with or without guidance, but not both.
+    """McNemar's exact test, clip by clip: of the clips that are flagged with or without guidance, but not both.
 
     The same prompt, model and noise make a pair. Clips count as independent.
     """
     gone = came = 0
     for own, plain in pairs:
-        for clip, flag in own["alone"].items():
-            before = plain["alone"].get(clip)
+        for clip, flag in own["flagged"].items():
+            before = plain["flagged"].get(clip)
             gone += before is True and not flag
             came += before is False and flag
     p = float(binomtest(gone, gone + came, 0.5).pvalue) if gone + came else 1.0
@@ -242,8 +234,8 @@ def _warnings(config: MitigationConfig, rows: Any, counts: Mapping[str, int], sc
     rows = list(rows)
     if not scores:
         told.append(
-            f"Quality was not measured: {counts['reference']} clips are left that no model has seen and no audit uses, and it "
-            f"takes {config.quality.least}; give [quality] reference, or lower background_clips and null_clips."
+            f"Quality was not measured: {counts['reference']} clips are left that no model has seen, and it takes "
+            f"{config.quality.least}; give [quality] reference."
         )
     lacking = [(key, score["reason"]) for one in scores.values() for key, score in one.items() if score["value"] is None]
     for (key, reason), count in Counter(lacking).items():
@@ -251,16 +243,11 @@ def _warnings(config: MitigationConfig, rows: Any, counts: Mapping[str, int], sc
     if not any("clap_score" in key for row in rows for key in row["quality"]):
         told.append("Adherence to the prompt was not measured: that takes a CLAP model ([quality] clap).")
     for name in config.audits.compared_by:
-        audits = [(row["label"], row["audits"][name]) for row in rows if name in row["audits"]]
-        if open_ := [label for label, one in audits if one["undecided"]]:
-            told.append(
-                f"{name}: for {len(open_)} of {len(audits)} arms ({'; '.join(open_[:3])}) nothing is flagged in some audit, "
-                "and too few null scores are there to tell a few copies, which the intervals take in; clip by clip they can be."
-            )
-        if any(one["null"] != ["given"] for _, one in audits):
-            told.append(f"{name}: without null clips, audits compare with the training clips' own scores: give [data] null.")
-        if silent := sum(one["silent"] for _, one in audits):
+        audits = [row["audits"][name] for row in rows if name in row["audits"]]
+        if any(one["undecided"] for one in audits):
+            told.append(too_few_null_clips(config.audits, name, min(min(one["null_clips"]) for one in audits)))
+        if silent := sum(one["silent"] for one in audits):
             told.append(f"{name}: {silent} clips are silent, and were not compared.")
-    if "sounds" in (config.data.source, *(getattr(config.data, role) for role in ROLES), config.quality.reference):
-        told.append("Some of the clips are synthesized (source, background, null or reference = 'sounds'): no result.")
+    if "sounds" in (config.data.source, config.data.null, config.quality.reference):
+        told.append("Training, null or reference clips are synthesized ('sounds'): no result about recordings.")
     return told

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ...folders import CARD, Progress, no_progress
 from ..config import SOUNDS
-from ..making import CLIPS, DESCRIBED, ROLES, SOURCE, clips_of, make_source
+from ..making import CLIPS, DESCRIBED, SOURCE, check_roles, clips_of, make_source, role_stages
 from ..running import Study, run_study, stated
 from ..sets import divide, read_manifest, read_pool
 from ..stages import Plan, Stage, plan_stages
@@ -86,9 +86,9 @@ def _training_clips(config: MitigationConfig, output: Path) -> int:
     given = config.model.pipeline is not None
     if (output / SOURCE / CARD).is_file():  # it is written down, and may have gone since
         return len(read_manifest(output / SOURCE / CLIPS)) if given else config.size
-    for role in (config.data.background, config.data.null, config.quality.reference):
-        if role not in (None, SOUNDS):
-            clips_of(role)
+    check_roles(config.data)
+    if config.quality.reference not in (None, SOUNDS):
+        clips_of(config.quality.reference)
     if config.data.source == SOUNDS:
         return _synthesized(config) if given else config.size
     clips = read_pool(config.data.source, audio_root=config.data.audio_root, encoding=config.data.encoding)
@@ -115,9 +115,11 @@ def stages_of(config: MitigationConfig, training: int) -> list[Stage]:
     ]
     if config.model.pipeline is None:
         stages += [_training(config, seed) for seed in config.seeds]
+    stages += role_stages(config)
     for name in config.audits.compared_by:
-        for role in (*ROLES, *(model_name(config, seed) for seed in config.seeds)):
-            stages.append(_preparing(f"{DESCRIBED}/{name}-{role}", partial(describe_stage, config, name, role)))
+        for seed in config.seeds:
+            make = partial(describe_stage, config, name, seed)
+            stages.append(_preparing(f"{DESCRIBED}/{name}-{model_name(config, seed)}", make))
     for descriptor in dict.fromkeys(arm.descriptor for arm in (*arms, *swept)):
         for seed in config.seeds:
             place = f"{GUIDES}/{descriptor}-{model_name(config, seed)}"
