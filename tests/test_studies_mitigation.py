@@ -48,7 +48,9 @@ from auscult.studies.stages import Stage, read_times, run_stages
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_load_and_are_echoed(tmp_path: Path, preset: str) -> None:
-    config = load_mitigation_config(preset=preset, source="clips.csv")
+    text = f'preset = "{preset}"\n[data]\nsource = "clips.csv"\nbackground = "unrelated.csv"\n'
+    (tmp_path / "study.toml").write_text(text)
+    config = load_mitigation_config(tmp_path / "study.toml")
     assert make_config(MitigationConfig, json.loads(json.dumps(config_values(config)))) == config
     for arm in (*arms_of(config), *swept_arms(config)):
         arm.amg(config.guidance.amg(0.4, 0.5))  # settings that cannot be are errors
@@ -170,7 +172,7 @@ def test_training_sets_are_those_of_the_memorization_study_and_none_knows_the_re
     ours, theirs = (load(preset="mini-cpu", source=source) for load in (load_mitigation_config, load_memorization_config))
     ours, theirs = (replace(one, data=replace(one.data, group=r"(\d+)-")) for one in (ours, theirs))
     _run_sets(stages_of(ours, ours.size), tmp_path / "ours")
-    _run_sets(memorization_stages(replace(theirs, sizes=(8, 24))), tmp_path / "theirs")
+    _run_sets(memorization_stages(replace(theirs, sizes=(8, 24, 80))), tmp_path / "theirs")
     roles: dict[str, set[str]] = {"training": set()}
     for seed in ours.seeds:
         own = tmp_path / "ours" / "sets" / f"n8-s{seed}"
