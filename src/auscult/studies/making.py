@@ -18,7 +18,7 @@ from ..indexing import index
 from ..inputs import Source, is_store
 from ..store import DescriptorStore
 from .config import MATCH, POOL, SOUNDS, StudyAudits, StudyData, StudySampling, StudyTraining
-from .sets import read_pool, write_manifest, write_sounds
+from .sets import read_manifest, read_pool, write_manifest, write_sounds
 from .stages import Stage
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def generate_clips(
     from ..generation.generating import GenerateConfig, generate
 
     sampling = config.generate
-    changes = {key: settings.pop(key) for key in ("k",) if key in settings}
+    changes = {key: settings.pop(key) for key in ("k", "duration_s") if key in settings}
     chosen = GenerateConfig(steps=sampling.steps, guidance_scale=sampling.guidance_scale, seed=seed, **changes)
     with torch_threads(config.threads):
         generate(
@@ -145,6 +145,11 @@ def torch_threads(wanted: int | None) -> Iterator[None]:
 def mel_window_s(config: StudyConfig) -> float:
     """Window of mel: by default as long as the model's sounds."""
     return config.audits.duration_s or config.train.duration_s
+
+
+def clips_or_none(manifest: Path) -> Corpus | None:
+    """The clips of a manifest; None where it has none."""
+    return open_corpus(manifest) if read_manifest(manifest) else None
 
 
 def describe_role(config: StudyConfig, name: str, role: str, place: Path, progress: Progress) -> None:

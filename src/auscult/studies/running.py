@@ -10,11 +10,11 @@ from typing import Any
 
 from ..configuration import config_values
 from ..folders import Progress, no_progress, read_card, write_card
-from .config import StudyRates
 from .stages import Stage, plan_stages, read_times, run_stages, study_folder
 
 _NOT_A_RESULT = ("preset", "rates", "threads")  # settings that may change when a study goes on
 _COUNTED = {"training": "models", "auditing": "audits"}
+_MAKING = ("generating", "guiding")  # kinds of stages that make clips
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def run_study(
 
 def _counts(stages: Sequence[Stage]) -> dict[str, int]:
     found = {name: sum(stage.kind == kind for stage in stages) for kind, name in _COUNTED.items()}
-    return {**found, "clips": round(sum(stage.amount for stage in stages if stage.kind == "generating"))}
+    return {**found, "clips": round(sum(stage.amount for stage in stages if stage.kind in _MAKING))}
 
 
-def stated(rates: StudyRates) -> dict[str, float]:
-    """The rates that a configuration states."""
+def stated(rates: Any) -> dict[str, float]:
+    """The rates that a configuration states, in a :class:`~auscult.studies.config.StudyRates` or one of a study's own."""
     return {name: value for name, value in vars(rates).items() if value}

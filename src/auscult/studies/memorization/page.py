@@ -15,10 +15,9 @@ from ...folders import Progress, no_progress, package_versions, write_text
 from ...report.page import REPORT, pair_sides
 from ...report.rendering import render
 from ...report.verification import wide_and_narrow
-from ..figures import Series, rates_svg
+from ..figures import COLORS, Series, rates_svg
 from .arms import AUDITS
 
-COLORS = {"contrast": QUERY_COLOR, "mel": REFERENCE_COLOR, "clap": "#7c3aed"}
 PAIRS = 2  # heard of each size
 
 

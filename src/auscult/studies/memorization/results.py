@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ...audit import Audit
 from ...folders import CARD, REVIEW_DB, read_card
 from ...review.verdicts import VerdictStore
 from ...review.verified import audit_rate
+from ..flagging import counted, rate_of, too_few_null_clips
 from ..rates import INTERVAL, pooled, separation
 from ..sets import read_manifest
 from .arms import AUDITS, CONTROLS, DEDUPLICATED, MADE, MODELS, REPEATED, SETS, Arm
@@ -82,51 +83,30 @@ def _audited(
     """What one audit says of one model's clips."""
     audit = Audit.open(folder / AUDITS / f"{arm.name}-{name}")
     rows = [row for row in audit.queries().to_pylist() if row["score"] is not None]
-    training = audit.training()["score"].drop_null().to_numpy()
+    training, null = audit.training()["score"].drop_null().to_numpy(), audit.card["calibration"]["null_clips"]
     found = {
         "descriptor": audit.card["descriptor"],
         "silent": audit.card["counts"]["generated"] - len(rows),
-        **_flags(config, name, audit, rows, prompt_of),
+        **counted(config.audits, name, rows, prompt_of, null),
         "listed": sum(row["flagged"] for row in rows),
         "own_clip_nearest": sum(row["reference_id"] == prompt_of[row["query_id"]] for row in rows),
         "separation": separation(np.array([row["score"] for row in rows]), training),
         "tau": audit.card["threshold"]["tau"],
         "rule": audit.card["threshold"]["rule"],
-        "null_clips": audit.card["calibration"]["null_clips"],
+        "null_clips": null,
         "verified": _verified(audit),
         "control": None,
     }
     place = folder / CONTROLS / f"{arm.name}-{name}"
     if (place / CARD).is_file():
         control = Audit.open(place)
-        unseen = [row for row in control.queries().to_pylist() if row["score"] is not None]
-        found["control"] = _flags(config, name, control, unseen, prompt_of)
+        unseen = control.card["calibration"]["null_clips"]
+        found["control"] = counted(config.audits, name, control.queries().to_pylist(), prompt_of, unseen)
     if again:
         for key, wanted in (("repeated", True), ("once", False)):
             own = [row for row in rows if (prompt_of[row["query_id"]] in again) is wanted]
-            found[key] = _flags(config, name, audit, own, prompt_of)
+            found[key] = counted(config.audits, name, own, prompt_of, null)
     return found
-
-
-def _flags(
-    config: MemorizationConfig, name: str, audit: Audit, rows: Iterable[dict[str, Any]], prompt_of: dict[str, str]
-) -> dict[str, Any]:
-    """How many of these generated clips are flagged, each by itself, and of how many prompts they are.
-
-    ``undecided``: too few null clips for the level, so that nothing could be.
-    """
-    rows = list(rows)
-    by_level = name not in config.audits.taus()
-    if by_level:
-        flagged = sum(row["p_value"] <= config.audits.level for row in rows)
-    else:
-        flagged = sum(row["flagged"] for row in rows)
-    return {
-        "flagged": flagged,
-        "compared": len(rows),
-        "prompts": len({prompt_of[row["query_id"]] for row in rows}),
-        "undecided": by_level and config.audits.level * (audit.card["calibration"]["null_clips"] + 1) < 1,
-    }
 
 
 def _verified(audit: Audit) -> str | None:
@@ -137,14 +117,6 @@ def _verified(audit: Audit) -> str | None:
         verdicts, samples = store.consensus(), store.samples()
     rate = audit_rate(audit.queries(), verdicts, matches=audit.matches(), samples=samples)
     return rate.sentence if rate.verified else None
-
-
-def rate_of(found: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
-    """The rate of several models' :func:`_flags`, of those that could be decided; no rate where none could."""
-    known = [one for one in found if one]
-    decided = [one for one in known if not one["undecided"]]
-    rate = asdict(pooled([(one["flagged"], one["compared"], one["prompts"]) for one in decided or known]))
-    return rate if decided else {**rate, "rate": None, "low": None, "high": None}
 
 
 def _point(own: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -200,11 +172,7 @@ def _warnings(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> lis
         told[0] += " Nobody has decided anything yet."
     for name in config.audits.compared_by:
         if any(row["audits"][name]["undecided"] for row in rows):
-            told.append(
-                f"{name}: {min(row['audits'][name]['null_clips'] for row in rows):,} null clips cannot tell what 1 in "
-                f"{1 / config.audits.level:,.0f} of them scores; it takes {round(1 / config.audits.level) - 1:,}, or a higher "
-                "[audits] level."
-            )
+            told.append(too_few_null_clips(config.audits, name, min(row["audits"][name]["null_clips"] for row in rows)))
     if "sounds" in (config.data.source, config.data.null):
         told.append("Training or null clips are synthesized ('sounds'): no result about recordings.")
     return told
