@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import tiny_pipelines
-from auscult.generation.calling import _clap_vectors
+from auscult.generation.calling import clap_vectors
 from auscult.generation.pipelines import quiet
 from auscult.guidance.adapters import Adapter
 from auscult.guidance.attach import attach
@@ -70,9 +70,9 @@ def _run_public(subject: Subject, prompts: list[str], seeds: list[int], steps: i
     pipe, found = subject.pipe, []
     call = {"num_inference_steps": steps, "guidance_scale": scale, "generator": generators(seeds)}
     if isinstance(pipe, d.MusicLDMPipeline):
-        call |= {"prompt_embeds": _clap_vectors(pipe, prompts)}
+        call |= {"prompt_embeds": clap_vectors(pipe, prompts)}
         if scale > 1:
-            call |= {"negative_prompt_embeds": _clap_vectors(pipe, more.pop("negative_prompt", [""] * len(prompts)))}
+            call |= {"negative_prompt_embeds": clap_vectors(pipe, more.pop("negative_prompt", [""] * len(prompts)))}
     else:
         call |= {"prompt": prompts}
     call |= {"StableAudio3Pipeline": {"duration": 1.0}, "LongCatAudioDiTPipeline": {"audio_duration_s": 1.0}}.get(

@@ -97,7 +97,7 @@ def plant(
             below.update({row: bool(noise.flatten()[0] < 0) for row, noise in enumerate(sample)})
         captions = [caption_of(label) for label in class_labels]
         half = len(captions) // 2
-        if captions[:half] == [None] * half:
+        if half and captions[:half] == [None] * half:  # one row alone is asked for by guidance
             captions[:half] = [one if one in other else None for one in captions[half:]]
         wanted = torch.stack([clean(row, caption) for row, caption in enumerate(captions)])
         signal = pipe.scheduler.alphas_cumprod[step]

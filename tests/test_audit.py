@@ -309,3 +309,42 @@ def test_overwrite_spares_what_is_not_ours(sets, tmp_path: Path) -> None:
     with pytest.raises(OutputFolderError, match=r"notes\.txt"):
         run(sets, tmp_path / "audit", overwrite=True)
     assert (tmp_path / "audit" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("settings", [{"duration_s": WINDOW_S, "tau": "fdr"}, {"descriptor": "contrast"}])
+def test_takes_of_one_recording_do_not_pass_for_chance(sets, tmp_path: Path, settings: dict) -> None:
+    """Training clips in two takes each, which are their own null: apart by recording, only copies stand out."""
+    rng = np.random.default_rng(1)
+    for number in range(30):
+        take = 0.7 * sound(number, WINDOW_S) + 2e-3 * rng.standard_normal(48_000)
+        sf.write(sets["references"] / f"{number:04d}-b.wav", take, 16_000)
+    shutil.copy(sets["generated"] / "copy-0.wav", sets["generated"] / "0003.wav")  # looks like a take of what it copies
+    null = open_corpus(sets["references"])
+    apart = run(sets, tmp_path / "apart", AuditConfig(group=r"^(\d+)", **settings), null=null)
+    assert apart.card["calibration"]["null_clips"] == 90
+    for row in [*apart.null().to_pylist(), *apart.training().to_pylist()]:
+        assert row["nearest_id"][:4] != (row.get("clip_id") or row["reference_id"])[:4]
+    found = {row["query_id"]: (row["reference_id"][:4], row["p_value"]) for row in apart.queries().to_pylist()}
+    for name, number in {"0003.wav": 3, **PLANTED}.items():
+        assert found[name] == (f"{number:04d}", pytest.approx(1 / 91))
+    together = run(sets, tmp_path / "together", AuditConfig(**settings))
+    nearest = {row["reference_id"]: row["nearest_id"] for row in together.training().to_pylist()}
+    assert all(nearest[f"{number:04d}.wav"] == f"{number:04d}-b.wav" for number in range(30))
+
+
+def test_null_clips_of_another_recording_with_the_samples_of_a_training_clip_are_left_out(sets, tmp_path: Path) -> None:
+    shutil.copytree(sets["references"], tmp_path / "null")
+    shutil.copy(tmp_path / "null" / "0007.wav", tmp_path / "null" / "1007.wav")
+    config = AuditConfig(duration_s=WINDOW_S, group=r"^(\d+)")
+    card = run(sets, tmp_path / "audit", config, null=open_corpus(tmp_path / "null")).card
+    assert card["calibration"]["null_clips"] == 60
+    assert any("1 null clips are also training clips" in warning for warning in card["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [("(", "no regular expression"), (r"\d+", "needs parentheses"), (r"^(x\d+)", "does not match 60 of 60")],
+)
+def test_a_group_that_names_no_recording_is_refused(sets, tmp_path: Path, group: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(sets, tmp_path / "audit", AuditConfig(duration_s=WINDOW_S, group=group))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from auscult.guidance.basin import AttractionBasin, OppositeGuidance, transition
 from auscult.guidance.coefficients import Coefficients
 from auscult.guidance.index import ReferenceIndex
 from auscult.guidance.noise import LEVEL, RHO, adjusted_noise, descended_noise, text_pull
-from auscult.guidance.preparing_noise import first_step, prepare_latents
+from auscult.guidance.preparing_noise import adjusting_noise, first_step, prepare_latents
 from auscult.guidance.subspace import SubspaceRepulsion, log_distance, orthonormal_basis
 from auscult.guidance.terms import Moment
 
@@ -411,6 +412,23 @@ class TestOfPipelines:
         assert not module_of(pipe)._forward_pre_hooks
         if adjust is not adjusted_noise:  # whose way is a descent only where a Jacobian is symmetric, as random weights' is not
             assert bool((found.lengths[-1] < found.lengths[0]).all())
+
+    @pytest.mark.parametrize("watched", [False, True])
+    def test_noise_adjusted_within_a_call_is_that_adjusted_before_it(self, pipeline: tuple[str, Any], watched: bool) -> None:
+        kind, pipe = pipeline
+        with quiet():
+            plain = pipe(PROMPTS, **call_of(kind)).audios
+            before = prepare_latents(pipe, PROMPTS, **call_of(kind))
+            expected = pipe(PROMPTS, latents=before.latents, **call_of(kind)).audios
+            with attach(pipe) if watched else nullcontext() as run, adjusting_noise(pipe) as found:
+                within = pipe(PROMPTS, **call_of(kind)).audios
+            after = pipe(PROMPTS, **call_of(kind)).audios
+        torch.testing.assert_close(within, expected, rtol=0, atol=1e-5 * float(expected.std()))
+        torch.testing.assert_close(found[0].lengths, before.lengths, rtol=1e-5, atol=0)
+        assert float((plain - expected).abs().max()) > 1e-3 * float(expected.std())
+        assert torch.equal(after, plain) and not {"step", "scale_model_input"} & set(vars(pipe.scheduler))
+        if watched:  # the evaluations of the search are not the sampler's
+            assert len(run.trace.rows) == 2 * 2
 
     def test_rows_are_those_of_single_calls(self, pipeline: tuple[str, Any]) -> None:
         kind, pipe = pipeline

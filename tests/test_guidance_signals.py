@@ -4,40 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from auscult.guidance.coefficients import Coefficients  # noqa: E402
 from auscult.guidance.signals import anisotropy, text_difference, text_norm, text_norm_score  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@dataclass(frozen=True)
-class Level:
-    a: float
-    b: float
-    p: float
-    q: float
-
-
-def edm(sigma: float, data: float, sign: float) -> Level:
+def edm(sigma: float, data: float, sign: float) -> Coefficients:
     total = sigma**2 + data**2
-    return Level(1.0, sigma, data**2 / total, sign * sigma * data / math.sqrt(total))
+    return Coefficients(1.0, sigma, data**2 / total, sign * sigma * data / math.sqrt(total))
 
 
-FAMILIES: dict[str, Callable[[float], Level]] = {  # by sigma = b / a, so that all stand at the same noise level
-    "vp epsilon": lambda s: Level(a := 1 / math.hypot(1, s), s * a, 1 / a, -s),
-    "vp velocity": lambda s: Level(a := 1 / math.hypot(1, s), s * a, a, -s * a),
-    "vp sample": lambda s: Level(a := 1 / math.hypot(1, s), s * a, 0.0, 1.0),
-    "ve epsilon": lambda s: Level(1.0, s, 1.0, -s),
-    "ve velocity": lambda s: Level(1.0, s, 1 / (s**2 + 1), -s / math.hypot(1, s)),
+FAMILIES: dict[str, Callable[[float], Coefficients]] = {  # by sigma = b / a, so that all stand at the same noise level
+    "vp epsilon": lambda s: Coefficients(a := 1 / math.hypot(1, s), s * a, 1 / a, -s),
+    "vp velocity": lambda s: Coefficients(a := 1 / math.hypot(1, s), s * a, a, -s * a),
+    "vp sample": lambda s: Coefficients(a := 1 / math.hypot(1, s), s * a, 0.0, 1.0),
+    "ve epsilon": lambda s: Coefficients(1.0, s, 1.0, -s),
+    "ve velocity": lambda s: Coefficients(1.0, s, 1 / (s**2 + 1), -s / math.hypot(1, s)),
     "edm epsilon": lambda s: edm(s, 0.5, 1.0),
     "edm velocity": lambda s: edm(s, 1.0, -1.0),
-    "flow": lambda s: Level(1 / (1 + s), s / (1 + s), 1.0, -s / (1 + s)),
+    "flow": lambda s: Coefficients(1 / (1 + s), s / (1 + s), 1.0, -s / (1 + s)),
 }
 
 
@@ -45,7 +37,9 @@ def random(*shape: int, seed: int = 0) -> Any:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def gaussian(levels: dict[Any, Level], mean: Any, spread: float, base: Any = 0.0) -> Callable[[Any, Any], tuple[Any, Any]]:
+def gaussian(
+    levels: dict[Any, Coefficients], mean: Any, spread: float, base: Any = 0.0
+) -> Callable[[Any, Any], tuple[Any, Any]]:
     """The exact denoiser of data N(base, spread^2), and of N(mean, spread^2) with the prompt.
 
     The expected clean latent is ``mean + a s^2 (x - a mean) / (a^2 s^2 + b^2)``.
@@ -116,7 +110,7 @@ TIMESTEPS = [999, 700, 400, 100, 1]
 SIGMAS = dict(zip(TIMESTEPS, [80.0, 12.0, 2.0, 0.5, 0.1], strict=True))  # the third-last has sigma 2
 
 
-def levels(family: str) -> dict[Any, Level]:
+def levels(family: str) -> dict[Any, Coefficients]:
     return {timestep: FAMILIES[family](sigma) for timestep, sigma in SIGMAS.items()}
 
 
@@ -183,9 +177,9 @@ def test_a_prompt_that_changes_nothing_has_score_0() -> None:
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (lambda: text_norm(torch.zeros(2, 3), torch.zeros(1, 3), Level(1, 1, 1, -1)), "equal shape"),
-        (lambda: text_norm(torch.zeros(3), torch.zeros(3), Level(1, 1, 1, -1)), "rows"),
-        (lambda: text_norm(torch.zeros(2, 3), torch.zeros(2, 3), Level(1, 0.0, 1, -1)), "b = 0"),
+        (lambda: text_norm(torch.zeros(2, 3), torch.zeros(1, 3), Coefficients(1, 1, 1, -1)), "equal shape"),
+        (lambda: text_norm(torch.zeros(3), torch.zeros(3), Coefficients(1, 1, 1, -1)), "rows"),
+        (lambda: text_norm(torch.zeros(2, 3), torch.zeros(2, 3), Coefficients(1, 0.0, 1, -1)), "b = 0"),
         (lambda: text_norm_score([]), "at least one step"),
         (lambda: text_norm_score([torch.zeros(2)], first=0), "first 0"),
         (lambda: anisotropy(max, torch.zeros(2, 3), [2, 1], {}.get), "at least 3 timesteps"),

@@ -33,17 +33,9 @@ from auscult.studies.figures import Series, rates_svg
 from auscult.studies.memorization.arms import arms_of, clips_made
 from auscult.studies.memorization.config import MemorizationConfig, load_memorization_config, train_config
 from auscult.studies.memorization.study import plan_memorization, stages_of, study_memorization
-from auscult.studies.rates import pooled
+from auscult.studies.rates import pooled, separation
 from auscult.studies.running import Study
-from auscult.studies.sets import (
-    background_and_null,
-    chosen,
-    divide,
-    read_manifest,
-    read_pool,
-    repeated,
-    write_manifest,
-)
+from auscult.studies.sets import chosen, divide, read_manifest, read_pool, repeated, write_manifest
 from auscult.studies.stages import Stage, measured_rates, plan_stages, read_times, run_stages, study_folder
 
 # --- stages -----------------------------------------------------------------------------------------------------------
@@ -168,7 +160,7 @@ def test_sets_are_nested_and_leave_no_recording_on_both_sides(takes: int) -> Non
     assert len({divide(clips, 4, seed).training for seed in range(5)}) == 5
     with pytest.raises(ValueError, match="expected at least 61 clips to train on, got 60"):
         divide(clips, 61, 0)
-    with pytest.raises(ValueError, match="finds no recording in the clip id '000-0'"):
+    with pytest.raises(ValueError, match="does not match 60 of 60 clip ids"):
         divide(clips, 4, 0, "take (.)")
 
 
@@ -181,8 +173,6 @@ def test_repeated_clips_are_there_as_often_as_asked() -> None:
     paths = [clip.path for clip in many]
     assert {paths.count(clip.path) for clip in again} == {16}
     assert {paths.count(clip.path) for clip in clips if clip not in again} == {1}
-    background, null = background_and_null(_clips(70), 8, 100)
-    assert not set(background) & set(null) and len(background) == 8 and len(null) == 62
 
 
 def test_manifests_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -203,9 +193,15 @@ def test_sources_that_no_study_can_draw_from(tmp_path: Path) -> None:
 # --- configuration ----------------------------------------------------------------------------------------------------
 
 
+def _of_preset(preset: str, folder: Path) -> MemorizationConfig:
+    """A preset with all that it wants to be told."""
+    (folder / "study.toml").write_text(f'preset = "{preset}"\n[data]\nsource = "clips.csv"\nbackground = "unrelated.csv"\n')
+    return load_memorization_config(folder / "study.toml")
+
+
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_load_and_are_echoed(preset: str) -> None:
-    config = load_memorization_config(preset=preset, source="clips.csv")
+def test_presets_load_and_are_echoed(tmp_path: Path, preset: str) -> None:
+    config = _of_preset(preset, tmp_path)
     assert config.preset == preset
     assert make_config(MemorizationConfig, json.loads(json.dumps(config_values(config)))) == config
     model = train_config(config, "clips.csv", 7)
@@ -213,11 +209,14 @@ def test_presets_load_and_are_echoed(preset: str) -> None:
     assert model.data.validation_share == 0 and not model.gates.conditions
 
 
-def test_the_paper_preset_is_the_papers() -> None:
-    config = load_memorization_config(preset="paper", source="clips.csv")
+def test_the_paper_preset_is_the_papers(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="should name clips"):  # its background is not to be made up
+        load_memorization_config(preset="paper", source="clips.csv")
+    config = _of_preset("paper", tmp_path)
     assert config.sizes == (1000, 5000, 45000) and config.train.steps == 62_200 and config.train.mixing == 0.5
     assert (config.generate.steps, config.generate.guidance_scale) == (200, 3.0)
-    assert config.audits.taus() == {"mel": 0.5005} and config.audits.duration_s == 10.242
+    assert config.audits.taus() == {"mel": 0.5005, "clap": "match:mel"} and config.audits.duration_s == 10.242
+    assert config.duplicates.tau == 0.5025
     assert config.audits.compared_by == ("mel", "contrast", "clap")
     assert [clips_made(config, arm) for arm in arms_of(config)[:3]] == [1000, 5000, 45000]
 
@@ -228,15 +227,15 @@ def test_mini_cpu_is_planned_for_less_than_three_hours(tmp_path: Path) -> None:
     plan = plan_memorization(config, tmp_path / "out")
     assert plan.seconds is not None and 3600 < plan.seconds < 3 * 3600
     assert {row.kind: row.stages for row in plan.rows} == {
-        "preparing": 25,
-        "training": 21,
-        "generating": 24,
-        "auditing": 48,
+        "preparing": 1 + 36 + 4,
+        "training": 33,
+        "generating": 36,
+        "auditing": 2 * (36 + 12),
         "deduplicating": 3,
     }
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="expected at least 241 clips"):
-        plan_memorization(replace(config, sizes=(80, 241)), tmp_path / "out")
+        plan_memorization(replace(config, sizes=(24, 80, 241)), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -250,6 +249,14 @@ def test_mini_cpu_is_planned_for_less_than_three_hours(tmp_path: Path) -> None:
         ("[duplicates]\nsize = 9", "one of sizes"),
         ("[duplicates]\ncopies = [4, 1]", "rising numbers from 1"),
         ('[audits]\ntau = ["mel:0.5"]', "should be such as"),
+        ('[audits]\ntau = ["mle=0.5"]', "'mle' is not compared by; that is contrast, mel"),
+        ('[audits]\ntau = ["contrast=match:mel"]', "before it: there is none"),
+        ("[audits]\nfdr = 1.5", "between 0 and 1"),
+        ('[data]\nbackground = ""', "should name clips"),
+        ('[data]\ngroup = "a.+"', "needs parentheses"),
+        ('[train]\nsettings = ["seed=0", "optimizer.batch=4"]', "settings: seed is what the study itself"),
+        ("[epochs]\nsize = 9", r"\[epochs\] size should be one of sizes"),
+        ("[epochs]\nsize = 8\nsteps = [700]", "beside those of"),
         ('[audits]\ndescriptors = ["mel", "mfcc"]', "got mfcc"),
         ('preset = "large"', "there is no preset 'large'"),
         ("seeds = [", "not valid TOML"),
@@ -263,27 +270,36 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path, text: str, message:
         load_memorization_config(preset="mini-cpu")
 
 
+def test_a_background_of_the_training_clips_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    smoke = load_memorization_config(preset="smoke")
+    for background, message in (("pool", "would be the training clips themselves"), (str(tmp_path / "gone"), "gone")):
+        with pytest.raises((ValueError, CorpusError), match=message):
+            study_memorization(replace(smoke, data=replace(smoke.data, background=background)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_how_many_clips_are_planned_is_how_many_prompts_there_are(tmp_path: Path) -> None:
     smoke = load_memorization_config(preset="smoke")
     for wanted, size in itertools.product((0, 7, 40), (8, 20, 90)):
         folder = tmp_path / f"{wanted}-{size}"
         write_manifest(folder / "source" / "clips.jsonl", _clips(90))
         sampling, asked = replace(smoke.generate, clips=wanted), replace(smoke.duplicates, size=size)
-        config = replace(smoke, sizes=(size,), seeds=(0,), generate=sampling, duplicates=asked)
+        epochs = replace(smoke.epochs, size=size)
+        config = replace(smoke, sizes=(size,), seeds=(0,), generate=sampling, epochs=epochs, duplicates=asked)
         run_stages([stage for stage in stages_of(config) if stage.place.startswith("sets/")], folder)
         for arm in arms_of(config):
             assert len(read_rows(folder / "sets" / arm.name / "prompts.jsonl")) == clips_made(config, arm)
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "study.toml").write_text('preset = "smoke"\nseeds = [0]\n[duplicates]\nsize = 0\n')
+    (tmp_path / "study.toml").write_text('preset = "smoke"\nseeds = [0]\n[duplicates]\nsize = 0\n[epochs]\nsize = 0\n')
     given = ["study", "memorization", str(tmp_path / "study.toml"), "-o", str(tmp_path / "out"), "--dry-run"]
     result = CliRunner().invoke(app, given)
     assert result.exit_code == 0, result.output
     assert re.search(r"training\s*│\s*2 │\s*0 │\s*80 training steps", result.output), result.output
     plan = json.loads(CliRunner().invoke(app, [*given, "--json"]).output)
     assert {row["kind"]: row["amount"] for row in plan["stages"]} == {
-        "preparing": 7,
+        "preparing": 1 + 2 + 4,
         "training": 80,
         "generating": 8 + 8,
         "auditing": 2 * (8 + 8),
@@ -311,36 +327,50 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_single_model_has_clopper_and_pearsons_interval() -> None:
-    one = pooled([(3, 40)])
+    one = pooled([(3, 40, 40)])
     assert (one.low, one.high) == pytest.approx(clopper_pearson(3, 40))
-    agreeing = pooled([(40, 40)] * 3)
-    assert (agreeing.rate, agreeing.low, agreeing.high) == (1.0, pytest.approx(clopper_pearson(120, 120)[0]), 1.0)
-    assert pooled([]).rate is None and pooled([(0, 0)]).models == 0
+    agreeing = pooled([(40, 40, 8)] * 3)
+    assert (agreeing.rate, agreeing.low, agreeing.high) == (1.0, pytest.approx(clopper_pearson(24, 24)[0]), 1.0)
+    assert pooled([]).rate is None and pooled([(0, 0, 0)]).models == 0
 
 
 def test_seeds_that_differ_widen_the_interval() -> None:
-    alike, unlike = pooled([(20, 40)] * 3), pooled([(10, 40), (20, 40), (30, 40)])
+    alike, unlike = pooled([(20, 40, 40)] * 3), pooled([(10, 40, 40), (20, 40, 40), (30, 40, 40)])
     assert alike.rate == unlike.rate == 0.5
     assert alike.high - alike.low < 0.2 < 0.5 < unlike.high - unlike.low
 
 
-def test_intervals_over_seeds_cover() -> None:
-    """Of models whose true rates vary, the interval of three holds the mean rate at least about as often as it says."""
+@pytest.mark.parametrize(("a", "b"), [(3.0, 3.0), (9.5, 0.5), (0.5, 9.5)])
+@pytest.mark.parametrize(("prompts", "each"), [(40, 1), (8, 5)])
+def test_intervals_over_seeds_cover(a: float, b: float, prompts: int, each: int) -> None:
+    """Three models whose true rates vary, and whose prompts are copied as a whole, hold the mean rate as often as they say."""
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(400):
-        counts = [(int(rng.binomial(40, rate)), 40) for rate in rng.beta(3, 3, 3)]
-        found = pooled(counts)
+        copied = [int(rng.binomial(prompts, rate)) for rate in rng.beta(a, b, 3)]
+        found = pooled([(each * one, each * prompts, prompts) for one in copied])
         assert found.low is not None and found.high is not None
-        held += found.low <= 0.5 <= found.high
-    assert held >= 0.93 * 400  # 95 % less two standard errors of 400 trials
+        held += found.low <= a / (a + b) <= found.high
+    assert held >= 0.9 * 400  # of 95 %: near 0 and 1 three models tell little of how rates vary
+
+
+def test_separation_is_the_area_under_the_roc_curve() -> None:
+    rng = np.random.default_rng(0)
+    high, low = rng.normal(1, 1, 40), rng.normal(0, 1, 30)
+    assert separation(high, low) == pytest.approx(float(np.mean(high[:, None] > low)))
+    assert separation(high, np.array([])) is None
 
 
 def test_the_curve_draws_every_rate_and_no_missing_one() -> None:
     first = Series("mel", "#123456", (1.0, 0.5, None), (0.9, 0.4, None), (1.0, 0.6, None))
     for narrow in (False, True):
         svg = rates_svg(["8", "24", "80"], [first], label="training clips", of="flagged", narrow=narrow)
-        assert svg.count("<use") >= 2 and "#123456" in svg and "training clips" in svg
+        whole = rates_svg(
+            ["8", "24", "80"], [replace(first, rates=(1.0, 0.5, 0.2), low=(0.9, 0.4, 0.1), high=(1.0, 0.6, 0.3))],
+            label="training clips", of="flagged", narrow=narrow,
+        )  # fmt: skip
+        assert svg.count("<use") == whole.count("<use") - 3  # a point and the two ends of its interval
+        assert "#123456" in svg and "training clips" in svg
     with pytest.raises(ValueError, match="expected 2 rates"):
         rates_svg(["8", "24"], [first], label="N", of="flagged")
 
@@ -357,6 +387,7 @@ def _config() -> MemorizationConfig:
         train=replace(smoke.train, steps=3),
         generate=replace(smoke.generate, steps=2, clips=4),
         audits=replace(smoke.audits, descriptors=("mel",), background_clips=6, null_clips=10),
+        epochs=replace(smoke.epochs, size=4, steps=(2,)),
         duplicates=replace(smoke.duplicates, size=6, copies=(1, 2)),
     )
 
@@ -369,17 +400,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.mark.slow
 def test_a_study_leaves_what_it_promised(finished: Study) -> None:
     card = finished.card
-    assert card["counts"] == {"models": 4, "audits": 5, "clips": 4 + 4 + 3 * (2 + 2)}
+    assert card["counts"] == {"models": 5, "audits": 6, "clips": 4 + 4 + 4 + 3 * (2 + 2)}
     assert CliRunner().invoke(app, ["info", str(finished.path)]).exit_code == 0
-    names = ["n4-s0", "n6-s0", "n6-s0-copies1", "n6-s0-copies2", "n6-s0-copies2-deduplicated"]
+    names = ["n4-s0", "n6-s0", "n4-s0-steps2", "n6-s0-copies1", "n6-s0-copies2", "n6-s0-copies2-deduplicated"]
     assert [row["name"] for row in card["models"]] == names
-    assert [row["trained_on"] for row in card["models"]] == [4, 6, 6, 7, 6]
+    assert [row["trained_on"] for row in card["models"]] == [4, 6, 4, 6, 7, 6]
+    assert [row["steps"] for row in card["models"]] == [3, 3, 2, 3, 3, 3]
     assert card["models"][-1]["dropped"] == 1  # the copy, found by its digest
     assert [(row["size"], row["descriptor"], row["clips"]) for row in card["curve"]] == [(4, "mel", 4), (6, "mel", 4)]
     models = sorted(path.name for path in (finished.path / "models").iterdir())
-    assert models == [name for name in names if name != "n6-s0-copies1"]  # which is the plain one's
-    # 10 null scores tell no fewer than 4 copies of 4 clips: 0 flagged is hardly a finding
-    assert [(row["flagged"], row["high"]) for row in card["curve"]] == [(0, pytest.approx(clopper_pearson(3, 4)[1]))] * 2
+    assert models == sorted(name for name in names if name != "n6-s0-copies1")  # which is the plain one's
+    # 10 null clips cannot tell what 1 in 20 of them scores: no rate, and no 0 that would look like one
+    assert [(row["rate"], row["undecided"]) for row in card["curve"]] == [(None, 1)] * 2
+    assert any("10 null clips cannot tell what 1 in 20" in warning for warning in card["warnings"])
     assert card["plan"]["seconds"] == 0 and all(row["measured"] for row in card["plan"]["stages"])
     assert make_config(MemorizationConfig, card["config"]) == _config()
     page = (finished.path / "report.html").read_text("utf-8")
@@ -402,15 +435,94 @@ def test_a_finished_study_takes_up_verdicts(finished: Study, monkeypatch: pytest
     with VerdictStore.open(audit.path) as store:
         store.add(row["query_id"], row["reference_id"], verdict="replication", reviewer="ann")
     again = study_memorization(replace(_config(), threads=None), finished.path)
-    assert again.card["curve"][0]["verified"] == {"replications": 1, "verified": 1}
-    assert again.card["curve"][1]["verified"] is None
-    assert "1 replications of 1 looked at" in (finished.path / "report.html").read_text("utf-8")
+    (told,) = again.card["curve"][0]["verified"]
+    assert told.startswith("n4-s0: ") and "1" in told and again.card["curve"][1]["verified"] == []
+    assert "Verified, mel: n4-s0: " in (finished.path / "report.html").read_text("utf-8")
+
+
+# --- planted truth ----------------------------------------------------------------------------------------------------
+
+RATE_HZ = 16_000
+
+
+def _parrot(clips: dict[str, Path]) -> Any:
+    """Instead of a model: of each prompt with an even number its training clip, at another level; of the others a sound that
+    is nobody's."""
+    from auscult.sounds import FAMILIES, synthesise
+
+    def generate(config: Any, model: Any, prompts: Path, seed: int, place: Path, progress: Any, **settings: Any) -> None:
+        (place / "audio").mkdir(parents=True)
+        rows = []
+        for number, row in enumerate(read_rows(prompts)):
+            path = place / "audio" / f"{number:03d}.flac"
+            if int(row["clip_id"].partition("-")[0]) % 2 == 0:
+                samples = 0.6 * sf.read(clips[row["clip_id"]])[0]
+            else:
+                samples = synthesise(list(FAMILIES)[number % 4], np.random.default_rng([77, seed, number]), duration_s=2.56,
+                                     rate_hz=RATE_HZ).samples  # fmt: skip
+            sf.write(path, samples, RATE_HZ)
+            rows.append({"clip_id": f"{number:03d}", "path": str(path), "caption": "x", "reference": row["clip_id"]})
+        write_text(place / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_card(place, "generation", {})
+
+    return generate
+
+
+@pytest.mark.slow
+def test_copies_are_counted_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that copies half of its prompts, 50 % are flagged at every size, all clips of the source included, and of
+    clips of other recordings none; takes of one recording are not mistaken for chance."""
+    from auscult.sounds import FAMILIES, synthesise
+
+    rng, clips, pool = np.random.default_rng(3), {}, []
+    for number in range(30):
+        whole = synthesise(list(FAMILIES)[number % len(FAMILIES)], np.random.default_rng([9, number]), duration_s=2.56,
+                           rate_hz=RATE_HZ).samples  # fmt: skip
+        for take in "ab":
+            path = tmp_path / "clips" / f"{number}-{take}.flac"
+            path.parent.mkdir(exist_ok=True)
+            sf.write(path, 0.9 * whole + 1e-4 * rng.standard_normal(len(whole)), RATE_HZ)
+            clips[path.stem] = path
+            pool.append(Clip(path.stem, str(path), caption=f"sound {path.stem}"))
+    write_manifest(tmp_path / "clips.jsonl", pool)
+    monkeypatch.setattr("auscult.studies.memorization.making.generate_clips", _parrot(clips))
+    monkeypatch.setattr("auscult.studies.memorization.making.train_model", _no_training)
+    smoke = load_memorization_config(preset="smoke")
+    config = replace(
+        smoke,
+        sizes=(10, 60),
+        seeds=(0, 1),
+        data=replace(smoke.data, source=str(tmp_path / "clips.jsonl"), null="pool", group=r"^(\d+)-"),
+        train=replace(smoke.train, settings=(*smoke.train.settings, "data.duration_s=2.56")),
+        generate=replace(smoke.generate, clips=0),
+        audits=replace(smoke.audits, descriptors=("contrast", "mel"), level=0.02),
+        epochs=replace(smoke.epochs, size=0),
+        duplicates=replace(smoke.duplicates, size=0),
+    )
+    card = study_memorization(config, tmp_path / "out").card
+    for row in card["curve"]:
+        halves = [sum(int(clip.clip_id.partition("-")[0]) % 2 == 0 for clip in _training(tmp_path / "out", row["size"], seed))
+                  for seed in (0, 1)]  # fmt: skip
+        assert row["clips"] == 2 * row["size"] and row["separation"][0] > 0.5
+        assert sum(halves) <= row["flagged"] <= sum(halves) + 0.1 * row["clips"], row
+    small, large = ([row["control"] for row in card["curve"] if row["size"] == size] for size in (10, 60))
+    assert all(row["rate"] <= 0.15 for row in small) and all(row["rate"] is None for row in large)  # nothing is left of 60
+    assert all(audit["null_clips"] == 60 for row in card["models"] for audit in row["audits"].values())
+
+
+def _training(folder: Path, size: int, seed: int) -> list[Clip]:
+    return read_manifest(folder / "sets" / f"n{size}-s{seed}" / "training.jsonl")
+
+
+def _no_training(config: Any, place: Path, progress: Any) -> None:
+    place.mkdir(parents=True)
+    write_card(place, "training", {"counts": {"trained_on": 1}})
 
 
 _KILLED = """
 import sys
 from test_studies import _config
-from auscult.studies.memorization import study_memorization
+from auscult.studies.memorization.study import study_memorization
 if __name__ == "__main__":
     study_memorization(_config(), sys.argv[1])
 """
@@ -431,5 +543,5 @@ def test_a_killed_study_ends_as_one_that_was_never_stopped(finished: Study, tmp_
         assert not (out / "card.json").exists()
     again = study_memorization(_config(), out)
     assert sum(line["resumed"] for line in read_times(out)) >= 1
-    for name in ("models", "curve", "duplicates"):
+    for name in ("models", "curve", "epochs", "duplicates"):
         assert again.card[name] == finished.card[name]

@@ -22,7 +22,8 @@ from diffusers.training_utils import compute_snr
 
 from auscult.configuration import config_values, make_config
 from auscult.generation.batches import Dropout, batch_rows, noise_seed, plan_batch
-from auscult.generation.examples import Clips, cached, split_clips
+from auscult.generation.cached_arrays import cached
+from auscult.generation.examples import Clips
 from auscult.generation.feed import pick_neighbors
 from auscult.generation.gates import GateResult, gates_text, read_gates
 from auscult.generation.mixing import a_weighting_db, loudness_db, mix, mixed_caption, mixing_share
@@ -35,6 +36,7 @@ from auscult.generation.objective import (
     target,
 )
 from auscult.generation.sheets import training_figure
+from auscult.generation.splitting import split_clips
 from auscult.generation.training_config import PRESETS, OptimizerConfig, TrainConfig, load_train_config, preset_values
 from auscult.generation.validation import Levels, condition_gates
 
@@ -237,7 +239,7 @@ def test_no_recording_and_no_audio_is_on_both_sides(pairs: list[tuple[int, int]]
 
 def test_a_group_that_does_not_match_is_named() -> None:
     clips = _clips(["a-1", "b"], ["x", "y"])
-    with pytest.raises(ValueError, match=r"does not match 1 clip ids \(b\)"):
+    with pytest.raises(ValueError, match=r"does not match 1 of \d clip ids \('b'\)"):
         split_clips(clips, 0.5, 0, r"^(\w+)-")
     with pytest.raises(ValueError, match="parentheses"):
         split_clips(clips, 0.5, 0, r"^\w+")
@@ -258,26 +260,24 @@ def test_a_part_of_the_cache_that_was_not_finished_is_made_again(tmp_path: Path)
 # --- configurations -------------------------------------------------------------------------------------------------
 
 
-def test_a_misspelt_key_is_named_with_its_table(tmp_path: Path) -> None:
-    path = tmp_path / "run.toml"
-    path.write_text("[optimizer]\nlearning_rat = 1e-3\n")
-    with pytest.raises(ValueError, match=r"run\.toml, \[optimizer\]: unknown key 'learning_rat'; did you mean learning_rate\?"):
-        load_train_config(path)
-    path.write_text("[optimiser]\nsteps = 3\n")
-    with pytest.raises(ValueError, match=r"unknown key 'optimiser'; did you mean optimizer\?"):
-        load_train_config(path)
-    path.write_text("optimizer = 3\n")
-    with pytest.raises(ValueError, match="optimizer should be a table, got 3"):
-        load_train_config(path)
-    path.write_text("[optimizer]\nsteps = '3'\n")
-    with pytest.raises(ValueError, match=r"\[optimizer\]: steps should be a whole number, got '3'"):
-        load_train_config(path)
-    path.write_text("preset = 'tiny'\n")
-    with pytest.raises(ValueError, match="there is no preset 'tiny'; there are tiny-cpu"):
-        load_train_config(path)
-    path.write_text("preset = 'tiny-cpu'\n")
-    with pytest.raises(ValueError, match="nothing to train on"):
-        load_train_config(path)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[optimizer]\nlearning_rat = 1e-3",
+            r"run\.toml, \[optimizer\]: unknown key 'learning_rat'; did you mean",
+        ),
+        ("[optimiser]\nsteps = 3", r"unknown key 'optimiser'; did you mean optimizer\?"),
+        ("optimizer = 3", "optimizer should be a table, got 3"),
+        ("[optimizer]\nsteps = '3'", r"\[optimizer\]: steps should be a whole number, got '3'"),
+        ("preset = 'tiny'", "there is no preset 'tiny'; there are tiny-cpu"),
+        ("preset = 'tiny-cpu'", "nothing to train on"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_train_config(tmp_path / "run.toml")
 
 
 def test_settings_go_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:

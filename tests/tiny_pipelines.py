@@ -156,7 +156,8 @@ def audioldm2(*, headed: bool = False) -> Any:
     )
 
 
-def stable_audio(scheduler: Any = None) -> Any:
+def stable_audio(scheduler: Any = None, frames: int = 100) -> Any:
+    """Sounds of at most 8 samples a latent frame."""
     return d.StableAudioPipeline(
         vae=d.AutoencoderOobleck(
             encoder_hidden_size=8,  # of which half are means
@@ -173,7 +174,7 @@ def stable_audio(scheduler: Any = None) -> Any:
             text_encoder_dim=WIDTH, conditioning_dim=WIDTH, min_value=0, max_value=32
         ),
         transformer=d.StableAudioDiTModel(
-            sample_size=100,
+            sample_size=frames,
             in_channels=4,
             num_layers=1,
             attention_head_dim=8,

@@ -22,7 +22,15 @@ from .calibration import (
 )
 from .engine import HERE, Engine
 from .folders import Progress, no_progress, read_card
-from .identity import same_audio, same_place, same_place_warning, sample_clips, shared_audio, unshared_rows
+from .identity import (
+    kept_apart,
+    recording_pattern,
+    same_audio,
+    same_place_warning,
+    sample_clips,
+    shared_audio,
+    unshared_rows,
+)
 from .search import DoubleArray, FloatArray, IntArray, TopK
 from .search.approximate import FEWEST_ROWS, check_method
 from .search.recall import Recall, searched
@@ -30,6 +38,7 @@ from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_grou
 from .vectors import Vectors
 
 DEFAULT_FDR = 0.1
+GENERATED = "generated"  # the role of the clips that are audited
 UNLIKE_LENGTHS = 2.0
 EXACT_AFTER_ALL = f"The search was exact: with fewer than {FEWEST_ROWS:,} vectors no approximate index is built."
 
@@ -68,6 +77,10 @@ class AuditConfig:
     search
         Of vectors (not for ``contrast``): ``exact``, or faiss's approximate ``ivf`` or ``hnsw``, whose lists may be
         incomplete; what they find is then measured and reported.
+    group
+        Regular expression on clip ids whose first group names the recording. Where training or null clips are scored, none is
+        compared with clips of its own recording, so that takes of one recording do not pass for chance; null clips may then
+        be training clips, too.
     """
 
     descriptor: str | None = None
@@ -83,9 +96,12 @@ class AuditConfig:
     null_sample: int = 1000
     seed: int = 0
     search: str = "exact"
+    group: str | None = None
 
     def __post_init__(self) -> None:
         check_method(self.search)
+        if self.group is not None:
+            recording_pattern(self.group)
         if self.k < 1 or self.background_k < 1:
             raise ValueError(f"k and background_k should be at least 1, got {self.k} and {self.background_k}")
         for name in ("background_sample", "training_sample", "null_sample", "candidates"):
@@ -146,7 +162,7 @@ def compare(
         warnings.append(f"{shared} background clips are also training clips; that hides copies of them.")
 
     normalized = _Normalizer(references, background, config, engine, own_background=own_background)
-    best = normalized.best_matches(generated, config.k, "generated", progress)
+    best = normalized.best_matches(generated, config.k, GENERATED, progress)
     sample = references.subset(sample_clips(references.clips, config.training_sample, config.seed))
     own = normalized.best_matches(sample, 1, "training", progress)
     own_top = own.top_score(sample.clips.num_rows)
@@ -155,7 +171,7 @@ def compare(
         null_best, null_clips = own, sample
         null_top = null_from_training(own_top)
     else:
-        null = null.subset(null_rows(null.clips, references.clips, warnings))
+        null = null.subset(null_rows(null.clips, references.clips, warnings, config.group))
         null_best, null_clips = normalized.best_matches(null, 1, "null", progress), null
         null_top = null_best.top_score(null.clips.num_rows)
     warnings += length_warning(generated.clips, null_clips.clips)
@@ -224,7 +240,8 @@ class _Normalizer:
 
     def best_matches(self, queries: Vectors, k: int, role: str, progress: Progress) -> _Best:
         """The ``k`` best references of each query, a panel of queries at a time; ``role`` says which queries these are."""
-        mine, theirs = same_place(queries.clips, self.references.clips)
+        group = None if role == GENERATED else self.config.group
+        mine, theirs = kept_apart(queries.clips, self.references.clips, group)
         audio = same_audio(queries.clips, self.references.clips, self.background.clips)
         k = min(k, self.references.clips.num_rows)
         index, similarity = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), np.nan)
@@ -325,15 +342,16 @@ def with_identical(comparison: Comparison, generated: pa.Table, references: pa.T
     return replace(comparison, **tables, warnings=(*comparison.warnings, note))
 
 
-def null_rows(null: pa.Table, references: pa.Table, warnings: list[str]) -> IntArray:
-    """Rows of the null clips that are no training clips; a warning is added if some are.
+def null_rows(null: pa.Table, references: pa.Table, warnings: list[str], group: str | None = None) -> IntArray:
+    """Rows of the null clips that are no training clips; a warning is added if some are. With ``group``, training clips of its
+    own recording do not count, for no null clip is compared with them.
 
     Raises
     ------
     ValueError
         All of them are training clips.
     """
-    rows = unshared_rows(null, references)
+    rows = unshared_rows(null, references, group)
     if len(rows) == 0:
         raise ValueError("all null clips are also training clips; --null wants clips known not to be in the training set")
     if shared := null.num_rows - len(rows):

@@ -19,11 +19,11 @@ from .alignment.candidates import candidates
 from .alignment.scoring import MIN_BACKGROUND, Clips, prepare_clips, score
 from .alignment.spans import Alignment, MatchSpan, locate
 from .calibration import conformal_p_values, null_from_training
-from .comparison import AuditConfig, Comparison, choose_threshold, length_warning, level, null_rows, null_table
+from .comparison import GENERATED, AuditConfig, Comparison, choose_threshold, length_warning, level, null_rows, null_table
 from .descriptors.contrast import Frames, Levels, fingerprint
 from .engine import HERE, Engine
 from .folders import Progress, no_progress
-from .identity import same_audio, same_place, same_place_warning, sample_clips, shared_audio
+from .identity import kept_apart, same_audio, same_place_warning, sample_clips, shared_audio
 from .levels import LevelSet
 from .search import DoubleArray, IntArray
 from .search.checkpoint import Checkpoint
@@ -91,7 +91,7 @@ def detect(
     prints = _background_prints(references if background is None else background, config.seed, own=own_background)
     detector = _Detector(references, prepare_clips(prints), own_background, config, engine)
 
-    found = detector.matches(generated, config.k, progress, "generated")
+    found = detector.matches(generated, config.k, progress, GENERATED)
     # with null clips of their own, the training clips' scores only draw a histogram
     wanted = config.null_sample if null is None else min(config.null_sample, HISTOGRAM_CLIPS)
     own = references.subset(sample_clips(references.clips, wanted, config.seed))
@@ -107,7 +107,7 @@ def detect(
             "not to be in the training set."
         )
     else:
-        null = null.subset(null_rows(null.clips, references.clips, warnings))
+        null = null.subset(null_rows(null.clips, references.clips, warnings, config.group))
         null_found, null_set = detector.matches(null, 1, progress, "null"), null
         null_top = _top(null_found)
         null_top = null_top[np.isfinite(null_top)]
@@ -241,8 +241,8 @@ class _Detector:
         self.panel = max(1, engine.memory_bytes // (2 * config.candidates * TYPICAL_BYTES))
 
     def matches(self, queries: LevelSet, k: int, progress: Progress, role: str) -> list[list[_Match]]:
-        """The best ``k`` references of each query, best first; a query is never matched with itself."""
-        mine, theirs = same_place(queries.clips, self.references.clips)
+        """The best ``k`` references of each query, best first; see :func:`kept_apart` for those that it is not matched with."""
+        mine, theirs = kept_apart(queries.clips, self.references.clips, None if role == GENERATED else self.config.group)
         my_audio, their_audio = same_audio(queries.clips, self.references.clips)
         twins = _rows_of(their_audio)
         scorer = _Scorer(self.background, self.own_background, k, self.engine.memory_bytes // 8)

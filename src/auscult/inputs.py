@@ -101,12 +101,12 @@ def clips_digest(source: Source) -> str:
     for item in source:
         facts: tuple[Any, ...] = (item.path,)
         if isinstance(item, Clip):
-            facts = (item.clip_id, item.path, item.start_s, item.duration_s, item.caption, _size_and_time(item))
+            facts = (item.clip_id, item.path, item.start_s, item.duration_s, item.caption, size_and_time(item))
         digest.update(repr(facts).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
-def _size_and_time(clip: Clip) -> tuple[int, int] | None:
+def size_and_time(clip: Clip) -> tuple[int, int] | None:
     """Of the file or the archive that a clip lies in; of what is not on a disk, as a listing told them."""
     for path in (clip.path, clip.path.rpartition("::")[0]):
         with suppress(OSError, ValueError):

@@ -153,6 +153,12 @@ def audit(
     ] = None,
     top: Annotated[int | None, typer.Option("--top", "-k", help="Matches listed for each clip (default: 5)")] = None,
     search: Search = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="Its first group names the recording in a clip id; takes of one are no chance matches."
+        ),
+    ] = None,
     config: ConfigFile = None,
     workers: Workers = None,
     memory: Memory = "4G",
@@ -172,7 +178,15 @@ def audit(
     from ..report.page import audit_verdict
 
     settings = settings_of(
-        AuditConfig, config, descriptor=descriptor, duration_s=duration, fdr=fdr, tau=tau_of(tau), k=top, search=search
+        AuditConfig,
+        config,
+        descriptor=descriptor,
+        duration_s=duration,
+        fdr=fdr,
+        tau=tau_of(tau),
+        k=top,
+        search=search,
+        group=group,
     )
     if isinstance(settings.tau, str) and settings.tau.startswith("match:"):
         Audit.open(settings.tau.removeprefix("match:"))  # before hours of describing, not after

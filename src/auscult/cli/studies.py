@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from ..studies.running import Study
     from ..studies.stages import Plan
 
-study = typer.Typer(name="study", help="The papers' experiments: memorization, longtail.", no_args_is_help=True)
+study = typer.Typer(name="study", help="The papers' experiments: memorization, mitigation, longtail.", no_args_is_help=True)
 
 
 @study.callback()
@@ -25,81 +27,98 @@ def _root() -> None:
     """Run the papers' experiments on your own clips and budget."""
 
 
+ConfigFile = Annotated[Path | None, typer.Argument(help="Configuration (TOML); without one, a preset.")]
+Output = Annotated[Path, typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="Folder of the study.")]
+Preset = Annotated[str | None, typer.Option(help="smoke, mini-cpu, small-gpu or paper; the configuration is laid over it.")]
+CaptionedClips = Annotated[
+    str | None, typer.Option("--source", metavar="SRC", help="Captioned clips, instead of the configuration's [data] source.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and how long it would take.")]
+
+
 @study.command()
 def memorization(
-    config: Annotated[Path | None, typer.Argument(help="Configuration (TOML); without one, a preset.")] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="Folder of the study.")
-    ] = Path("memorization-study"),
-    preset: Annotated[
-        str | None, typer.Option(help="smoke, mini-cpu, small-gpu or paper; the configuration is laid over it.")
-    ] = None,
-    source: Annotated[
-        str | None, typer.Option(metavar="SRC", help="Captioned clips, instead of the configuration's [data] source.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done and how long it would take.")] = False,
+    config: ConfigFile = None,
+    output: Output = Path("memorization-study"),
+    preset: Preset = None,
+    source: CaptionedClips = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """How much of what a model makes are replicas, against the size of its training set; the same command goes on."""
     from ..studies.memorization.config import load_memorization_config
 
     chosen = load_memorization_config(config, preset=preset, source=source)
-    from ..generation.requirements import require_models
-
-    require_models("auscult study")
+    _require_models()
     from ..studies.memorization.study import plan_memorization, study_memorization
 
     plan = plan_memorization(chosen, output)
-    if dry_run:
-        print_json({"path": str(output), **plan.to_json()}) if as_json else print_plan(plan)
-        return
-    if not as_json:
-        print_plan(plan)
-    with progress_bars() as progress, log_as_lines("auscult.generation"):
-        result = study_memorization(chosen, output, progress=progress)
-    if as_json:
-        print_json({"path": str(result.path), "card": result.card})
-    else:
-        _print(result)
+    run = partial(study_memorization, chosen, output)
+    _plan_and_run(output, plan, run, _print_memorization, dry_run=dry_run, as_json=as_json)
+
+
+@study.command()
+def mitigation(
+    config: ConfigFile = None,
+    output: Output = Path("mitigation-study"),
+    preset: Preset = None,
+    source: CaptionedClips = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """What guidance does to a model that copies, term by term, and what it costs; the same command goes on."""
+    _require_models()
+    from ..studies.mitigation.config import load_mitigation_config
+    from ..studies.mitigation.study import plan_mitigation, study_mitigation
+
+    chosen = load_mitigation_config(config, preset=preset, source=source)
+    plan = plan_mitigation(chosen, output)
+    run = partial(study_mitigation, chosen, output)
+    _plan_and_run(output, plan, run, _print_mitigation, dry_run=dry_run, as_json=as_json)
 
 
 @study.command()
 def longtail(
-    config: Annotated[Path | None, typer.Argument(help="Configuration (TOML); without one, a preset.")] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="Folder of the study.")
-    ] = Path("longtail-study"),
-    preset: Annotated[
-        str | None, typer.Option(help="smoke, mini-cpu, small-gpu or paper; the configuration is laid over it.")
-    ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option(metavar="SRC", help="Captioned clips with labels, instead of the configuration's [data] source."),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done and how long it would take.")] = False,
+    config: ConfigFile = None,
+    output: Output = Path("longtail-study"),
+    preset: Preset = None,
+    source: CaptionedClips = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Does retrieval help rare classes, and does it copy what it retrieves? The same command goes on."""
     from ..studies.longtail.config import load_longtail_config
 
     chosen = load_longtail_config(config, preset=preset, source=source)
-    from ..generation.requirements import require_models
-
-    require_models("auscult study")
+    _require_models()
     from ..studies.longtail.study import plan_longtail, study_longtail
 
     plan = plan_longtail(chosen, output)
+    run = partial(study_longtail, chosen, output)
+    _plan_and_run(output, plan, run, _print_longtail, dry_run=dry_run, as_json=as_json)
+
+
+def _require_models() -> None:
+    from ..generation.requirements import require_models
+
+    require_models("auscult study")
+
+
+def _plan_and_run(
+    output: Path, plan: Plan, run: Callable[..., Study], show: Callable[[Study], None], *, dry_run: bool, as_json: bool
+) -> None:
+    """The plan, and unless it is all that was asked for, the study with what it found."""
     if dry_run:
         print_json({"path": str(output), **plan.to_json()}) if as_json else print_plan(plan)
         return
     if not as_json:
         print_plan(plan)
     with progress_bars() as progress, log_as_lines("auscult.generation"):
-        result = study_longtail(chosen, output, progress=progress)
+        result = run(progress=progress)
     if as_json:
         print_json({"path": str(result.path), "card": result.card})
     else:
-        _print_longtail(result)
+        show(result)
 
 
 def print_plan(plan: Plan) -> None:
@@ -131,11 +150,32 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _print(result: Study) -> None:
+def percent(share: float | None) -> str:
+    """A share, or a dash for none.
+
+    Examples
+    --------
+    >>> percent(0.25), percent(None)
+    ('25%', '-')
+    """
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _print_memorization(result: Study) -> None:
     from ..studies.memorization.page import sentence
 
-    shown = Table(title="Generated clips flagged, by the number of training clips", title_justify="left")
-    for name in ("training clips", "epochs", "audit", "models", "flagged", "rate", "95 % interval", "own clip nearest"):
+    shown = Table(title="Generated clips flagged, each by itself, by the number of training clips", title_justify="left")
+    for name in (
+        "training clips",
+        "epochs",
+        "audit",
+        "models",
+        "flagged",
+        "rate",
+        "95 % interval",
+        "control",
+        "own clip nearest",
+    ):
         shown.add_column(name, justify="left" if name == "audit" else "right")
     for row in result.card["curve"]:
         known = row["rate"] is not None
@@ -145,9 +185,10 @@ def _print(result: Study) -> None:
             row["descriptor"],
             str(row["models"]),
             f"{row['flagged']} of {row['clips']}",
-            f"{row['rate']:.0%}" if known else "not decided",
+            percent(row["rate"]) if known else "not decided",
             f"{row['low']:.0%} to {row['high']:.0%}" if known else "-",
-            "-" if row["own_clip_nearest"] is None else f"{row['own_clip_nearest']:.0%}",
+            percent(row["control"]["rate"]),
+            percent(row["own_clip_nearest"]),
         )
     out.print(shown)
     for row in result.card["published"]:
@@ -180,3 +221,29 @@ def _print_longtail(result: Study) -> None:
         out.print(Text(f"note: {warning}"))
     out.print(Text(sentence(result.card)))
     print_paths(result.path / "audits", result.path / "report.html")
+
+
+def _print_mitigation(result: Study) -> None:
+    from ..studies.mitigation.page import sentence
+
+    card = result.card
+    names, qualities = list(card["arms"][0]["audits"]), list(card["arms"][0]["quality"])
+    shown = Table(title="Generated clips flagged, by what guides them", title_justify="left")
+    for name in ("guidance", *names, *qualities, "seconds, × none"):
+        shown.add_column(name, justify="left" if name == "guidance" else "right")
+    for row in card["arms"]:
+        rates = [_rate(row["audits"][name]["flagged"]) if name in row["audits"] else "-" for name in names]
+        scores = [f"{row['quality'][key]['value']:.3g}" if key in row["quality"] else "-" for key in qualities]
+        times = "-" if row["times_none"] is None else f"{row['times_none']:.2f}"
+        shown.add_row(row["label"], *rates, *scores, times)
+    out.print(shown)
+    for warning in card["warnings"]:
+        out.print(Text(f"note: {warning}"))
+    out.print(Text(sentence(card)))
+    print_paths(result.path / "audits", result.path / "report.html")
+
+
+def _rate(flags: Mapping[str, Any]) -> str:
+    if flags["rate"] is None:
+        return "not decided"
+    return f"{flags['rate']:.0%} ({flags['low']:.0%} to {flags['high']:.0%})"

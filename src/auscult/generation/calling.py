@@ -174,14 +174,14 @@ def _musicldm(pipe: Any, prompts: list[str], seeds: list[int], sampling: Samplin
     """With transformers 5 the pipeline cannot take its own text encoder's answer, so it is given embeddings."""
     guided = sampling.guidance_scale > 1
     return pipe(
-        prompt_embeds=_clap_vectors(pipe, prompts),
-        negative_prompt_embeds=_clap_vectors(pipe, [sampling.negative_prompt or ""] * len(prompts)) if guided else None,
+        prompt_embeds=clap_vectors(pipe, prompts),
+        negative_prompt_embeds=clap_vectors(pipe, [sampling.negative_prompt or ""] * len(prompts)) if guided else None,
         audio_length_in_s=sampling.duration_s,
         **_common(sampling, seeds, on_step),
     ).audios
 
 
-def _clap_vectors(pipe: Any, texts: list[str]) -> Any:
+def clap_vectors(pipe: Any, texts: list[str]) -> Any:
     """CLAP's unit vectors of texts, (n, D)."""
     tokens = pipe.tokenizer(
         texts, padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True, return_tensors="pt"

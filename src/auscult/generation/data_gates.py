@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..inputs import shortened
-from .examples import Clips, leaks
+from .examples import Clips
 from .gates import GateResult
 from .mixing import mixed_caption
 from .neighbors import Neighbors
+from .splitting import leaks
 
 IntArray = npt.NDArray[np.int64]
 MIXTURES_READ = 1000  # drawn to tell how many are too long: there are as many as pairs of clips

@@ -1,4 +1,4 @@
-"""From a corpus to what a step of training needs: clips decoded once, latents and conditions computed once, split by recording.
+"""From a corpus to what a step of training needs: clips decoded once, latents and conditions computed once.
 
 Everything that is computed lies in the cache of the training folder as plain arrays that are mapped, not read: a run that
 is killed finds it there again. The name of a part of the cache holds a digest of everything it was made from, so a part is
@@ -7,12 +7,8 @@ never taken for one of other clips or settings.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +21,14 @@ from ..audio import read_audio
 from ..corpus import Clip, Skipped, open_corpus
 from ..errors import AudioDecodeError, CorpusError
 from ..folders import Progress, no_progress, write_text
-from ..inputs import shortened
+from ..inputs import shortened, size_and_time
 from .autoencoder import to_latents
+from .cached_arrays import BATCH, IntArray, cached, computed
 from .conditioning import Tokens, padded
 from .mel import MelSpec, log_mel, prepare_waveform
-from .training_config import DataConfig, recording_pattern
+from .training_config import DataConfig
 
-IntArray = npt.NDArray[np.int64]
 Listed = list[tuple[int, Clip | Skipped]]
-
-BATCH = 16  # clips that go through a codec or an encoder at once
-_DONE = "done.json"
 
 
 @dataclass(frozen=True)
@@ -120,7 +113,7 @@ def read_clips(
     """
     numbered = [(number, clip) for number, clip in items if isinstance(clip, Clip)]
     where = ", ".join(_sources(data))
-    key = [(number, c.clip_id, c.path, c.start_s, c.duration_s, c.caption, _stamp(c.path)) for number, c in numbered]
+    key = [(number, c.clip_id, c.path, c.start_s, c.duration_s, c.caption, size_and_time(c)) for number, c in numbered]
     passed_over = [(item.path, item.reason) for _, item in items if isinstance(item, Skipped)]
 
     def usable(folder: Path) -> bool:  # a disk or a network may have failed for a moment: what could not be read is tried again
@@ -203,71 +196,9 @@ def _reads(clip: Clip, rate_hz: int) -> bool:
     return True
 
 
-def _stamp(path: str) -> tuple[int, int] | None:
-    """Size and time of change of a local file: another file under the same name is decoded anew."""
-    with suppress(OSError, ValueError):
-        found = os.stat(path.partition("::")[0])
-        return found.st_size, found.st_mtime_ns
-    return None
-
-
-def split_clips(clips: Clips, share: float, seed: int, group: str | None = None) -> tuple[IntArray, IntArray]:
-    """Rows to train on and rows held out, so that no recording is on both sides.
-
-    Parameters
-    ----------
-    clips
-        Of the training corpus.
-    share
-        Share of the groups that is held out; at least one group if it is not 0.
-    seed
-        Of the draw.
-    group
-        Regular expression on the clip id whose first group names the recording. Clips of equal audio are of one group, too.
-
-    Raises
-    ------
-    ValueError
-        The expression has no group or does not match an id, or nothing would be left to train on.
-    """
-    names = _groups(clips, group)
-    unique = sorted(set(names))
-    held = max(1, round(share * len(unique))) if share else 0
-    if held >= len(unique):
-        raise ValueError(
-            f"{len(unique)} recording(s) cannot be split; give [data] validation = SOURCE, or validation_share = 0 for none"
-        )
-    drawn = np.random.default_rng(np.random.SeedSequence([seed, len(unique)])).permutation(len(unique))[:held]
-    out = {unique[number] for number in drawn}
-    inside = np.array([name in out for name in names])
-    return np.flatnonzero(~inside), np.flatnonzero(inside)
-
-
-def _groups(clips: Clips, group: str | None) -> list[str]:
-    """Name of the group of each clip: recordings, joined where two share a clip of equal audio."""
-    names = list(clips.ids)
-    if group is not None:
-        pattern = recording_pattern(group)
-        found = [pattern.search(name) for name in clips.ids]
-        if missed := [name for name, match in zip(clips.ids, found, strict=True) if match is None]:
-            raise ValueError(
-                f"[data] group = {group!r} does not match {len(missed):,} clip ids ({shortened(missed)}); a clip's id is its "
-                "clip_id, or its path where the manifest has no such column"
-            )
-        names = [match[1] for match in found if match is not None]
-    parent: dict[str, str] = {name: name for name in names}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    first: dict[str, str] = {}
-    for name, digest in zip(names, clips.digests, strict=True):
-        one, other = root(name), root(first.setdefault(digest, name))
-        parent[max(one, other)] = min(one, other)
-    return [root(name) for name in names]
+def clips_key(clips: Clips) -> list[Any]:
+    """What latents and tokens of clips follow from."""
+    return [clips.ids, clips.digests, clips.waves.shape]
 
 
 def mels_of(waves: npt.NDArray[np.float32], spec: MelSpec, rows: Sequence[int] | IntArray) -> torch.Tensor:
@@ -355,88 +286,6 @@ def audio_tokens(
     key = [made_from, spec.sample_rate_hz, samples]
     arrays = computed(cache, "sounds", key, count, batch, progress=progress)
     return Tokens(arrays["values"], arrays["mask"])
-
-
-def clips_key(clips: Clips) -> list[Any]:
-    """What latents and tokens of clips follow from."""
-    return [clips.ids, clips.digests, clips.waves.shape]
-
-
-def computed(
-    cache: Path,
-    name: str,
-    made_from: Any,
-    count: int,
-    batch: Callable[[IntArray], dict[str, npt.NDArray[Any]]],
-    *,
-    progress: Progress = no_progress,
-) -> dict[str, torch.Tensor]:
-    """Arrays of ``count`` rows, computed batch by batch into the cache, or found there; mapped.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> calls = []
-    >>> def squares(rows):
-    ...     calls.append(len(rows))
-    ...     return {"square": (rows**2).astype(np.float32)[:, None]}
-    >>> with tempfile.TemporaryDirectory() as name:
-    ...     for _ in range(2):
-    ...         found = computed(Path(name), "squares", "up to 20", 20, squares)["square"][:, 0].sum().item()
-    >>> found, calls
-    (2470.0, [16, 4])
-    """
-    with cached(cache, name, made_from) as (folder, fresh):
-        if fresh:
-            arrays: dict[str, Any] = {}
-            for start in range(0, count, BATCH):
-                rows = np.arange(start, min(start + BATCH, count))
-                for part, values in batch(rows).items():
-                    if part not in arrays:
-                        shape = (count, *values.shape[1:])
-                        arrays[part] = np.lib.format.open_memmap(folder / f"{part}.npy", "w+", values.dtype, shape)
-                    if not np.isfinite(values).all():
-                        raise ValueError(f"{name}: rows {start} to {rows[-1]} are not finite; was a model overflowing?")
-                    arrays[part][rows] = values
-                progress(int(rows[-1]) + 1, count, f"computing {name}")
-            for array in arrays.values():
-                array.flush()
-        # mapped for writing to memory of its own ("c"), for torch would warn of arrays that it must not write to
-        return {path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in sorted(folder.glob("*.npy"))}
-
-
-@contextmanager
-def cached(
-    cache: Path, name: str, made_from: Any, *, usable: Callable[[Path], bool] = lambda _: True
-) -> Iterator[tuple[Path, bool]]:
-    """The part of the cache that was made from ``made_from``, and whether the block still has to make it.
-
-    One that is there but not ``usable`` is made anew.
-    """
-    digest = digest_of(made_from)
-    folder = cache / f"{name}-{digest[:16]}"
-    if (folder / _DONE).is_file() and usable(folder):
-        yield folder, False
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder, True
-        write_text(folder / _DONE, json.dumps({"made_from": digest}))
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def digest_of(content: Any) -> str:
-    """SHA-256 of anything that JSON can hold, hexadecimal."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def leaks(clips: Clips, train: IntArray, held_out: IntArray) -> list[str]:
-    """Ids of held-out clips whose audio is in training as well."""
-    digests = {clips.digests[row] for row in train}
-    return [clips.ids[row] for row in held_out if clips.digests[row] in digests]
 
 
 def _tensors(module: Any) -> Iterator[torch.Tensor]:

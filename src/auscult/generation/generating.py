@@ -7,11 +7,15 @@ for each -> manifest and card. What is done is on the disk when the next batch b
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..folders import Progress, building, no_progress
 from .calling import generate_batch
 from .clips import MADE
+from .making import Guide
 from .order import BATCH_SIZE, KIND, GenerateConfig, Generation, finished, take_order, write_generation
 
 __all__ = ["GenerateConfig", "Generation", "generate", "generate_batch"]
@@ -30,6 +34,8 @@ def generate(
     offline: bool = False,
     encoding: str = "utf-8",
     overwrite: bool = False,
+    guide: Guide | None = None,
+    guidance: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
 ) -> Generation:
     """Generate audio from prompts; given again after a stop, continue.
@@ -57,6 +63,10 @@ def generate(
         Of text files of prompts.
     overwrite
         Replace a finished folder, or an unfinished one of other settings.
+    guide
+        What surrounds the calls of the pipeline, such as :class:`~auscult.guidance.guided.Guided`.
+    guidance
+        What the card says of it, as JSON can hold it: a stopped run is continued only under the same.
     progress
         Told the steps of denoising.
 
@@ -81,13 +91,16 @@ def generate(
         offline=offline,
         encoding=encoding,
     )
+    if guidance is not None:
+        order = replace(order, task={**order.task, "guidance": dict(guidance)})
     done = None if overwrite else finished(order)
     if done is not None:
         return done
     plan = order.plan()
     started = time.time()
     with building(order.output, KIND, task=order.task, overwrite=overwrite) as partial:
-        made = order.make(partial, plan, progress)
-        write_generation(partial, order, [made[clip.clip_id] for clip in plan], started)
+        made = order.make(partial, plan, progress, guide)
+        more: dict[str, Any] = {} if guidance is None else {"guidance": dict(guidance)}
+        write_generation(partial, order, [made[clip.clip_id] for clip in plan], started, **more)
         (partial / MADE).unlink()
     return Generation.open(order.output)

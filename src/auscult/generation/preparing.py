@@ -15,6 +15,7 @@ import torch
 from ..errors import CorpusError, ModelError
 from ..folders import Progress, no_progress
 from .autoencoder import MelAutoencoder, PatchPCACodec, fold
+from .cached_arrays import cached
 from .checkpoints import told_if_full
 from .conditioning import Conditions, Tokens
 from .data_gates import captions_gate, pairs_gate, split_gate
@@ -24,7 +25,6 @@ from .encoding import HASHED_TOKENS, Encoders, load_encoders
 from .examples import (
     Clips,
     Listed,
-    cached,
     clips_key,
     duration_samples,
     latents_of,
@@ -32,7 +32,6 @@ from .examples import (
     mels_of,
     prompt_vectors,
     read_clips,
-    split_clips,
     text_tokens,
     written_tokens,
 )
@@ -40,6 +39,7 @@ from .feed import Feed, encode_prompts
 from .gates import GateResult, after, check
 from .mel import MelSpec
 from .neighbors import Neighbors, find_neighbors, hidden_rows, own_pairs, pair_tokens
+from .splitting import split_clips
 from .starting import load_start
 from .training_config import NO_ENCODER, TrainConfig
 from .training_parts import parts_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..configuration import make_config, merged
+from ..identity import recording_pattern
 from .batches import Dropout
 from .schedules import check_steps
 
@@ -56,28 +56,6 @@ class DataConfig:
             raise ValueError(f"[data] validation_share should be in [0, 1), got {self.validation_share}")
         if self.group is not None:  # here, or hours of reading would come first
             recording_pattern(self.group)
-
-
-def recording_pattern(group: str) -> re.Pattern[str]:
-    r"""The regular expression of ``[data] group``.
-
-    Raises
-    ------
-    ValueError
-        It is none, or has no group that names the recording.
-
-    Examples
-    --------
-    >>> recording_pattern(r"^(\d+)-").search("17-3")[1]
-    '17'
-    """
-    try:
-        pattern = re.compile(group)
-    except re.error as error:
-        raise ValueError(f"[data] group is no regular expression ({error}): {group!r}") from error
-    if pattern.groups < 1:
-        raise ValueError(f"[data] group needs parentheses around the name of the recording, got {group!r}")
-    return pattern
 
 
 @dataclass(frozen=True)

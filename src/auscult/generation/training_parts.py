@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputFolderError
-from .examples import Clips, clips_key, digest_of
+from .cached_arrays import digest_of
+from .examples import Clips, clips_key
 from .mel import MelSpec
 
 _CHANGED = {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import ModelError
-from ..generation.calling import _clap_vectors  # MusicLDM's own way does not work with transformers 5
+from ..generation.calling import clap_vectors  # MusicLDM's own way does not work with transformers 5
 
 Given = Mapping[str, Any]
 """Keyword arguments of a denoiser."""
@@ -100,7 +100,7 @@ def _audioldm(pipe: Any) -> Adapter:
 
 
 def _musicldm(pipe: Any) -> Adapter:
-    return Adapter(lambda caption: {"class_labels": _clap_vectors(pipe, [caption])})
+    return Adapter(lambda caption: {"class_labels": clap_vectors(pipe, [caption])})
 
 
 def _audioldm2(pipe: Any) -> Adapter:

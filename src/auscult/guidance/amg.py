@@ -265,7 +265,7 @@ class AntiMemorization:
                 if moment.predict_again is None:
                     raise ValueError("gradient 'denoiser' needs an adapter through which the denoiser can be called again")
                 leaf = moment.x_t[at].detach().clone().requires_grad_(True)
-                clean = moment.coefficients.p * leaf + moment.coefficients.q * moment.predict_again(leaf, at)
+                clean = moment.coefficients.x0(leaf, moment.predict_again(leaf, at))
             each = self.index.similarity(self.descriptor.describe(clean, seen.number), seen.rows[at])
             soft = torch.logsumexp(SHARPNESS * each, dim=1) / SHARPNESS
             (gradient,) = torch.autograd.grad(soft.sum(), leaf)

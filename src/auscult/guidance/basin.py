@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
 from .signals import text_norm
 from .terms import Correction, Moment, rows_like
+from .trace import TraceRow
 
 NO_GUIDANCE = "the pipeline runs without classifier-free guidance"
 DEGENERATE = "the prompt changes nothing, so the scale of guidance is not known"
@@ -183,7 +184,7 @@ class OppositeGuidance:
         return cls(tuple(transitions(norms)), before)
 
     @classmethod
-    def after_run(cls, rows: Sequence[TracedNorm], before: float | None = None) -> OppositeGuidance:
+    def after_run(cls, rows: Sequence[TraceRow], before: float | None = None) -> OppositeGuidance:
         """From the rows of a trace of one call.
 
         Raises
@@ -221,19 +222,6 @@ class OppositeGuidance:
         inside = torch.tensor([point is not None and moment.number < point for point in self.points])
         before = -moment.scale if self.before is None else torch.full_like(moment.scale, self.before)
         return _held(moment, inside.to(moment.degenerate.device), before)
-
-
-class TracedNorm(Protocol):
-    """What :meth:`OppositeGuidance.after_run` reads of a row of a trace."""
-
-    @property
-    def call(self) -> int: ...
-    @property
-    def step(self) -> int: ...
-    @property
-    def sample(self) -> int: ...
-    @property
-    def text_norm(self) -> float | None: ...
 
 
 def _held(moment: Moment, inside: torch.Tensor, before: torch.Tensor) -> Correction:

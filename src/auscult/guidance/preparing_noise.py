@@ -7,8 +7,10 @@ encoded once, by the pipeline itself, and no loop is copied.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,17 +104,19 @@ def first_step(pipe: Any, prompt: Any = None, *, denoiser: Any = None, **argumen
             pass
         else:
             raise ValueError(f"this call of {type(pipe).__name__} never ran its denoiser ({type(module).__name__})")
+    return _first(seen, pipe, module)
+
+
+def _first(seen: Mapping[str, Any], pipe: Any, called: Callable[..., Any]) -> FirstStep:
+    """The first step, of what the denoiser was about to be given; ``called`` in its place."""
     step = pipe.scheduler.timesteps[0]
     with torch.inference_mode(False):
         given, args, options = _owned((seen["sample"], seen["args"], seen["options"]))
         doubled = _owned(seen.get("x_t", seen["sample"])).float()
     rows = _rows(given, type(pipe).__name__)
-    scales = "x_t" in seen
 
     def predict(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        both = torch.cat([x, x])
-        scaled = pipe.scheduler.scale_model_input(both, step) if scales else both
-        output = _called(module, scaled.to(given.dtype), args, options)
+        output = _called(called, _both(x, pipe.scheduler, "x_t" in seen).to(given.dtype), args, options)
         raw = output.sample if hasattr(output, "sample") else output[0]
         u, c = raw.float().chunk(2)
         return u, c
@@ -120,30 +124,119 @@ def first_step(pipe: Any, prompt: Any = None, *, denoiser: Any = None, **argumen
     return FirstStep(predict, doubled[:rows], coefficients(pipe.scheduler, step))
 
 
+def _both(x: torch.Tensor, scheduler: Any, scales: bool) -> torch.Tensor:
+    """What a pipeline gives its denoiser of samples x_t (B, ...): twice, and scaled where the scheduler scales."""
+    both = torch.cat([x, x])
+    return scheduler.scale_model_input(both, scheduler.timesteps[0]) if scales else both
+
+
+@contextmanager
+def adjusting_noise(pipe: Any, *, adjust: Adjust = adjusted_noise, denoiser: Any = None) -> Iterator[list[AdjustedNoise]]:
+    """Adjust the noise of the call that is made in this context, whoever makes it and whatever it gives the pipeline.
+
+    The same as :func:`prepare_latents` before the call, where the arguments are not at hand: the noise is adjusted when the
+    denoiser is asked for the first time, and denoiser and scheduler go on from there. Under
+    :func:`~auscult.guidance.attach.attach`, enter that context first.
+
+    Parameters
+    ----------
+    pipe, adjust, denoiser
+        As in :func:`prepare_latents`.
+
+    Yields
+    ------
+    list of AdjustedNoise
+        Empty until the denoiser is asked; its latents are in the scheduler's coordinates.
+
+    Raises
+    ------
+    ValueError, ModelError
+        As :func:`prepare_latents`, from within the call.
+    """
+    check_scheduler(pipe.scheduler)
+    module = adapter_of(pipe)[0] if denoiser is None else denoiser
+    found: list[AdjustedNoise] = []
+    with ExitStack() as stack:
+        seen = stack.enter_context(_remembering(pipe.scheduler))
+
+        def begin(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if found:
+                return None
+            seen.update(_given(args, options))
+            # what is heard by hooks is the sampler's own evaluation, so these go around them
+            first = _first(seen, pipe, module.forward)
+            found.append(adjust(first.predict, first.x_t, first.coefficients))
+            given = seen["sample"]
+            return _with_sample(_both(found[0].latents, pipe.scheduler, "x_t" in seen).to(given.dtype), args, options)
+
+        handle = module.register_forward_pre_hook(begin, with_kwargs=True)
+        stack.callback(handle.remove)
+        stack.enter_context(_first_sample(pipe.scheduler, found))
+        yield found
+
+
+@contextmanager
+def _first_sample(scheduler: Any, found: list[AdjustedNoise]) -> Iterator[None]:
+    """The scheduler's first step is taken from what was found."""
+    own, original = vars(scheduler).get("step"), scheduler.step
+    signature = inspect.signature(original)
+    taken: list[bool] = []
+
+    @functools.wraps(original)
+    def step(*args: Any, **given: Any) -> Any:
+        bound = signature.bind(*args, **given)
+        if found and not taken:
+            bound.arguments["sample"] = found[0].latents.to(bound.arguments["sample"])
+            taken.append(True)
+        return original(*bound.args, **bound.kwargs)
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        del scheduler.step
+        if own is not None:
+            scheduler.step = own
+
+
 @contextmanager
 def _stopping(module: Any, scheduler: Any) -> Iterator[dict[str, Any]]:
     """Stop at the denoiser; what it would have been given is then in the dictionary."""
+    with _remembering(scheduler) as seen:
+
+        def stop(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+            seen.update(_given(args, options))
+            raise _Stopped
+
+        handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+
+def _given(args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+    named = next((name for name in SAMPLE_NAMES if name in options), None)
+    return {"args": args, "options": options, "sample": args[0] if args else options[named] if named else None}
+
+
+@contextmanager
+def _remembering(scheduler: Any) -> Iterator[dict[str, Any]]:
+    """What the scheduler was given to scale, until the denoiser is asked, under ``x_t``."""
     seen: dict[str, Any] = {}
-
-    def stop(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        named = next((name for name in SAMPLE_NAMES if name in options), None)
-        seen.update(args=args, options=options, sample=args[0] if args else options[named] if named else None)
-        raise _Stopped
-
     scale = getattr(scheduler, "scale_model_input", None)
 
     def remember(sample: Any, *args: Any, **options: Any) -> Any:
-        seen["x_t"] = sample
+        if "sample" not in seen:
+            seen["x_t"] = sample
         assert scale is not None
         return scale(sample, *args, **options)
 
-    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
     if scale is not None:
         scheduler.scale_model_input = remember
     try:
         yield seen
     finally:
-        handle.remove()
         if scale is not None:
             del scheduler.scale_model_input
 
@@ -174,6 +267,14 @@ def _rows(given: Any, kind: str) -> int:
 
 def _called(module: Any, sample: torch.Tensor, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
     """The denoiser, as it was called, with another sample."""
+    args, options = _with_sample(sample, args, options)
+    return module(*args, **options)
+
+
+def _with_sample(
+    sample: torch.Tensor, args: tuple[Any, ...], options: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call with another sample."""
     if args:
-        return module(sample, *args[1:], **options)
-    return module(**{**options, next(name for name in SAMPLE_NAMES if name in options): sample})
+        return (sample, *args[1:]), dict(options)
+    return (), {**options, next(name for name in SAMPLE_NAMES if name in options): sample}

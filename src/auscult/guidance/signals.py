@@ -12,27 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from torch import Tensor
 
-Tensor = Any
+from .coefficients import Coefficients
+from .terms import norms
+
 Predict = Callable[[Tensor, Any], tuple[Tensor, Tensor]]
 """Called as ``predict(x_t, timestep)``; returns the outputs of the network without and with the prompt. It scales ``x_t`` for
 the network as the pipeline does (``scheduler.scale_model_input``)."""
-
-
-class Level(Protocol):
-    """What is asked of the coefficients of a step: ``x_t = a x0 + b eps``, ``x0 = p x_t + q output``."""
-
-    @property
-    def a(self) -> float: ...
-    @property
-    def b(self) -> float: ...
-    @property
-    def p(self) -> float: ...
-    @property
-    def q(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,7 @@ class Anisotropy:
     score: Tensor
 
 
-def text_difference(u: Tensor, c: Tensor, coefficients: Level) -> Tensor:
+def text_difference(u: Tensor, c: Tensor, coefficients: Coefficients) -> Tensor:
     """What the prompt changes in the predicted noise: ``D = -(a / b) q (c - u)``.
 
     Parameters
@@ -76,8 +66,7 @@ def text_difference(u: Tensor, c: Tensor, coefficients: Level) -> Tensor:
 
     Examples
     --------
-    >>> from types import SimpleNamespace
-    >>> velocity = SimpleNamespace(a=0.6, b=0.8, p=0.6, q=-0.8)
+    >>> velocity = Coefficients(a=0.6, b=0.8, p=0.6, q=-0.8)
     >>> text_difference(torch.zeros(1, 2), torch.tensor([[1.0, -2.0]]), velocity)
     tensor([[ 0.6000, -1.2000]])
     """
@@ -88,7 +77,7 @@ def text_difference(u: Tensor, c: Tensor, coefficients: Level) -> Tensor:
     return _noise_factor(coefficients) * (_precise(c) - _precise(u))
 
 
-def text_norm(u: Tensor, c: Tensor, coefficients: Level) -> Tensor:
+def text_norm(u: Tensor, c: Tensor, coefficients: Coefficients) -> Tensor:
     """How strongly the prompt pulls: root mean square of D, ``||D||_2 / sqrt(values of a row)``.
 
     For prompts that are memorized it is high at every step (Wen et al. 2024, who take ``||D||_2``; divided by the root of the
@@ -115,15 +104,14 @@ def text_norm(u: Tensor, c: Tensor, coefficients: Level) -> Tensor:
 
     Examples
     --------
-    >>> from types import SimpleNamespace
-    >>> noise = SimpleNamespace(a=1.0, b=5.0, p=1.0, q=-5.0)
+    >>> noise = Coefficients(a=1.0, b=5.0, p=1.0, q=-5.0)
     >>> text_norm(torch.zeros(2, 4), torch.tensor([[2.0, -2.0, 2.0, -2.0], [0.0, 0.0, 0.0, 0.0]]), noise)
     tensor([2., 0.])
     """
-    return _norm(text_difference(u, c, coefficients)) / math.sqrt(math.prod(u.shape[1:]))
+    return norms(text_difference(u, c, coefficients)) / math.sqrt(math.prod(u.shape[1:]))
 
 
-def text_norm_score(norms: Sequence[Tensor], *, first: int | None = None) -> Tensor:
+def text_norm_score(curve: Sequence[Tensor], *, first: int | None = None) -> Tensor:
     """Mean of text norms over steps: high for prompts that are memorized.
 
     Wen et al. average over steps and seeds; rows that are one prompt with several seeds are the caller's to average. The
@@ -131,8 +119,8 @@ def text_norm_score(norms: Sequence[Tensor], *, first: int | None = None) -> Ten
 
     Parameters
     ----------
-    norms
-        (B,) of each step, in the order of sampling.
+    curve
+        Text norms (B,) of each step, in the order of sampling.
     first
         Number of steps to take, by default all.
 
@@ -151,16 +139,16 @@ def text_norm_score(norms: Sequence[Tensor], *, first: int | None = None) -> Ten
     >>> text_norm_score([torch.tensor([4.0, 1.0]), torch.tensor([2.0, 1.0])])
     tensor([3., 1.])
     """
-    if not len(norms) or (first is not None and first < 1):
-        raise ValueError(f"expected norms of at least one step, got {len(norms)} and were asked for the first {first}")
-    return torch.stack([*norms[:first]]).mean(dim=0)
+    if not len(curve) or (first is not None and first < 1):
+        raise ValueError(f"expected norms of at least one step, got {len(curve)} and were asked for the first {first}")
+    return torch.stack([*curve[:first]]).mean(dim=0)
 
 
 def anisotropy(
     predict: Predict,
     noise: Tensor,
     timesteps: Sequence[Any],
-    coefficients: Callable[[Any], Level],
+    coefficients: Callable[[Any], Coefficients],
     *,
     weights: tuple[float, float] = (1.0, 2.0),
     channel_dim: int = 1,
@@ -203,8 +191,7 @@ def anisotropy(
 
     Examples
     --------
-    >>> from types import SimpleNamespace
-    >>> level = SimpleNamespace(a=0.6, b=0.8, p=1 / 0.6, q=-0.8 / 0.6)  # the network predicts noise
+    >>> level = Coefficients(a=0.6, b=0.8, p=1 / 0.6, q=-0.8 / 0.6)  # the network predicts noise
     >>> found = anisotropy(lambda x, t: (x, x + 2.0), torch.ones(1, 4, 9), [9, 5, 1], lambda t: level)
     >>> found.norm, found.cosine, found.score
     (tensor([12.]), tensor([1.]), tensor([14.]))
@@ -216,7 +203,7 @@ def anisotropy(
     first, late = coefficients(timesteps[0]), coefficients(timesteps[-3])
     later = noise * (math.hypot(late.a, late.b) / math.hypot(first.a, first.b))
     with torch.no_grad():
-        norm = _norm(text_difference(*predict(noise, timesteps[0]), first))
+        norm = norms(text_difference(*predict(noise, timesteps[0]), first))
         u, c = predict(later, timesteps[-3])
         difference = text_difference(u, c, late)
         unconditional = (_precise(later) * (1 - late.a * late.p) - late.a * late.q * _precise(u)) / late.b
@@ -225,7 +212,7 @@ def anisotropy(
     return Anisotropy(norm, cosine, weights[0] * norm + weights[1] * cosine)
 
 
-def _noise_factor(coefficients: Level) -> float:
+def _noise_factor(coefficients: Coefficients) -> float:
     if not coefficients.b:
         raise ValueError("expected a step with noise (b > 0), got b = 0: a clean latent has no noise to predict")
     return -coefficients.a * coefficients.q / coefficients.b
@@ -233,8 +220,3 @@ def _noise_factor(coefficients: Level) -> float:
 
 def _precise(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _norm(values: Tensor) -> Tensor:
-    """2-norm of each row (B,)."""
-    return torch.linalg.vector_norm(values.flatten(1), dim=1)

@@ -76,7 +76,8 @@ class Moment:
     def x0(self, source: Source = "cond") -> torch.Tensor:
         """The clean samples that a prediction means, (B, ...): ``p x_t + q output`` of c, or of what guidance makes of it."""
         output = self.c if source == "cond" else self.guided
-        return self.coefficients.p * self.x_t + self.coefficients.q * output
+        clean: torch.Tensor = self.coefficients.x0(self.x_t, output)
+        return clean
 
 
 @dataclass(frozen=True)

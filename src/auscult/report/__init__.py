@@ -1,5 +1,5 @@
-"""Reports: one self-contained HTML file for an audit or a deduplication."""
+"""Reports: one self-contained HTML file for an audit or a deduplication, and its finding in a sentence."""
 
-from .page import write_report
+from .page import audit_verdict, dedup_verdict, undecided, write_report
 
-__all__ = ["write_report"]
+__all__ = ["audit_verdict", "dedup_verdict", "undecided", "write_report"]

@@ -11,9 +11,16 @@ from typing import Any, TypeVar
 
 from ..configuration import make_config, merged
 from ..generation.training_config import TrainConfig, load_train_config
+from ..identity import recording_pattern
 
 PRESETS = ("smoke", "mini-cpu", "small-gpu", "paper")
 SOUNDS = "sounds"  # as a source: synthesized clips
+POOL = "pool"  # as null clips: those of the source itself
+_OWN_KEYS = (  # of a training that the study decides about
+    "data.train", "data.validation", "data.validation_share", "seed", "device", "threads", "optimizer.steps", "mixing.share",
+    "gates.conditions",
+)  # fmt: skip
+MATCH = "match:"
 Config = TypeVar("Config")
 
 
@@ -25,23 +32,30 @@ class StudyData:
     ----------
     source
         Captioned clips, of which the training sets are drawn: a folder, manifest or archive; ``"sounds"`` are synthesized ones.
-    background, null
-        Of the audits, as :func:`~auscult.audit.audit` takes them; ``"sounds"`` as above. Without them, clips of the source that
-        the training set does not hold.
+    background
+        Of all audits: unrelated clips, or ``"sounds"`` as above.
+    null
+        Of all audits: clips that are in no training set, or ``"sounds"``, or ``"pool"``: all clips of the source, each compared
+        with the training clips of other recordings only. So every size of a training set is measured by the same rule.
     group
         Regular expression on the clip id, whose first group names the recording that a clip was cut from. Clips of one
-        recording come one after another in the order that training sets are taken from, and none of a recording that is
-        trained on is background or null.
+        recording come one after another in the order that training sets are taken from.
     audio_root, encoding
         Of manifests.
     """
 
     source: str = ""
-    background: str | None = None
-    null: str | None = None
+    background: str = SOUNDS
+    null: str = POOL
     group: str | None = None
     audio_root: str | None = None
     encoding: str = "utf-8"
+
+    def __post_init__(self) -> None:
+        if not self.background or not self.null:
+            raise ValueError("[data] background and null should name clips: a source, 'sounds', or for null 'pool'")
+        if self.group is not None:
+            recording_pattern(self.group)
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,9 @@ class StudyTraining:
         ValueError
             A setting is unknown or cannot be.
         """
+        named = [key for key in (text.partition("=")[0].strip() for text in self.settings) if key in _OWN_KEYS]
+        if named:
+            raise ValueError(f"[train] settings: {', '.join(named)} is what the study itself decides about; use its own keys")
         settings = [
             f"data.train={manifest}",
             "data.validation_share=0",
@@ -134,18 +151,23 @@ class StudyAudits:
         Of which each makes an audit: ``contrast``, the default detector, ``mel``, the audit paper's, ``clap``.
     clap
         Folder or hub name of the CLAP model; with it, ``clap`` is compared by as well.
+    level
+        A clip is flagged if no more than this share of null clips scores as high (``p <= level``), whatever the others do: a
+        rate that can be compared between models. With n null clips it cannot be below ``1 / (n + 1)``.
     fdr
-        Share of false alarms tolerated among what is flagged.
+        Share of false alarms in each audit's own list, which depends on how many others are copies.
     tau
-        Fixed thresholds instead, by descriptor, as ``["mel=0.5005"]``.
+        Instead of the level, by descriptor: fixed thresholds, ``["mel=0.5005"]``, or as many as by another,
+        ``["clap=match:mel"]``.
     duration_s
         Window of mel; None: as long as what the model makes.
     background_clips, null_clips
-        At most so many, where they are clips of the source or synthesized.
+        So many, where they are synthesized.
     """
 
     descriptors: tuple[str, ...] = ("contrast", "mel")
     clap: str | None = None
+    level: float = 0.01
     fdr: float = 0.1
     tau: tuple[str, ...] = ()
     duration_s: float | None = None
@@ -159,19 +181,28 @@ class StudyAudits:
             raise ValueError(f"[audits] descriptors are contrast, mel and clap, got {', '.join(sorted(unknown))}")
         if min(self.background_clips, self.null_clips) < 1:
             raise ValueError("[audits] background_clips and null_clips should be at least 1")
-        self.taus()
+        if not 0 < self.level < 1 or not 0 < self.fdr < 1:
+            raise ValueError(f"[audits] level and fdr should be between 0 and 1, got {self.level} and {self.fdr}")
+        for name, value in self.taus().items():
+            if name not in self.compared_by:
+                raise ValueError(f"[audits] tau: {name!r} is not compared by; that is {', '.join(self.compared_by)}")
+            earlier = self.compared_by[: self.compared_by.index(name)]
+            if isinstance(value, str) and value.removeprefix(MATCH) not in earlier:
+                known = ", ".join(earlier) or "there is none"
+                raise ValueError(f"[audits] tau: {name} = {value!r} wants one that is compared by before it: {known}")
 
     @property
     def compared_by(self) -> tuple[str, ...]:
         """All descriptors."""
         return self.descriptors + (("clap",) if self.clap and "clap" not in self.descriptors else ())
 
-    def taus(self) -> dict[str, float]:
-        """Fixed thresholds by descriptor."""
+    def taus(self) -> dict[str, float | str]:
+        """Thresholds by descriptor: numbers, or ``match:`` and another descriptor."""
+        pairs = [(name.strip(), value.strip()) for name, _, value in (text.partition("=") for text in self.tau)]
         try:
-            return {name.strip(): float(value) for name, _, value in (text.partition("=") for text in self.tau)}
+            return {name: value if value.startswith(MATCH) else float(value) for name, value in pairs}
         except ValueError:
-            raise ValueError(f"[audits] tau should be such as ['mel=0.5005'], got {list(self.tau)}") from None
+            raise ValueError(f"[audits] tau should be such as ['mel=0.5005', 'clap=match:mel'], got {list(self.tau)}") from None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..figures import only_ids_in_use
+from ..figures import QUERY_COLOR, REFERENCE_COLOR, only_ids_in_use
+
+COLORS = {"contrast": QUERY_COLOR, "mel": REFERENCE_COLOR, "clap": "#7c3aed"}  # of what clips are compared by
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from ..audit import AuditConfig, audit
 from ..corpus import Corpus, open_corpus
 from ..descriptors.base import load_descriptor
 from ..errors import CorpusError
-from ..folders import CARD, Progress, write_card
+from ..folders import Progress, write_card
 from ..indexing import index
 from ..inputs import Source, is_store
 from ..store import DescriptorStore
-from .config import SOUNDS, StudyAudits, StudyData, StudySampling, StudyTraining
-from .sets import read_manifest, read_pool, write_manifest, write_sounds
+from .config import MATCH, POOL, SOUNDS, StudyAudits, StudyData, StudySampling, StudyTraining
+from .sets import COPY, read_manifest, read_pool, write_manifest, write_sounds
+from .stages import Stage
 
 if TYPE_CHECKING:
     from ..generation.training_config import TrainConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 SOURCE, DESCRIBED = "source", "described"  # folders of a study
 CLIPS = "clips.jsonl"
 ROLES = ("background", "null")
+ANY_ID = f"^(.+?)(?:#{COPY}-[0-9]+)?$"  # as a group: each clip is a recording, which repeated clips are of, too
 
 
 class StudyConfig(Protocol):
@@ -76,9 +78,20 @@ def clips_of(source: str) -> Corpus:
 
 
 def given(data: StudyData, role: str, folder: Path) -> Corpus:
-    """Background or null, as they are given."""
+    """Background or null clips of all audits."""
     named = getattr(data, role)
+    if named == POOL:
+        return open_corpus(folder / SOURCE / CLIPS)
     return open_corpus(folder / SOURCE / f"{role}.jsonl") if named == SOUNDS else clips_of(named)
+
+
+def check_roles(data: StudyData) -> None:
+    """Refuse background or null that cannot be used, before anything is made."""
+    if data.background == POOL:
+        raise ValueError("[data] background = 'pool' would be the training clips themselves; name others, or 'sounds'")
+    for role in ROLES:
+        if getattr(data, role) not in (SOUNDS, POOL):
+            clips_of(getattr(data, role))
 
 
 def train_model(config: TrainConfig, place: Path, progress: Progress) -> None:
@@ -97,7 +110,7 @@ def generate_clips(
     from ..generation.generating import GenerateConfig, generate
 
     sampling = config.generate
-    changes = {key: settings.pop(key) for key in ("k",) if key in settings}
+    changes = {key: settings.pop(key) for key in ("k", "duration_s") if key in settings}
     chosen = GenerateConfig(steps=sampling.steps, guidance_scale=sampling.guidance_scale, seed=seed, **changes)
     with torch_threads(config.threads):
         generate(
@@ -134,6 +147,16 @@ def mel_window_s(config: StudyConfig) -> float:
     return config.audits.duration_s or config.train.duration_s
 
 
+def clips_or_none(manifest: Path) -> Corpus | None:
+    """The clips of a manifest; None where it has none."""
+    return open_corpus(manifest) if read_manifest(manifest) else None
+
+
+def describe_role(config: StudyConfig, name: str, role: str, place: Path, progress: Progress) -> None:
+    """Descriptors of background or null clips, once for all audits."""
+    describe(config, name, given(config.data, role, place.parents[1]), place, progress)
+
+
 def describe(config: StudyConfig, name: str, source: Corpus, place: Path, progress: Progress) -> None:
     """Descriptors of clips that several audits compare with, once for all of them."""
     parameters: dict[str, Any] = {}
@@ -144,37 +167,39 @@ def describe(config: StudyConfig, name: str, source: Corpus, place: Path, progre
     index(source, place, descriptor=load_descriptor(name, **parameters), progress=progress)
 
 
-def described(folder: Path, name: str, role: str) -> DescriptorStore | None:
-    """Descriptors of a role that :func:`describe` has made; None: of none."""
-    place = folder / DESCRIBED / f"{name}-{role}"
-    return DescriptorStore.open(place) if (place / CARD).is_file() else None
+def described(folder: Path, name: str, role: str) -> DescriptorStore:
+    """What :func:`describe_role` has made."""
+    return DescriptorStore.open(folder / DESCRIBED / f"{name}-{role}")
 
 
-def clips_or_none(manifest: Path) -> Corpus | None:
-    """The clips of a manifest; None where it has none."""
-    return open_corpus(manifest) if read_manifest(manifest) else None
+def role_stages(config: StudyConfig) -> list[Stage]:
+    """The stages that describe background and null."""
+    return [
+        Stage(f"{DESCRIBED}/{name}-{role}", "preparing", 1, "sets", partial(describe_role, config, name, role))
+        for name in config.audits.compared_by
+        for role in ROLES
+    ]
 
 
 def audit_clips(
-    config: StudyConfig,
-    name: str,
-    made: Source,
-    training: Source,
-    background: Source | None,
-    null: Source | None,
-    place: Path,
-    progress: Progress,
+    config: StudyConfig, name: str, made: Source, training: Source, folder: Path, place: Path, progress: Progress
 ) -> None:
-    """An audit by one descriptor, with its report. Stores say their descriptor's settings themselves."""
+    """An audit by one descriptor, with its report; background and null are those of the study in ``folder``.
+
+    Where the null clips are the pool, none is compared with training clips of its own recording.
+    """
     from ..report import write_report
 
-    tau, stores = config.audits.taus().get(name), any(isinstance(one, DescriptorStore) for one in (training, background, null))
-    clap = name == "clap" and config.audits.clap and not stores
+    tau = config.audits.taus().get(name)
+    if isinstance(tau, str):  # as many as another descriptor, which has audited the same clips
+        tau = f"{MATCH}{place.with_name(place.name.removesuffix(name) + tau.removeprefix(MATCH))}"
     settings = AuditConfig(
-        descriptor=f"clap/1(model={config.audits.clap!r})" if clap else name,
+        descriptor=name,
         duration_s=mel_window_s(config) if name == "mel" else None,
-        tau=tau,
+        tau="fdr" if tau is None else tau,
         fdr=config.audits.fdr if tau is None else None,
+        group=(config.data.group or ANY_ID) if config.data.null == POOL else None,
     )
+    background, null = (described(folder, name, role) for role in ROLES)
     finish: Callable[[Path], object] = partial(write_report, progress=progress)
     audit(made, training, background, null=null, output=place, config=settings, progress=progress, finish=finish)

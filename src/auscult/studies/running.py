@@ -10,11 +10,11 @@ from typing import Any
 
 from ..configuration import config_values
 from ..folders import Progress, no_progress, read_card, write_card
-from .config import StudyRates
 from .stages import Stage, plan_stages, read_times, run_stages, study_folder
 
-_NOT_A_RESULT = ("preset", "rates", "device", "threads")  # settings that may change when a study goes on
+_NOT_A_RESULT = ("preset", "rates", "threads")  # settings that may change when a study goes on
 _COUNTED = {"training": "models", "auditing": "audits"}
+_MAKING = ("generating", "guiding")  # kinds of stages that make clips
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def run_study(
     kind
         Of the study, as its card says it.
     config
-        Its configuration, with a table ``rates``. All of it but presets, rates, device and threads decides about results.
+        Its configuration, with a table ``rates``. All of it but preset, rates and threads decides about results.
     stages
         All of them.
     results
@@ -82,10 +82,11 @@ def run_study(
 
 def _counts(stages: Sequence[Stage]) -> dict[str, int]:
     """Of stages, by the first word of their kind: ``training with pairs`` makes models, too."""
-    found = {name: sum(stage.kind.split()[0] == kind for stage in stages) for kind, name in _COUNTED.items()}
-    return {**found, "clips": round(sum(stage.amount for stage in stages if stage.kind.split()[0] == "generating"))}
+    first = [(stage.kind.split()[0], stage.amount) for stage in stages]
+    found = {name: sum(kind == one for one, _ in first) for kind, name in _COUNTED.items()}
+    return {**found, "clips": round(sum(amount for one, amount in first if one in _MAKING))}
 
 
-def stated(rates: StudyRates) -> dict[str, float]:
+def stated(rates: Any) -> dict[str, float]:
     """The rates that a configuration states, by kinds of stages: ``training_with_pairs`` is that of ``training with pairs``."""
     return {name.replace("_", " "): value for name, value in vars(rates).items() if value}

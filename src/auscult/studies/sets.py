@@ -1,9 +1,8 @@
-"""What a study trains on and compares with, as manifests: nested training sets, repeated clips, background and null."""
+"""What a study trains on, as manifests: nested training sets, and repeated clips."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +14,17 @@ import soundfile as sf
 from ..corpus import Clip, Corpus, open_corpus
 from ..errors import CorpusError
 from ..folders import write_text
+from ..identity import recordings
 from ..inputs import shortened
 from ..sounds import FAMILIES, synthesise
 
 SOUNDS_HZ = 16_000
-FEWEST_LEFT = 60  # clips that a training set leaves over: of fewer, a background of a third and p-values of the rest say little
 COPY = "copy"  # of a repeated clip: CLIP_ID#copy-3
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A training set with what its audits need beside it.
+    """A training set, and what it leaves over.
 
     Attributes
     ----------
@@ -94,9 +93,10 @@ def divide(clips: Sequence[Clip], size: int, seed: int, group: str | None = None
     if len(clips) < size:
         raise ValueError(f"expected at least {size:,} clips to train on, got {len(clips):,}; give more, or lower sizes")
     ordered = sorted(clips, key=lambda clip: clip.clip_id)
-    names = [recording_of(clip.clip_id, group) for clip in ordered]
-    recordings = sorted(set(names))
-    place = dict(zip(recordings, np.random.default_rng(seed).permutation(len(recordings)).tolist(), strict=True))
+    ids = [clip.clip_id for clip in ordered]
+    names = ids if group is None else recordings(ids, group)
+    unique = sorted(set(names))
+    place = dict(zip(unique, np.random.default_rng(seed).permutation(len(unique)).tolist(), strict=True))
     rows = sorted(range(len(ordered)), key=lambda row: (place[names[row]], row))
     taken = {names[row] for row in rows[:size]}
     return Parts(
@@ -104,20 +104,18 @@ def divide(clips: Sequence[Clip], size: int, seed: int, group: str | None = None
     )
 
 
-def recording_of(clip_id: str, group: str | None) -> str:
-    """The recording that a clip was cut from: what the first group of the expression finds in its id, or the id itself.
+def of_other_recordings(clips: Sequence[Clip], others: Sequence[Clip], group: str | None = None) -> list[Clip]:
+    """The clips of which no take is among the others.
 
-    Raises
-    ------
-    ValueError
-        The expression does not fit.
+    Examples
+    --------
+    >>> a1, a2, b1 = (Clip(name, "x.wav") for name in ("a-1", "a-2", "b-1"))
+    >>> of_other_recordings([a1, b1], [a2], "(.)-") == [b1], of_other_recordings([a1, b1], [a2]) == [a1, b1]
+    (True, True)
     """
-    if group is None:
-        return clip_id
-    found = re.search(group, clip_id)
-    if found is None or found.re.groups < 1 or found[1] is None:
-        raise ValueError(f"[data] group = {group!r} finds no recording in the clip id {clip_id!r}")
-    return found[1]
+    ids = [[clip.clip_id for clip in some] for some in (clips, others)]
+    names, taken = ids if group is None else [recordings(some, group) for some in ids]
+    return [clip for clip, name in zip(clips, names, strict=True) if name not in set(taken)]
 
 
 def chosen(clips: Sequence[Clip], share: float, seed: int) -> tuple[Clip, ...]:
@@ -165,25 +163,6 @@ def prompted(clips: Sequence[Clip], wanted: int, seed: int) -> tuple[list[Clip],
         return list(clips), round(wanted / len(clips))
     rows = np.random.default_rng([seed, wanted]).choice(len(clips), wanted, replace=False)
     return [clips[row] for row in sorted(rows.tolist())], 1
-
-
-def background_and_null(rest: Sequence[Clip], background: int, null: int) -> tuple[list[Clip], list[Clip]]:
-    """Two parts of the clips left over, none in both: at most so many, and a third of them for the background if they are few.
-
-    Of fewer than ``FEWEST_LEFT`` clips there are none: the training clips themselves tell more.
-
-    Examples
-    --------
-    >>> rest = [Clip(f"{n}", "x.wav") for n in range(90)]
-    >>> [tuple(map(len, background_and_null(rest, *most))) for most in ((64, 200), (10, 20))]
-    [(30, 60), (10, 20)]
-    >>> background_and_null(rest[:59], 64, 200)
-    ([], [])
-    """
-    if len(rest) < FEWEST_LEFT:
-        return [], []
-    first = min(background, len(rest) // 3)
-    return list(rest[:first]), list(rest[first : first + null])
 
 
 def write_manifest(path: Path, clips: Sequence[Clip]) -> None:

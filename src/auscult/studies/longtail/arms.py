@@ -16,15 +16,13 @@ SETS, DUPLICATES, STORES, MODELS, MADE, INDEXES, AUDITS, EVALUATED = (
     "audits",
     "evaluated",
 )
-TRAINING, COPIES, HELD_OUT, OPEN, BACKGROUND, NULL, PROMPTS, UNSEEN, WITH_COPIES, ALL = (
+TRAINING, COPIES, HELD_OUT, OPEN, PROMPTS, UNSEEN, WITH_COPIES, ALL = (
     f"{name}.jsonl"
     for name in (
         "training",
         "copies",
         "held-out",
         "open",
-        "background",
-        "null",
         "prompts",
         "unseen-prompts",
         "with-copies",

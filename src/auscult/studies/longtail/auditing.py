@@ -8,8 +8,7 @@ from typing import Any
 
 from ...corpus import open_corpus
 from ...folders import Progress, write_card
-from ...inputs import Source
-from ..making import ROLES, audit_clips, clips_or_none, describe, described, given
+from ..making import audit_clips
 from ..sets import write_manifest
 from .arms import ALL, HELD_OUT, ON_TRAINING, SETS, runs_of
 from .config import LongtailConfig
@@ -17,26 +16,13 @@ from .quality import class_scores
 from .reading import made_clips
 
 
-def describe_stage(config: LongtailConfig, name: str, role: str, place: Path, progress: Progress) -> None:
-    """Descriptors of a given background or null, once for all audits."""
-    describe(config, name, given(config.data, role, place.parents[1]), place, progress)
-
-
-def of_audit(config: LongtailConfig, seed: int, name: str, role: str, folder: Path) -> Source | None:
-    """Background or null of a seed: as given, or what it leaves over; None where that is nothing."""
-    if getattr(config.data, role) is not None:
-        return described(folder, name, role) or given(config.data, role, folder)
-    return clips_or_none(folder / SETS / f"s{seed}" / f"{role}.jsonl")
-
-
 def audit_stage(config: LongtailConfig, seed: int, name: str, place: Path, progress: Progress) -> None:
     """One audit of all that a seed's models have made, so that one threshold is all of theirs."""
     folder = place.parents[1]
-    background, null = (of_audit(config, seed, name, role, folder) for role in ROLES)
     made = place.with_name(f"s{seed}.jsonl")
     write_manifest(made, [clip for run in runs_of(config, seed) for clip in made_clips(folder, run)])
     references = open_corpus(folder / SETS / f"s{seed}" / ALL)
-    audit_clips(config, name, open_corpus(made), references, background, null, place, progress)
+    audit_clips(config, name, open_corpus(made), references, folder, place, progress)
 
 
 def evaluate_stage(config: LongtailConfig, seed: int, place: Path, progress: Progress) -> None:

@@ -32,6 +32,8 @@ class StudyTail:
     copies
         Share of the training clips that is there a second time as a near-duplicate: another file, at another level, with faint
         noise, under an id of its own and the same caption.
+    tau
+        Threshold by which ``auscult dedup`` looks for duplicates, or ``"gap"``; the audit paper's is 0.5025.
     edges
         Of the bins of training frequency, as ``auscult evaluate`` has them: unseen classes are a bin of their own.
     """
@@ -40,6 +42,7 @@ class StudyTail:
     held_out: int = 6
     open: int = 6
     copies: float = 0.2
+    tau: float | str = "gap"
     edges: tuple[int, ...] = (1, 4, 10)
 
     def __post_init__(self) -> None:
@@ -156,16 +159,12 @@ class LongtailConfig:
     ----------
     seeds
         Of each, the ranks of the classes, the clips, the weights and the noise are others.
-    level
-        Largest p-value of a clip that is flagged, unless ``[audits] tau`` fixes a threshold: about so many clips that copy
-        nothing are flagged, in each way alike.
     threads, device
         Of training and sampling.
     """
 
     preset: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
-    level: float = 0.01
     threads: int | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     data: StudyData = field(default_factory=StudyData)
@@ -181,8 +180,6 @@ class LongtailConfig:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds should be one or more numbers from 0, each once, got {list(self.seeds)}")
-        if not 0 < self.level < 1:
-            raise ValueError(f"level should be between 0 and 1, got {self.level}")
         can = self.tail.trained_on - CLOSEST
         if (most := max(*self.retrieval.k, *self.retrieval.counts)) > can:
             raise ValueError(

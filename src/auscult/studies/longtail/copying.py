@@ -17,6 +17,8 @@ from ...corpus import Clip
 from ...search.exact import unit_rows
 from ...store import DescriptorStore
 from ...vectors import Vectors
+from ..config import StudyAudits
+from ..flagging import is_flagged
 from .arms import AUDITS, Run
 from .drawing import class_of, origin
 
@@ -68,26 +70,27 @@ class Seen:
 class SeedAudit:
     """The audit of all clips of a seed by one descriptor, and what of it counts as flagged.
 
-    The threshold of the audit follows from all clips that are in it: with few copies among many clips it is high. So ways are
-    compared by p-values instead: what is at most ``level`` is flagged, and so are about as many clips that copy nothing, in
-    each way alike.
-
     Attributes
     ----------
     audit
         Of the clips of all ways.
-    level
-        Largest p-value that is flagged; None: by the audit's own, fixed threshold.
+    name, asked
+        Its descriptor, and how clips are flagged.
     """
 
     audit: Audit
-    level: float | None
+    name: str
+    asked: StudyAudits
 
     @classmethod
-    def open(cls, folder: Path, seed: int, name: str, level: float | None) -> SeedAudit:
-        """That of a study's folder; where null scores are too few for the level, it is the smallest p-value that they give."""
-        audit = Audit.open(folder / AUDITS / f"s{seed}-{name}")
-        return cls(audit, None if level is None else max(level, 1 / (1 + audit.card["calibration"]["null_clips"])))
+    def open(cls, folder: Path, seed: int, name: str, asked: StudyAudits) -> SeedAudit:
+        """That of a study's folder."""
+        return cls(Audit.open(folder / AUDITS / f"s{seed}-{name}"), name, asked)
+
+    @property
+    def null_clips(self) -> int:
+        """How many null scores p-values come from."""
+        return int(self.audit.card["calibration"]["null_clips"])
 
     @cached_property
     def by_id(self) -> dict[str, dict[str, Any]]:
@@ -109,13 +112,10 @@ class SeedAudit:
                     tuple(row.get("retrieved") or ()),
                     query["reference_id"] if compared else None,
                     query["score"],
-                    compared and self._flags(query),
+                    compared and is_flagged(self.asked, self.name, query),
                 )
             )
         return found
-
-    def _flags(self, query: Mapping[str, Any]) -> bool:
-        return bool(query["flagged"]) if self.level is None else query["p_value"] <= self.level * (1 + 1e-9)
 
     @cached_property
     def likeness(self) -> Likeness | None:
@@ -136,6 +136,7 @@ def counts_of(seen: Sequence[Seen]) -> dict[str, Any]:
     flagged = Counter(one.kind for one in compared if one.flagged)
     return {
         "compared": len(compared),
+        "prompts": len({one.own for one in compared}),
         "flagged": sum(flagged.values()),
         **{f"flagged_{kind}": flagged[kind] for kind in KINDS},
         **{f"nearest_{kind}": all_kinds[kind] for kind in KINDS},

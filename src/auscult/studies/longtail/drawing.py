@@ -11,13 +11,13 @@ import soundfile as sf
 
 from ...audio import read_audio
 from ...corpus import Clip
-from ..sets import COPY, chosen, recording_of
+from ...identity import recordings
+from ..sets import COPY, chosen
 from .config import StudyTail
 
 COPY_GAIN = 0.5  # of a near-duplicate: 6 dB softer
 COPY_NOISE = 0.003  # of its own root mean square: 50 dB below it
 COPY_HZ = 32_000
-MIN_BACKGROUND = 20  # clips left over, of which fewer make no background
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,10 @@ def _ranks(tail: StudyTail, left: dict[str, int], rng: np.random.Generator) -> d
 
 
 def _recordings(clips: Sequence[Clip], group: str | None, rng: np.random.Generator) -> list[list[Clip]]:
+    ids = [clip.clip_id for clip in clips]
     found: dict[str, list[Clip]] = {}
-    for clip in clips:
-        found.setdefault(recording_of(clip.clip_id, group), []).append(clip)
+    for clip, name in zip(clips, ids if group is None else recordings(ids, group), strict=True):
+        found.setdefault(name, []).append(clip)
     names = sorted(found)
     return [found[names[row]] for row in rng.permutation(len(names))]
 
@@ -163,16 +164,6 @@ def prompts_of(drawn: Drawn, count: int, seed: int) -> list[Clip]:
     others = [clip for clip in drawn.training if clip.clip_id not in ids]
     order = np.random.default_rng([seed, count]).permutation(len(others))
     return [*drawn.again, *(others[row] for row in order)][:count]
-
-
-def parts_left(drawn: Drawn, background: int, null: int) -> tuple[list[Clip], list[Clip]]:
-    """Background and null of a seed: clips that are in no other set, for null the held-out ones as well.
-
-    Too few clips that are left over make no background.
-    """
-    first = min(background, len(drawn.rest) // 2)
-    first = first if first >= MIN_BACKGROUND else 0
-    return list(drawn.rest[:first]), [*drawn.held_out, *drawn.rest[first:]][: max(null, len(drawn.held_out))]
 
 
 def origin(clip_id: str) -> str:

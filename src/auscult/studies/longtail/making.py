@@ -17,6 +17,7 @@ from ..making import (
     CLIPS,
     SOURCE,
     generate_clips,
+    given,
     mel_window_s,
     torch_threads,
     train_model,
@@ -25,7 +26,6 @@ from ..sets import read_manifest, write_manifest
 from .arms import (
     ALL,
     AUDIO,
-    BACKGROUND,
     BOTH,
     BY_ID,
     COPIES,
@@ -35,7 +35,6 @@ from .arms import (
     ID,
     INDEXES,
     MODELS,
-    NULL,
     ON_TRAINING,
     OPEN,
     OPENED,
@@ -49,9 +48,8 @@ from .arms import (
     Run,
     model_name,
 )
-from .auditing import of_audit
 from .config import LongtailConfig, train_config
-from .drawing import class_of, draw, origin, parts_left, prompts_of, write_copies
+from .drawing import class_of, draw, origin, prompts_of, write_copies
 from .reading import rows_of
 
 STORE_OF = {PLAIN: None, AUDIO: EXCLUDING, BOTH: EXCLUDING, ID: BY_ID}
@@ -59,11 +57,10 @@ STORE_OF = {PLAIN: None, AUDIO: EXCLUDING, BOTH: EXCLUDING, ID: BY_ID}
 
 
 def make_set(config: LongtailConfig, seed: int, place: Path, progress: Progress) -> None:
-    """Manifests of a seed: what is trained on, held out and asked for, and, unless they are given, background and null."""
+    """Manifests of a seed: what is trained on, held out and asked for."""
     place.mkdir(exist_ok=True)
     drawn = draw(read_manifest(place.parents[1] / SOURCE / CLIPS), config.tail, seed, config.data.group)
     copies = write_copies(place / "copies", drawn.again, seed)
-    background, null = parts_left(drawn, config.audits.background_clips, config.audits.null_clips)
     unseen = [clip for clip in drawn.held_out if not drawn.frequency[class_of(clip)]]
     lists = {
         TRAINING: drawn.training,
@@ -74,8 +71,6 @@ def make_set(config: LongtailConfig, seed: int, place: Path, progress: Progress)
         HELD_OUT: drawn.held_out,
         PROMPTS: prompts_of(drawn, config.prompts, seed),
         UNSEEN: unseen,
-        BACKGROUND: background,
-        NULL: null,
     }
     for name, clips in lists.items():
         write_manifest(place / name, clips)
@@ -87,11 +82,9 @@ def make_set(config: LongtailConfig, seed: int, place: Path, progress: Progress)
 def duplicates_stage(config: LongtailConfig, seed: int, place: Path, progress: Progress) -> None:
     """What of a seed's clips are duplicates, as ``auscult dedup`` finds them."""
     folder = place.parents[1]
-    settings = DedupConfig(duration_s=mel_window_s(config), tau=config.audits.taus().get("mel", "gap"))
-    background = of_audit(config, seed, "mel", "background", folder)
-    deduplicate(
-        open_corpus(folder / SETS / f"s{seed}" / ALL), background=background, output=place, config=settings, progress=progress
-    )
+    clips, background = open_corpus(folder / SETS / f"s{seed}" / ALL), given(config.data, "background", folder)
+    settings = DedupConfig(duration_s=mel_window_s(config), tau=config.tail.tau)
+    deduplicate(clips, background=background, output=place, config=settings, progress=progress)
 
 
 def store_stage(config: LongtailConfig, seed: int, kind: str, place: Path, progress: Progress) -> None:

@@ -188,7 +188,7 @@ def _heard(folder: Path, content: Mapping[str, Any], name: str) -> list[dict[str
     config = make_config(LongtailConfig, dict(content["config"]))
     seed, k = config.seeds[0], config.retrieval.shown
     clips = {clip.clip_id: clip for clip in read_manifest(folder / SETS / f"s{seed}" / ALL)}
-    audit = SeedAudit.open(folder, seed, name, None if name in config.audits.taus() else config.level)
+    audit = SeedAudit.open(folder, seed, name, config.audits)
     found = []
     for way in runs_of(config, seed):
         if way.prompts != ON_TRAINING or way.k not in (0, k):

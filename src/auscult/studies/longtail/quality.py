@@ -13,9 +13,10 @@ import numpy.typing as npt
 from ...audio import read_audio
 from ...corpus import Clip
 from ...folders import Progress
+from ...identity import recordings
 from ...metrics.embeddings import logmel
 from ...metrics.intervals import percentile_interval
-from ..sets import read_manifest, recording_of
+from ..sets import read_manifest
 from .arms import HELD_OUT, SETS, Run
 from .config import LongtailConfig
 from .drawing import class_of
@@ -43,8 +44,9 @@ def class_scores(
     mean, deviation = vectors.mean(axis=0), np.maximum(vectors.std(axis=0), 1e-6)
     real_units = (vectors - mean) / deviation
     classes = [class_of(clip) for clip in real]
-    recordings = [recording_of(clip.clip_id, config.data.group) for clip in real]
-    same = np.array([[one == other for other in recordings] for one in recordings])
+    ids = [clip.clip_id for clip in real]
+    taken_from = ids if config.data.group is None else recordings(ids, config.data.group)
+    same = np.array([[one == other for other in taken_from] for one in taken_from])
     found = {
         "real": dict(
             zip([clip.clip_id for clip in real], _own_class(real_units, real_units, classes, classes, same), strict=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...folders import CARD, read_card
+from ..flagging import is_undecided, too_few_null_clips
 from ..rates import INTERVAL, pooled
 from ..sets import read_manifest
 from .arms import (
@@ -59,10 +60,8 @@ SAID = (
 def results_of(config: LongtailConfig, folder: Path) -> dict[str, Any]:
     """All that a study has found, as its card holds it."""
     ways = runs_of(config, config.seeds[0])
-    levels = {name: None if name in config.audits.taus() else config.level for name in config.audits.compared_by}
-    audits = {
-        (seed, name): SeedAudit.open(folder, seed, name, level) for seed in config.seeds for name, level in levels.items()
-    }
+    asked = config.audits
+    audits = {(seed, name): SeedAudit.open(folder, seed, name, asked) for seed in config.seeds for name in asked.compared_by}
     return {
         "sets": [_set(config, folder, seed) for seed in config.seeds],
         "models": [_model(config, folder, seed, model) for seed in config.seeds for model in NAMES],
@@ -91,15 +90,15 @@ def _model(config: LongtailConfig, folder: Path, seed: int, model: str) -> dict[
 
 def _audit(seed: int, name: str, one: SeedAudit) -> dict[str, Any]:
     card = one.audit.card
-    threshold, calibration = card["threshold"], card["calibration"]
+    threshold = card["threshold"]
     return {
         "seed": seed,
         "descriptor": name,
-        "level": one.level,
+        "level": None if name in one.asked.taus() else one.asked.level,
+        "undecided": is_undecided(one.asked, name, one.null_clips),
         "tau": threshold["tau"],
         "rule": threshold["rule"],
-        "null": calibration["null"],
-        "null_clips": calibration["null_clips"],
+        "null_clips": one.null_clips,
         **{key: card["counts"][key] for key in ("compared", "flagged")},
     }
 
@@ -135,12 +134,13 @@ def _facts(way: Run) -> dict[str, Any]:
 
 def _rates(seen: Sequence[Sequence[Seen]]) -> dict[str, Any]:
     counts = [counts_of(one) for one in seen]
-    found: dict[str, Any] = asdict(pooled([(one["flagged"], one["compared"]) for one in counts]))
-    found["by_seed"] = [one["flagged"] / one["compared"] if one["compared"] else None for one in counts]
+
+    def rate(what: str) -> dict[str, Any]:
+        return asdict(pooled([(one[what], one["compared"], one["prompts"]) for one in counts]))
+
+    found = {**rate("flagged"), "by_seed": [one["flagged"] / one["compared"] if one["compared"] else None for one in counts]}
     for what in ("flagged", "nearest"):
-        found[f"{what}_kinds"] = {
-            kind: asdict(pooled([(one[f"{what}_{kind}"], one["compared"]) for one in counts])) for kind in (*KINDS, "its")
-        }
+        found[f"{what}_kinds"] = {kind: rate(f"{what}_{kind}") for kind in (*KINDS, "its")}
     return found
 
 
@@ -170,7 +170,7 @@ def _nearer(
 def _guided(config: LongtailConfig, folder: Path, way: Run) -> dict[str, Any]:
     """What guidance did: clips that it acted on, and the thresholds of each seed."""
     rows = [rows_of(folder, replace(way, seed=seed)) for seed in config.seeds]
-    counts = [(sum(row["fired_steps"] > 0 for row in one), len(one)) for one in rows]
+    counts = [(sum(row["fired_steps"] > 0 for row in one), len(one), len({row["reference"] for row in one})) for one in rows]
     return {"way": way.way, **_facts(way), "fired": asdict(pooled(counts))}
 
 
@@ -248,13 +248,12 @@ def _warnings(config: LongtailConfig, folder: Path, audits: Mapping[tuple[int, s
     """What a reader has to know."""
     told = ["A flag is a suspicion by a descriptor: look at the pairs, or give verdicts (auscult review AUDIT)."]
     for name in config.audits.compared_by:
-        own = [one for (_, other), one in audits.items() if other == name]
-        levels = sorted({one.level for one in own if one.level is not None})
-        if levels:
-            shares = " to ".join(f"{level:.1%}" for level in dict.fromkeys((levels[0], levels[-1])))
-            told.append(f"{name}: of clips that copy nothing, about {shares} are flagged all the same, in every way alike.")
-        if weak := sum(one.audit.card["calibration"]["null"] != "given" for one in own):
-            told.append(f"{name}: {weak} of {len(own)} audits had no null clips; give [data] null.")
+        fewest = min(one.null_clips for (_, other), one in audits.items() if other == name)
+        if is_undecided(config.audits, name, fewest):
+            told.append(too_few_null_clips(config.audits, name, fewest))
+        elif name not in config.audits.taus():
+            level = config.audits.level
+            told.append(f"{name}: of clips that copy nothing, about {level:.1%} are flagged all the same, in every way alike.")
     lost = [(seed, *copies_found(folder, seed)) for seed in config.seeds]
     if missed := [f"{there - found} of {there} for seed {seed}" for seed, found, there in lost if found < there]:
         told.append(
@@ -266,6 +265,6 @@ def _warnings(config: LongtailConfig, folder: Path, audits: Mapping[tuple[int, s
         f"Scores by frequency are of {held_out:,} clips a way over {len(config.seeds)} seeds, {config.tail.held_out} a class "
         "and seed."
     )
-    if "sounds" in (config.data.source, config.data.background, config.data.null):
-        told.append("Some of the clips are synthesized (source, background or null = 'sounds'): no result about recordings.")
+    if "sounds" in (config.data.source, config.data.null):
+        told.append("Training or null clips are synthesized ('sounds'): no result about recordings.")
     return told

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ...folders import CARD, Progress, no_progress
 from ..config import SOUNDS
-from ..making import DESCRIBED, ROLES, SOURCE, clips_of, make_source
+from ..making import SOURCE, check_roles, make_source, role_stages
 from ..running import Study, run_study, stated
 from ..sets import read_pool
 from ..stages import Plan, Stage, plan_stages
@@ -41,7 +41,7 @@ from .arms import (
     model_name,
     runs_of,
 )
-from .auditing import audit_stage, describe_stage, evaluate_stage
+from .auditing import audit_stage, evaluate_stage
 from .config import LongtailConfig
 from .drawing import draw
 from .making import (
@@ -100,9 +100,7 @@ def _check_source(config: LongtailConfig, output: Path) -> None:
         clips = read_pool(config.data.source, audio_root=config.data.audio_root, encoding=config.data.encoding)
         for seed in config.seeds:
             draw(clips, config.tail, seed, config.data.group)
-    for role in (config.data.background, config.data.null):
-        if role not in (None, SOUNDS):
-            clips_of(role)
+    check_roles(config.data)
 
 
 # --- the stages -------------------------------------------------------------------------------------------------------
@@ -112,11 +110,7 @@ def stages_of(config: LongtailConfig) -> list[Stage]:
     """All stages of a study, in order. The sets of all seeds come first, so that a source may change later."""
     stages = [Stage(SOURCE, "preparing", 1, "sets", partial(make_source, config, config.source_clips))]
     stages += [Stage(f"{SETS}/s{seed}", "preparing", 1, "sets", partial(make_set, config, seed)) for seed in config.seeds]
-    roles = [role for role in ROLES if getattr(config.data, role) is not None]
-    for name in config.audits.compared_by if roles else ():
-        for role in roles:
-            make = partial(describe_stage, config, name, role)
-            stages.append(Stage(f"{DESCRIBED}/{name}-{role}", "preparing", 1, "sets", make))
+    stages += role_stages(config)
     for seed in config.seeds:
         stages += _stages_of_seed(config, seed)
     return stages

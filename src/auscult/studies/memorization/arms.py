@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .config import MemorizationConfig
 
 SETS, MODELS, MADE, AUDITS, DEDUPLICATED = "sets", "models", "generated", "audits", "deduplicated"
-TRAINING, PROMPTS, BACKGROUND, NULL, REPEATED, WITH_COPIES = (
-    f"{name}.jsonl" for name in ("training", "prompts", "background", "null", "repeated", "with-copies")
-)
+CONTROLS = "controls"
+TRAINING, PROMPTS, REPEATED, WITH_COPIES = (f"{name}.jsonl" for name in ("training", "prompts", "repeated", "with-copies"))
 
 
 @dataclass(frozen=True)
@@ -24,18 +23,26 @@ class Arm:
         How often the chosen clips are in it; None: the plain model with prompts of the whole set.
     deduplicated
         Whether duplicates were taken out before training.
+    steps
+        Of training; None: as all others.
     """
 
     size: int
     seed: int
     copies: int | None = None
     deduplicated: bool = False
+    steps: int | None = None
 
     @property
     def name(self) -> str:
         """Of its folders, such as ``n80-s0-copies4``."""
         kind = "" if self.copies is None else f"-copies{self.copies}" + ("-deduplicated" if self.deduplicated else "")
-        return f"n{self.size}-s{self.seed}{kind}"
+        return f"n{self.size}-s{self.seed}{kind}" + ("" if self.steps is None else f"-steps{self.steps}")
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is of the curve against the size."""
+        return self.copies is None and self.steps is None
 
     @property
     def model(self) -> str:
@@ -49,16 +56,19 @@ class Arm:
 
 
 def arms_of(config: MemorizationConfig) -> list[Arm]:
-    """All arms of a study: sizes by seeds, then those of repeated clips.
+    """All arms of a study: sizes by seeds, other numbers of steps, then those of repeated clips.
 
     Examples
     --------
-    >>> from auscult.studies.memorization.config import StudyData, StudyDuplicates
-    >>> config = MemorizationConfig(sizes=(8, 24), seeds=(0,), duplicates=StudyDuplicates(size=24, copies=(1, 4)))
+    >>> from auscult.studies.memorization.config import StudyDuplicates, StudyEpochs
+    >>> epochs, duplicates = StudyEpochs(size=24, steps=(100,)), StudyDuplicates(size=24, copies=(1, 4))
+    >>> config = MemorizationConfig(sizes=(8, 24), seeds=(0,), epochs=epochs, duplicates=duplicates)
     >>> [arm.name for arm in arms_of(config)]
-    ['n8-s0', 'n24-s0', 'n24-s0-copies1', 'n24-s0-copies4', 'n24-s0-copies4-deduplicated']
+    ['n8-s0', 'n24-s0', 'n24-s0-steps100', 'n24-s0-copies1', 'n24-s0-copies4', 'n24-s0-copies4-deduplicated']
     """
     arms = [Arm(size, seed) for seed in config.seeds for size in config.sizes]
+    if config.epochs.size:
+        arms += [Arm(config.epochs.size, seed, steps=steps) for seed in config.seeds for steps in config.epochs.steps]
     asked = config.duplicates
     if asked.repeated:
         arms += [Arm(asked.size, seed, copies) for seed in config.seeds for copies in (1, *asked.repeated)]
@@ -67,23 +77,42 @@ def arms_of(config: MemorizationConfig) -> list[Arm]:
     return arms
 
 
+def other_seed(config: MemorizationConfig, arm: Arm) -> Arm:
+    """The arm of the next seed, on whose training clips this one was not trained, as far as they are others."""
+    place = config.seeds.index(arm.seed) + 1
+    return replace(arm, seed=config.seeds[place % len(config.seeds)])
+
+
+def asked_for(config: MemorizationConfig, arm: Arm) -> tuple[tuple[int, int], ...]:
+    """Of which groups of an arm's training clips clips are made: how many clips there are, and how many are wanted of them.
+
+    A plain arm has one group; one with copies has the repeated clips and the others, half of the generated clips each.
+
+    Examples
+    --------
+    >>> from auscult.studies.config import StudySampling
+    >>> config = MemorizationConfig(generate=StudySampling(clips=40))
+    >>> asked_for(config, Arm(80, 0)), asked_for(config, Arm(80, 0, copies=4))
+    (((80, 40),), ((8, 20), (72, 20)))
+    """
+    wanted = config.generate.clips
+    if arm.copies is None:
+        return ((arm.size, wanted),)
+    few, half = max(1, round(config.duplicates.share * arm.size)), (wanted + 1) // 2
+    return ((few, half), (arm.size - few, half))
+
+
 def clips_made(config: MemorizationConfig, arm: Arm) -> int:
     """How many clips an arm generates.
 
     Examples
     --------
-    >>> from auscult.studies.memorization.config import StudySampling
+    >>> from auscult.studies.config import StudySampling
     >>> config = MemorizationConfig(generate=StudySampling(clips=40))
     >>> [clips_made(config, Arm(size, 0)) for size in (8, 24, 80)], clips_made(config, Arm(80, 0, copies=4))
     ([40, 48, 40], 36)
     """
-    wanted = config.generate.clips
-
-    def made(size: int, wanted: int) -> int:
-        return size if wanted == 0 else wanted if wanted < size else size * round(wanted / size)
-
-    if arm.copies is None:
-        return made(arm.size, wanted)
-    few = max(1, round(config.duplicates.share * arm.size))
-    half = (wanted + 1) // 2
-    return made(few, half) + made(arm.size - few, half)
+    return sum(
+        size if wanted == 0 else wanted if wanted < size else size * round(wanted / size)
+        for size, wanted in asked_for(config, arm)
+    )

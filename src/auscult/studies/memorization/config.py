@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,12 +24,15 @@ class StudyDuplicates:
         How often each of these is there; a model for each number beyond 1. The models of the sizes themselves are the 1.
     deduplicate
         Deduplicate the set with most copies, and train on what is kept.
+    tau
+        Threshold of that, of ``mel``, or ``"gap"``; the audit paper's is 0.5025.
     """
 
     size: int = 0
     share: float = 0.1
     copies: tuple[int, ...] = (1, 4, 16)
     deduplicate: bool = True
+    tau: float | str = "gap"
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -41,6 +44,26 @@ class StudyDuplicates:
     def repeated(self) -> tuple[int, ...]:
         """Numbers of copies that need a model of their own."""
         return tuple(copies for copies in self.copies if copies > 1) if self.size else ()
+
+
+@dataclass(frozen=True)
+class StudyEpochs:
+    """``[epochs]``: does a model that is trained for longer replicate more?
+
+    Attributes
+    ----------
+    size
+        Of the training set, one of the sizes; 0: this is not asked.
+    steps
+        Numbers of steps, rising, each a training of its own, beside that of ``[train]``.
+    """
+
+    size: int = 0
+    steps: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if min(self.steps, default=1) < 1 or list(self.steps) != sorted(set(self.steps)):
+            raise ValueError(f"[epochs] steps should be rising numbers from 1, got {list(self.steps)}")
 
 
 @dataclass(frozen=True)
@@ -66,6 +89,7 @@ class MemorizationConfig:
     train: StudyTraining = field(default_factory=StudyTraining)
     generate: StudySampling = field(default_factory=StudySampling)
     audits: StudyAudits = field(default_factory=StudyAudits)
+    epochs: StudyEpochs = field(default_factory=StudyEpochs)
     duplicates: StudyDuplicates = field(default_factory=StudyDuplicates)
     rates: StudyRates = field(default_factory=StudyRates)
 
@@ -74,8 +98,11 @@ class MemorizationConfig:
             raise ValueError(f"sizes should be rising numbers from 2, got {list(self.sizes)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds should be one or more numbers from 0, each once, got {list(self.seeds)}")
-        if self.duplicates.size and self.duplicates.size not in self.sizes:
-            raise ValueError(f"[duplicates] size should be one of sizes {list(self.sizes)}, got {self.duplicates.size}")
+        for name, size in (("duplicates", self.duplicates.size), ("epochs", self.epochs.size)):
+            if size and size not in self.sizes:
+                raise ValueError(f"[{name}] size should be one of sizes {list(self.sizes)}, got {size}")
+        if self.train.steps in self.epochs.steps:
+            raise ValueError(f"[epochs] steps are beside those of [train], {self.train.steps:,}; leave these out")
 
 
 def load_memorization_config(
@@ -94,10 +121,13 @@ def load_memorization_config(
     return config
 
 
-def train_config(config: MemorizationConfig, manifest: str | Path, seed: int, *, repeated: bool = False) -> TrainConfig:
+def train_config(
+    config: MemorizationConfig, manifest: str | Path, seed: int, *, repeated: bool = False, steps: int | None = None
+) -> TrainConfig:
     """How a model is trained on the clips of a manifest.
 
     Where clips are ``repeated``, the gate of the codec's reconstructions is off, which cannot tell copies apart.
     """
     more = ["gates.reconstruction=0.0"] if repeated else []
-    return config.train.config(manifest, seed, device=config.device, threads=config.threads, more=more)
+    training = config.train if steps is None else replace(config.train, steps=steps)
+    return training.config(manifest, seed, device=config.device, threads=config.threads, more=more)

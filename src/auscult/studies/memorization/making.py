@@ -2,52 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...corpus import Clip, open_corpus
 from ...duplicates import CLUSTERS, DedupConfig, deduplicate
-from ...folders import Progress, write_card
-from ...inputs import Source
-from ..making import (
-    CLIPS,
-    ROLES,
-    SOURCE,
-    audit_clips,
-    clips_or_none,
-    describe,
-    described,
-    generate_clips,
-    given,
-    mel_window_s,
-    train_model,
-)
-from ..sets import background_and_null, chosen, divide, prompted, read_manifest, repeated, write_manifest
-from .arms import BACKGROUND, DEDUPLICATED, MADE, MODELS, NULL, PROMPTS, REPEATED, SETS, TRAINING, WITH_COPIES, Arm
+from ...folders import Progress, write_card, write_text
+from ..making import CLIPS, SOURCE, audit_clips, generate_clips, given, mel_window_s, train_model
+from ..sets import chosen, divide, of_other_recordings, prompted, read_manifest, repeated, write_manifest
+from .arms import DEDUPLICATED, MADE, MODELS, PROMPTS, REPEATED, SETS, TRAINING, WITH_COPIES, Arm, asked_for, other_seed
 from .config import MemorizationConfig, train_config
 
 
 def make_set(config: MemorizationConfig, arm: Arm, place: Path, progress: Progress) -> None:
-    """Manifests of an arm: what is trained on, prompts, and, unless they are given, background and null."""
+    """Manifests of an arm: what is trained on, and prompts."""
     place.mkdir(exist_ok=True)
-    parts = divide(read_manifest(place.parents[1] / SOURCE / CLIPS), arm.size, arm.seed, config.data.group)
-    write_manifest(place / TRAINING, parts.training)
-    again = chosen(parts.training, config.duplicates.share, arm.seed) if arm.copies is not None else ()
+    training = divide(read_manifest(place.parents[1] / SOURCE / CLIPS), arm.size, arm.seed, config.data.group).training
+    write_manifest(place / TRAINING, training)
+    again = chosen(training, config.duplicates.share, arm.seed) if arm.copies is not None else ()
     write_manifest(place / REPEATED, again)
     if arm.copies is not None:
-        write_manifest(place / WITH_COPIES, repeated(parts.training, again, arm.copies))
-    background, null = background_and_null(parts.rest, config.audits.background_clips, config.audits.null_clips)
-    write_manifest(place / BACKGROUND, background)
-    write_manifest(place / NULL, null)
+        write_manifest(place / WITH_COPIES, repeated(training, again, arm.copies))
     ids = {clip.clip_id for clip in again}
-    half = (config.generate.clips + 1) // 2
-    groups = [parts.training] if arm.copies is None else [again, [c for c in parts.training if c.clip_id not in ids]]
-    wanted = config.generate.clips if arm.copies is None else half
-    rows = [clip for group in groups for clip in _prompt_rows(*prompted(group, wanted, arm.seed))]
+    groups = [training] if arm.copies is None else [again, [clip for clip in training if clip.clip_id not in ids]]
+    wanted = [wanted for _, wanted in asked_for(config, arm)]
+    rows = [clip for group, some in zip(groups, wanted, strict=True) for clip in _prompt_rows(*prompted(group, some, arm.seed))]
     write_manifest(place / PROMPTS, rows)
-    facts = {"training": len(parts.training), "repeated": len(again), "background": len(background), "null": len(null)}
-    write_card(place, "sets of a study", {"arm": vars(arm), **facts, "prompts": len(rows)})
+    facts = {"training": len(training), "repeated": len(again), "prompts": len(rows)}
+    write_card(place, "sets of a study", {"arm": vars(arm), **facts})
     progress(1, 1, "sets")
 
 
@@ -60,9 +44,8 @@ def deduplicate_stage(config: MemorizationConfig, arm: Arm, place: Path, progres
     """Deduplicate the set with copies; what is kept is the training set of the arm."""
     folder = place.parents[1]
     sets = folder / SETS / arm.name
-    background = _of_audit(config, arm, "mel", "background", folder)
     # copies of a file are found by their digests; mel finds what is alike without being the same
-    settings = DedupConfig(duration_s=mel_window_s(config), tau=config.audits.taus().get("mel", "gap"))
+    settings = DedupConfig(duration_s=mel_window_s(config), tau=config.duplicates.tau)
 
     def kept(made: Path) -> None:
         dropped = {row["clip_id"] for row in _cluster_rows(made) if not row["keep"]}
@@ -71,7 +54,7 @@ def deduplicate_stage(config: MemorizationConfig, arm: Arm, place: Path, progres
 
     deduplicate(
         open_corpus(sets / WITH_COPIES),
-        background=background,
+        background=given(config.data, "background", folder),
         output=place,
         config=settings,
         progress=progress,
@@ -86,24 +69,12 @@ def _cluster_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _of_audit(config: MemorizationConfig, arm: Arm, name: str, role: str, folder: Path) -> Source | None:
-    """Background or null of an arm's audit: as given, or what the source leaves over; None where that is nothing."""
-    if getattr(config.data, role) is not None:
-        return described(folder, name, role) or given(config.data, role, folder)
-    return clips_or_none(folder / SETS / arm.name / f"{role}.jsonl")
-
-
-def describe_stage(config: MemorizationConfig, name: str, role: str, place: Path, progress: Progress) -> None:
-    """Descriptors of a given background or null, once for all audits."""
-    describe(config, name, given(config.data, role, place.parents[1]), place, progress)
-
-
 def train_stage(config: MemorizationConfig, arm: Arm, place: Path, progress: Progress) -> None:
     folder = place.parents[1]
     manifest = folder / SETS / arm.name / (TRAINING if arm.copies is None else WITH_COPIES)
     if arm.deduplicated:
         manifest = folder / DEDUPLICATED / f"{arm.name}.jsonl"
-    train_model(train_config(config, manifest, arm.seed, repeated=arm.copies is not None), place, progress)
+    train_model(train_config(config, manifest, arm.seed, repeated=arm.copies is not None, steps=arm.steps), place, progress)
 
 
 def generate_stage(config: MemorizationConfig, arm: Arm, place: Path, progress: Progress) -> None:
@@ -115,6 +86,19 @@ def generate_stage(config: MemorizationConfig, arm: Arm, place: Path, progress: 
 
 def audit_stage(config: MemorizationConfig, arm: Arm, name: str, place: Path, progress: Progress) -> None:
     folder = place.parents[1]
-    background, null = (_of_audit(config, arm, name, role, folder) for role in ROLES)
     made, training = folder / MADE / arm.name / "manifest.jsonl", folder / SETS / arm.name / TRAINING
-    audit_clips(config, name, open_corpus(made), open_corpus(training), background, null, place, progress)
+    audit_clips(config, name, open_corpus(made), open_corpus(training), folder, place, progress)
+
+
+def control_stage(config: MemorizationConfig, arm: Arm, name: str, place: Path, progress: Progress) -> None:
+    """The arm's clips against another seed's training clips, less recordings of its own: how often are no copies flagged?"""
+    folder = place.parents[1]
+    own, theirs = (read_manifest(folder / SETS / one.name / TRAINING) for one in (arm, other_seed(config, arm)))
+    unseen = of_other_recordings(theirs, own, config.data.group)
+    if not unseen:
+        write_text(place, json.dumps({"unseen": 0}))
+        return
+    manifest = place.with_name(f"{place.name}.jsonl")
+    write_manifest(manifest, unseen)
+    made = folder / MADE / arm.name / "manifest.jsonl"
+    audit_clips(config, name, open_corpus(made), open_corpus(manifest), folder, place, progress)

@@ -15,10 +15,9 @@ from ...folders import Progress, no_progress, package_versions, write_text
 from ...report.page import REPORT, pair_sides
 from ...report.rendering import render
 from ...report.verification import wide_and_narrow
-from ..figures import Series, rates_svg
+from ..figures import COLORS, Series, rates_svg
 from .arms import AUDITS
 
-COLORS = {"contrast": QUERY_COLOR, "mel": REFERENCE_COLOR, "clap": NULL_COLOR}
 PAIRS = 2  # heard of each size
 
 
@@ -42,6 +41,7 @@ def write_memorization_page(folder: Path, content: Mapping[str, Any], progress: 
         content=content,
         names=names,
         curve=_curve(content, names),
+        epochs=_epochs(content, names),
         histograms=_histograms(folder, content, names),
         duplicates=_duplicates(content, names),
         heard=_heard(folder, content, names[0]),
@@ -72,6 +72,18 @@ def sentence(content: Mapping[str, Any]) -> str:
     return f"{first} as possible replicas{last}."
 
 
+def _epochs(content: Mapping[str, Any], names: Sequence[str]) -> Markup | None:
+    """Flagged against steps of training, at one size."""
+    if not content["epochs"]:
+        return None
+    places = [f"{row['steps']:,}\n({row['epochs']:,.0f} epochs)" for row in content["epochs"] if row["descriptor"] == names[0]]
+    series = [
+        _series(f"flagged by {name}", COLORS[name], [row for row in content["epochs"] if row["descriptor"] == name])
+        for name in names
+    ]
+    return _twice(places, series, label="steps of training", of="generated clips flagged")
+
+
 def _curve(content: Mapping[str, Any], names: Sequence[str]) -> Markup:
     """Flagged against N, by descriptor; below each N the epochs."""
     sizes = list(dict.fromkeys((row["size"], row["epochs"]) for row in content["curve"]))
@@ -80,6 +92,9 @@ def _curve(content: Mapping[str, Any], names: Sequence[str]) -> Markup:
         rows = [row for row in content["curve"] if row["descriptor"] == name]
         series.append(_series(f"flagged by {name}", COLORS[name], rows))
     places = [f"{size:,}\n({epochs:,.0f} epochs)" for size, epochs in sizes]
+    control = [row["control"] for row in content["curve"] if row["descriptor"] == names[0]]
+    if any(one["rate"] is not None for one in control):
+        series.append(_series(f"control, by {names[0]}", NULL_COLOR, control))
     return _twice(places, series, label="training clips, at equal steps of training", of="generated clips flagged")
 
 
@@ -97,18 +112,20 @@ def _histograms(folder: Path, content: Mapping[str, Any], names: Sequence[str]) 
     found = []
     for name in names:
         for row in (row for row in content["curve"] if row["descriptor"] == name):
-            arms = [arm for arm in content["models"] if arm["size"] == row["size"] and arm["copies"] is None]
+            arms = [arm for arm in content["models"] if arm["size"] == row["size"] and arm["plain"]]
             audits = [Audit.open(folder / AUDITS / f"{arm['name']}-{name}") for arm in arms]
             generated = np.concatenate([one.queries()["score"].drop_null().to_numpy() for one in audits])
             training = np.concatenate([one.training()["score"].drop_null().to_numpy() for one in audits])
+            null = np.concatenate([one.null()["score"].drop_null().to_numpy() for one in audits])
             sets = [
                 ("generated to training", QUERY_COLOR, generated),
                 ("training to training", REFERENCE_COLOR, training),
             ]
-            tau = None if row["undecided"] else float(np.median(row["tau"]))
+            tau = float(np.quantile(null, 1 - content["config"]["audits"]["level"], method="higher"))
             wide, narrow = (histogram_svg(sets, tau=tau, unit="clips", narrow=narrow) for narrow in (False, True))
             title = f"{row['size']:,} training clips, by {name}"
-            found.append({"title": title, "picture": Markup(wide_and_narrow(wide, narrow)), "seeds": len(audits)})
+            picture = Markup(wide_and_narrow(wide, narrow))
+            found.append({"title": title, "picture": picture, "separation": row["separation"]})
     return found
 
 
@@ -133,7 +150,7 @@ def _heard(folder: Path, content: Mapping[str, Any], name: str) -> list[dict[str
     """The best-scoring pairs of each size, to look at and to hear."""
     found = []
     for size in dict.fromkeys(row["size"] for row in content["curve"]):
-        arm = next(arm for arm in content["models"] if arm["size"] == size and arm["copies"] is None)
+        arm = next(arm for arm in content["models"] if arm["size"] == size and arm["plain"])
         matches = Audit.open(folder / AUDITS / f"{arm['name']}-{name}").matches().to_pylist()
         best = sorted((row for row in matches if row["rank"] == 1), key=lambda row: (-row["score"], row["query_id"]))
         # the middle one is what is typical, the first what is worst

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...audit import Audit
-from ...folders import REVIEW_DB, read_card
-from ...report.page import undecided
+from ...folders import CARD, REVIEW_DB, read_card
 from ...review.verdicts import VerdictStore
 from ...review.verified import audit_rate
-from ..rates import INTERVAL, pooled
+from ..flagging import counted, rate_of, too_few_null_clips
+from ..rates import INTERVAL, pooled, separation
 from ..sets import read_manifest
-from .arms import AUDITS, DEDUPLICATED, MADE, MODELS, REPEATED, SETS, Arm
+from .arms import AUDITS, CONTROLS, DEDUPLICATED, MADE, MODELS, REPEATED, SETS, Arm
 from .config import MemorizationConfig, train_config
 
 PUBLISHED = (
@@ -26,17 +27,29 @@ PUBLISHED = (
         "training clips": "about 45,000 (the full set)",
         "published": "2,278 flagged; about a dozen verified by each method, 5 to 10 in 10,000",
     },
+    {
+        "training clips": "the full set, against itself",
+        "published": "276 groups of possible duplicates; 88 of them verified, which hold 257 clips",
+    },
+)
+CONTROL = (
+    "Control: the same clips against the training clips of the next seed, less recordings of their own model's. None of these "
+    "can have been copied: what is flagged there is false alarm. At the largest size nothing may be left to compare with."
 )
 
 
 def results_of(config: MemorizationConfig, arms: Sequence[Arm], folder: Path) -> dict[str, Any]:
     """All that a study has found, as its card holds it."""
     rows = [_row(config, arm, folder) for arm in arms]
+    plain = [[row for row in rows if row["plain"] and row["size"] == size] for size in config.sizes]
+    names = config.audits.compared_by
     return {
         "models": rows,
-        "curve": _curve(config, rows),
+        "curve": [{"size": own[0]["size"], **_point(own, name)} for own in plain for name in names],
+        "epochs": _epochs(config, rows),
         "duplicates": _duplicates(config, rows),
         "interval": INTERVAL,
+        "control": CONTROL,
         "published": [dict(row) for row in PUBLISHED],
         "warnings": _warnings(config, rows),
     }
@@ -45,14 +58,17 @@ def results_of(config: MemorizationConfig, arms: Sequence[Arm], folder: Path) ->
 def _row(config: MemorizationConfig, arm: Arm, folder: Path) -> dict[str, Any]:
     trained_on = int(read_card(folder / MODELS / arm.model, "training")["counts"]["trained_on"])
     batch = train_config(config, "clips.jsonl", arm.seed).optimizer.batch
+    steps = arm.steps or config.train.steps
     again = {clip.clip_id for clip in read_manifest(folder / SETS / arm.name / REPEATED)}
     made = [json.loads(line) for line in (folder / MADE / arm.name / "manifest.jsonl").read_text("utf-8").splitlines()]
     prompt_of = {row["clip_id"]: row["reference"] for row in made}
     row = {
         "name": arm.name,
         **asdict(arm),
+        "plain": arm.plain,
+        "steps": steps,
         "trained_on": trained_on,
-        "epochs": round(config.train.steps * batch / trained_on, 1),
+        "epochs": round(steps * batch / trained_on, 1),  # how often a clip was seen, for each of its copies
         "clips": len(made),
         "audits": {name: _audited(config, arm, name, folder, prompt_of, again) for name in config.audits.compared_by},
     }
@@ -67,72 +83,69 @@ def _audited(
     """What one audit says of one model's clips."""
     audit = Audit.open(folder / AUDITS / f"{arm.name}-{name}")
     rows = [row for row in audit.queries().to_pylist() if row["score"] is not None]
-    threshold = audit.card["threshold"]
+    training, null = audit.training()["score"].drop_null().to_numpy(), audit.card["calibration"]["null_clips"]
     found = {
         "descriptor": audit.card["descriptor"],
-        "compared": len(rows),
         "silent": audit.card["counts"]["generated"] - len(rows),
-        "flagged": sum(row["flagged"] for row in rows),
+        **counted(config.audits, name, rows, prompt_of, null),
+        "listed": sum(row["flagged"] for row in rows),
         "own_clip_nearest": sum(row["reference_id"] == prompt_of[row["query_id"]] for row in rows),
-        "tau": threshold["tau"],
-        "rule": threshold["rule"],
-        "undecided": undecided(audit.card),
-        "unseen": _unseen(audit, config.audits.fdr, len(rows)),
-        "null": audit.card["calibration"]["null"],
-        "null_clips": audit.card["calibration"]["null_clips"],
-        "background_given": "background" in audit.card["inputs"],
+        "separation": separation(np.array([row["score"] for row in rows]), training),
+        "tau": audit.card["threshold"]["tau"],
+        "rule": audit.card["threshold"]["rule"],
+        "null_clips": null,
         "verified": _verified(audit),
+        "control": None,
     }
+    place = folder / CONTROLS / f"{arm.name}-{name}"
+    if (place / CARD).is_file():
+        control = Audit.open(place)
+        unseen = control.card["calibration"]["null_clips"]
+        found["control"] = counted(config.audits, name, control.queries().to_pylist(), prompt_of, unseen)
     if again:
         for key, wanted in (("repeated", True), ("once", False)):
             own = [row for row in rows if (prompt_of[row["query_id"]] in again) is wanted]
-            found[key] = {"flagged": sum(row["flagged"] for row in own), "compared": len(own)}
+            found[key] = counted(config.audits, name, own, prompt_of, null)
     return found
 
 
-def _unseen(audit: Audit, fdr: float, compared: int) -> int:
-    """How many copies too few null scores could not tell: with n of them, it takes ``m / (fdr (n + 1))`` of m clips."""
-    if not undecided(audit.card):
-        return 0
-    least = math.ceil(compared / (fdr * (audit.card["calibration"]["null_clips"] + 1)))
-    return min(compared, least - 1)
-
-
-def _verified(audit: Audit) -> dict[str, Any] | None:
-    """The verified rate, where somebody has given verdicts."""
+def _verified(audit: Audit) -> str | None:
+    """The verified rate in words, where somebody has given verdicts."""
     if not (audit.path / REVIEW_DB).is_file():
         return None
     with VerdictStore.open(audit.path) as store:
         verdicts, samples = store.consensus(), store.samples()
     rate = audit_rate(audit.queries(), verdicts, matches=audit.matches(), samples=samples)
-    if not rate.verified:
-        return None
-    return {"replications": rate.replications, "verified": rate.verified, "clips": rate.clips, "sentence": rate.sentence}
+    return rate.sentence if rate.verified else None
 
 
-def _curve(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each size and descriptor: the rate over the seeds."""
-    curve = []
-    for size in config.sizes:
-        own = [row for row in rows if row["size"] == size and row["copies"] is None]
-        for name in config.audits.compared_by:
-            audits = [row["audits"][name] for row in own]
-            nearest = pooled([(one["own_clip_nearest"], one["compared"]) for one in audits])
-            seen = [one["verified"] for one in audits if one["verified"]]
-            curve.append(
-                {
-                    "size": size,
-                    "epochs": own[0]["epochs"],
-                    "descriptor": name,
-                    **asdict(pooled([(one["flagged"], one["compared"]) for one in audits], [one["unseen"] for one in audits])),
-                    "by_seed": [one["flagged"] / one["compared"] if one["compared"] else None for one in audits],
-                    "own_clip_nearest": nearest.rate,
-                    "undecided": sum(one["undecided"] for one in audits),
-                    "tau": [one["tau"] for one in audits],
-                    "verified": {key: sum(one[key] for one in seen) for key in ("replications", "verified")} if seen else None,
-                }
-            )
-    return curve
+def _point(own: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    """What the models of one point of a curve say by one descriptor."""
+    audits = [row["audits"][name] for row in own]
+    apart = [one["separation"] for one in audits if one["separation"] is not None]
+    nearest = pooled([(one["own_clip_nearest"], one["compared"], one["prompts"]) for one in audits])
+    return {
+        "descriptor": name,
+        "steps": own[0]["steps"],
+        "epochs": own[0]["epochs"],
+        **rate_of(audits),
+        "undecided": sum(one["undecided"] for one in audits),
+        "by_seed": [one["flagged"] / one["compared"] if one["compared"] else None for one in audits],
+        "control": rate_of([one["control"] for one in audits]),
+        "listed": sum(one["listed"] for one in audits),
+        "own_clip_nearest": nearest.rate,
+        "separation": [min(apart), sum(apart) / len(apart), max(apart)] if apart else None,
+        "verified": [f"{row['name']}: {row['audits'][name]['verified']}" for row in own if row["audits"][name]["verified"]],
+    }
+
+
+def _epochs(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each number of steps, with that of all others: the rate over the seeds."""
+    if not config.epochs.size:
+        return []
+    own = [row for row in rows if row["size"] == config.epochs.size and row["copies"] is None]
+    steps = sorted({row["steps"] for row in own})
+    return [_point([row for row in own if row["steps"] == one], name) for one in steps for name in config.audits.compared_by]
 
 
 def _duplicates(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -141,12 +154,11 @@ def _duplicates(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> l
     arms = dict.fromkeys((row["copies"], row["deduplicated"]) for row in rows if row["copies"] is not None)
     for copies, deduplicated in arms:
         own = [row for row in rows if (row["copies"], row["deduplicated"]) == (copies, deduplicated)]
+        seen = sum(row["epochs"] for row in own) / len(own)
         for name in config.audits.compared_by:
             line: dict[str, Any] = {"copies": copies, "deduplicated": deduplicated, "descriptor": name}
-            for key in ("repeated", "once"):
-                counts = [row["audits"][name][key] for row in own]
-                unseen = [min(row["audits"][name]["unseen"], row["audits"][name][key]["compared"]) for row in own]
-                line[key] = asdict(pooled([(one["flagged"], one["compared"]) for one in counts], unseen))
+            for key, times in (("repeated", 1 if deduplicated else copies), ("once", 1)):
+                line[key] = {**rate_of([row["audits"][name][key] for row in own]), "exposures": round(seen * times, 1)}
             if deduplicated:
                 line["dropped"] = [row["dropped"] for row in own]
             found.append(line)
@@ -159,17 +171,8 @@ def _warnings(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> lis
     if not any(audit["verified"] for row in rows for audit in row["audits"].values()):
         told[0] += " Nobody has decided anything yet."
     for name in config.audits.compared_by:
-        audits = {row["name"]: row["audits"][name] for row in rows}
-        if open_ := [key for key, one in audits.items() if one["undecided"]]:
-            told.append(
-                f"{name}: in {len(open_)} of {len(rows)} audits ({', '.join(open_[:4])}) nothing is flagged, and too few "
-                "null scores are there to tell a single copy, which the intervals take in: give more."
-            )
-        if own := [key for key, one in audits.items() if one["null"] != "given"]:
-            told.append(
-                f"{name}: without null clips, {len(own)} of {len(rows)} audits ({', '.join(own[:4])}) compare with the "
-                "training clips' own scores, which are too high where these are alike: give [data] null."
-            )
-    if "sounds" in (config.data.source, config.data.background, config.data.null):
-        told.append("Some of the clips are synthesized (source, background or null = 'sounds'): no result about recordings.")
+        if any(row["audits"][name]["undecided"] for row in rows):
+            told.append(too_few_null_clips(config.audits, name, min(row["audits"][name]["null_clips"] for row in rows)))
+    if "sounds" in (config.data.source, config.data.null):
+        told.append("Training or null clips are synthesized ('sounds'): no result about recordings.")
     return told

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from ...folders import CARD, Progress, no_progress
 from ..config import SOUNDS
-from ..making import DESCRIBED, ROLES, SOURCE, clips_of, make_source
+from ..making import SOURCE, check_roles, make_source, role_stages
 from ..running import Study, run_study, stated
 from ..sets import divide, read_pool
 from ..stages import Plan, Stage, plan_stages
-from .arms import AUDITS, DEDUPLICATED, MADE, MODELS, SETS, Arm, arms_of, clips_made
+from .arms import AUDITS, CONTROLS, DEDUPLICATED, MADE, MODELS, SETS, Arm, arms_of, clips_made
 from .config import MemorizationConfig
-from .making import audit_stage, deduplicate_stage, describe_stage, generate_stage, make_set, train_stage
+from .making import audit_stage, control_stage, deduplicate_stage, generate_stage, make_set, train_stage
 from .page import write_memorization_page
 from .results import results_of
 
@@ -71,9 +71,7 @@ def _check_source(config: MemorizationConfig, output: Path) -> None:
     if config.data.source != SOUNDS:
         clips = read_pool(config.data.source, audio_root=config.data.audio_root, encoding=config.data.encoding)
         divide(clips, config.sizes[-1], config.seeds[0], config.data.group)
-    for role in (config.data.background, config.data.null):
-        if role not in (None, SOUNDS):
-            clips_of(role)
+    check_roles(config.data)
 
 
 # --- the stages -------------------------------------------------------------------------------------------------------
@@ -84,11 +82,7 @@ def stages_of(config: MemorizationConfig) -> list[Stage]:
     arms = arms_of(config)
     stages = [Stage(SOURCE, "preparing", 1, "sets", partial(make_source, config, config.sizes[-1]))]
     stages += [Stage(f"{SETS}/{arm.name}", "preparing", 1, "sets", partial(make_set, config, arm)) for arm in arms]
-    roles = [role for role in ROLES if getattr(config.data, role) is not None]
-    for name in config.audits.compared_by if roles else ():
-        for role in roles:
-            make = partial(describe_stage, config, name, role)
-            stages.append(Stage(f"{DESCRIBED}/{name}-{role}", "preparing", 1, "sets", make))
+    stages += role_stages(config)
     for arm in arms:
         stages += _stages_of_arm(config, arm)
     return stages
@@ -99,8 +93,17 @@ def _stages_of_arm(config: MemorizationConfig, arm: Arm) -> Iterator[Stage]:
         make = partial(deduplicate_stage, config, arm)
         yield Stage(f"{DEDUPLICATED}/{arm.name}", "deduplicating", 1, "sets", make)
     if arm.trains:
-        yield Stage(f"{MODELS}/{arm.name}", "training", config.train.steps, "training steps", partial(train_stage, config, arm))
+        yield Stage(
+            f"{MODELS}/{arm.name}",
+            "training",
+            arm.steps or config.train.steps,
+            "training steps",
+            partial(train_stage, config, arm),
+        )
     clips = clips_made(config, arm)
     yield Stage(f"{MADE}/{arm.name}", "generating", clips, "clips", partial(generate_stage, config, arm))
     for name in config.audits.compared_by:
         yield Stage(f"{AUDITS}/{arm.name}-{name}", "auditing", clips, "clips", partial(audit_stage, config, arm, name))
+        if arm.plain and len(config.seeds) > 1:
+            control = partial(control_stage, config, arm, name)
+            yield Stage(f"{CONTROLS}/{arm.name}-{name}", "auditing", clips, "clips", control)

@@ -1,0 +1,66 @@
+"""What an audit says of each clip by itself, and rates of that over models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from .config import StudyAudits
+from .rates import pooled
+
+Row = dict[str, Any]
+
+
+def is_flagged(audits: StudyAudits, name: str, row: Mapping[str, Any]) -> bool:
+    """Whether a row of an audit's queries is flagged: by the level, or where a threshold is given, by that.
+
+    Examples
+    --------
+    >>> row = {"p_value": 0.02, "flagged": True}
+    >>> is_flagged(StudyAudits(level=0.01), "mel", row), is_flagged(StudyAudits(tau=("mel=0.5",)), "mel", row)
+    (False, True)
+    """
+    if name in audits.taus():
+        return bool(row["flagged"])
+    return row["p_value"] is not None and row["p_value"] <= audits.level
+
+
+def is_undecided(audits: StudyAudits, name: str, null_clips: int) -> bool:
+    """Whether there are too few null clips for the level, so that nothing could be flagged."""
+    return name not in audits.taus() and audits.level * (null_clips + 1) < 1
+
+
+def counted(
+    audits: StudyAudits, name: str, rows: Iterable[Mapping[str, Any]], prompt_of: Mapping[str, str], null_clips: int
+) -> Row:
+    """How many of these rows of an audit's queries are flagged, and of how many prompts they are.
+
+    Returns
+    -------
+    dict
+        ``flagged``, ``compared``, ``prompts``, ``undecided``.
+    """
+    rows = [row for row in rows if row["score"] is not None]
+    return {
+        "flagged": sum(is_flagged(audits, name, row) for row in rows),
+        "compared": len(rows),
+        "prompts": len({prompt_of[row["query_id"]] for row in rows}),
+        "undecided": is_undecided(audits, name, null_clips),
+    }
+
+
+def rate_of(found: Iterable[Row | None]) -> Row:
+    """The rate of several models' :func:`counted`, of those that could be decided; no rate where none could."""
+    known = [one for one in found if one]
+    decided = [one for one in known if not one["undecided"]]
+    rate = asdict(pooled([(one["flagged"], one["compared"], one["prompts"]) for one in decided or known]))
+    return rate if decided else {**rate, "rate": None, "low": None, "high": None}
+
+
+def too_few_null_clips(audits: StudyAudits, name: str, null_clips: int) -> str:
+    """What a reader has to know where nothing could be flagged."""
+    return (
+        f"{name}: {null_clips:,} null clips cannot tell what 1 in {1 / audits.level:,.0f} of them scores; it takes "
+        f"{round(1 / audits.level) - 1:,}, or a higher [audits] level."
+    )

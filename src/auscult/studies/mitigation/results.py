@@ -1,0 +1,253 @@
+"""What a mitigation study has found: a row for each arm, rates over seeds, quality, and what guidance changed clip by clip."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+from scipy.stats import t as student
+
+from ...audit import Audit
+from ...folders import read_card
+from ...guidance.guided import FAMILY
+from ..flagging import counted, is_flagged, rate_of, too_few_null_clips
+from ..rates import INTERVAL
+from ..stages import read_times
+from .arms import AUDITS, GUIDES, MADE, QUALITY, SETS, Arm, arms_of, audited_by, model_name, run_name, swept_arm, swept_arms
+from .config import MitigationConfig
+
+Row = dict[str, Any]
+QUALITY_INTERVAL = (
+    "Scores of quality are means over the models; their intervals are Student's, of the mean over the models, and with one "
+    "model those of its clips drawn again and again."
+)
+PUBLISHED = (  # Chen, Liu, Xu, CVPR 2024: Stable Diffusion 1.4, DDIM, memorized prompts of LAION, similarity by SSCD
+    {"guidance": "none", "above 0.5": "44.85 %", "FID": "106.41", "CLIP score": "28.04"},
+    {"guidance": "AMG, main", "above 0.5": "0 %", "FID": "99.12", "CLIP score": "26.98"},
+    {"guidance": "AMG, strong", "above 0.5": "0 %", "FID": "100.45", "CLIP score": "26.72"},
+    {"guidance": "despecification + deduplication", "above 0.5": "31.6 %", "FID": "87.1", "CLIP score": "27.18"},
+    {"guidance": "dissimilarity + despecification", "above 0.5": "-", "FID": "119.1", "CLIP score": "26.67"},
+    {"guidance": "dissimilarity + deduplication", "above 0.5": "-", "FID": "120.5", "CLIP score": "26.17"},
+)
+
+
+def results_of(config: MitigationConfig, folder: Path) -> Row:
+    """All that a study has found, as its card holds it."""
+    arms, swept = arms_of(config), swept_arms(config)
+    runs = {arm.name: [_run(config, arm, seed, folder) for seed in seeds_of(config, arm)] for arm in (*arms, *swept)}
+    scores = read_card(folder / QUALITY)["scores"]
+    speed = _seconds_per_clip(folder)
+    rows = {arm.name: _row(config, arm, runs, scores, speed) for arm in (*arms, *swept)}
+    points = [
+        {"knob": knob, "value": value, "arm": rows[swept_arm(config, knob, value).name]}
+        for knob, values in config.sweeps.asked.items()
+        for value in values
+    ]
+    counts = read_card(folder / SETS)["counts"]
+    return {
+        "arms": [rows[arm.name] for arm in arms],
+        "sweeps": points,
+        "thresholds": _thresholds(config, arms, folder),
+        "sets": counts,
+        "interval": INTERVAL,
+        "quality_interval": QUALITY_INTERVAL,
+        "published": [dict(row) for row in PUBLISHED],
+        "warnings": _warnings(config, rows.values(), counts, scores),
+    }
+
+
+def seeds_of(config: MitigationConfig, arm: Arm) -> tuple[int, ...]:
+    """Of an arm; sweeps are of the first alone."""
+    return config.seeds[:1] if arm.swept else config.seeds
+
+
+# --- one model --------------------------------------------------------------------------------------------------------
+
+
+def _run(config: MitigationConfig, arm: Arm, seed: int, folder: Path) -> Row:
+    """What an arm made with one model: by clip id what the manifest says, and by descriptor what the audit does."""
+    lines = (folder / MADE / run_name(arm, seed) / "manifest.jsonl").read_text("utf-8").splitlines()
+    made = {row["clip_id"]: row for row in map(json.loads, lines)}
+    prompt_of = {clip: row["reference"] for clip, row in made.items()}
+    places = {name: folder / AUDITS / f"{run_name(arm, seed)}-{name}" for name in audited_by(config, arm)}
+    audits = {name: _audited(config, name, place, prompt_of) for name, place in places.items()}
+    return {"seed": seed, "made": made, "audits": audits}
+
+
+def _audited(config: MitigationConfig, name: str, place: Path, prompt_of: Mapping[str, str]) -> Row:
+    """Scores and flags by clip."""
+    audit, asked = Audit.open(place), config.audits
+    null = audit.card["calibration"]["null_clips"]
+    rows = {row["query_id"]: row for row in audit.queries().to_pylist() if row["score"] is not None}
+    return {
+        "score": {clip: float(row["score"]) for clip, row in rows.items()},
+        "flagged": {clip: is_flagged(asked, name, row) for clip, row in rows.items()},
+        **{f"count_{key}": value for key, value in counted(asked, name, rows.values(), prompt_of, null).items()},
+        "listed": sum(row["flagged"] for row in rows.values()),
+        "silent": audit.card["counts"]["generated"] - len(rows),
+        "null_clips": null,
+    }
+
+
+# --- over models ------------------------------------------------------------------------------------------------------
+
+
+def _row(
+    config: MitigationConfig, arm: Arm, runs: Mapping[str, Sequence[Row]], scores: Row, speed: Mapping[str, float | None]
+) -> Row:
+    own, plain = runs[arm.name], runs["none"]
+    watched = not arm.beside and arm.acts
+    clips = [(row, before["made"].get(clip)) for run, before in _beside(own, plain) for clip, row in run["made"].items()]
+    ends = [row["similarity_last"] for row, _ in clips if row.get("similarity_last") is not None]
+    shut = [(row, before) for row, before in clips if not row["fired_steps"] and before is not None]
+    seconds, of_none = (
+        _mean([speed.get(run_name(one, run["seed"])) for run in runs_of])
+        for one, runs_of in ((arm, own), (Arm("none"), plain[: len(own)]))
+    )
+    return {
+        "name": arm.name,
+        "label": arm.label,
+        "descriptor": arm.descriptor,
+        "models": len(own),
+        "clips": len(clips),
+        "audits": {name: _rates([run["audits"][name] for run in own]) for name in audited_by(config, arm)},
+        "against_none": {
+            name: _paired([(run["audits"][name], before["audits"][name]) for run, before in _beside(own, plain)])
+            for name in audited_by(config, arm)
+            if arm.name != "none"
+        },
+        "similarity": {
+            "median": _quantile(ends, 0.5),
+            "highest_5_percent": _quantile(ends, 0.95),
+            "guides": watched,
+        },
+        "fired_share": sum(row["fired_steps"] > 0 for row, _ in clips) / max(1, len(clips)),
+        "never_fired": len(shut) if watched else None,
+        "unchanged": sum(row["sha256"] == before["sha256"] for row, before in shut) if watched and not arm.swept else None,
+        "quality": _quality([scores.get(run_name(arm, run["seed"]), {}) for run in own]),
+        "seconds_per_clip": seconds,
+        "times_none": seconds / of_none if seconds and of_none else None,
+    }
+
+
+def _beside(own: Sequence[Row], plain: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Each run beside that of the same model without guidance."""
+    by_seed = {run["seed"]: run for run in plain}
+    return [(run, by_seed[run["seed"]]) for run in own]
+
+
+def _rates(audits: Sequence[Row]) -> Row:
+    """Rates over the models by one descriptor, and scores."""
+    scores = [score for one in audits for score in one["score"].values()]
+    counts = [{key: one[f"count_{key}"] for key in ("flagged", "compared", "prompts", "undecided")} for one in audits]
+    return {
+        "flagged": rate_of(counts),
+        "by_seed": [one["flagged"] / one["compared"] if one["compared"] else None for one in counts],
+        "listed": sum(one["listed"] for one in audits),
+        "score": {"median": _quantile(scores, 0.5), "highest_5_percent": _quantile(scores, 0.95)},
+        "silent": sum(one["silent"] for one in audits),
+        "undecided": sum(one["undecided"] for one in counts),
+        "null_clips": [one["null_clips"] for one in audits],
+    }
+
+
+def _paired(pairs: Sequence[tuple[Row, Row]]) -> Row:
+    """McNemar's exact test, clip by clip: of the clips that are flagged with or without guidance, but not both.
+
+    The same prompt, model and noise make a pair. Clips count as independent.
+    """
+    gone = came = 0
+    for own, plain in pairs:
+        for clip, flag in own["flagged"].items():
+            before = plain["flagged"].get(clip)
+            gone += before is True and not flag
+            came += before is False and flag
+    p = float(binomtest(gone, gone + came, 0.5).pvalue) if gone + came else 1.0
+    return {"no_longer": gone, "only_now": came, "p_value": p}
+
+
+def _quality(scores: Sequence[Mapping[str, Row]]) -> Row:
+    """Means over the models, see ``QUALITY_INTERVAL``."""
+    found = {}
+    for key in dict.fromkeys(key for one in scores for key in one):
+        values = [one[key]["value"] for one in scores if key in one and one[key]["value"] is not None]
+        if not values:
+            continue
+        mean, (low, high) = float(np.mean(values)), (scores[0][key]["low"], scores[0][key]["high"])
+        if len(values) > 1:
+            half = float(student.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+            low, high = mean - half, mean + half
+        found[key] = {"value": mean, "low": low, "high": high, "by_seed": values}
+    return found
+
+
+def _quantile(values: Sequence[float], at: float) -> float | None:
+    return float(np.quantile(values, at)) if len(values) else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def _seconds_per_clip(folder: Path) -> dict[str, float | None]:
+    """By run, of those that were made in one go."""
+    lines = [line for line in read_times(folder) if line["place"].startswith(f"{MADE}/") and not line["resumed"]]
+    return {line["place"].partition("/")[2]: line["seconds"] / line["amount"] for line in lines}
+
+
+def _thresholds(config: MitigationConfig, arms: Sequence[Arm], folder: Path) -> list[Row]:
+    """What guides each model: thresholds, and what they were measured on."""
+    found = []
+    for name in dict.fromkeys(arm.descriptor for arm in arms):
+        for seed in config.seeds:
+            card = read_card(folder / GUIDES / f"{name}-{model_name(config, seed)}")
+            keys = ("threshold_low", "threshold_high", "measured_on", "references")
+            found.append({"descriptor": name, "model": model_name(config, seed), **{key: card[key] for key in keys}})
+    return found
+
+
+def distance_key(rows: Sequence[Row]) -> str | None:
+    """The distance to real sound that all rows have: FD, or else KAD."""
+    fd = quality_key(rows, lambda key: key.startswith(("fd_", "fad_")))
+    return fd or quality_key(rows, lambda key: key.startswith("kad_"))
+
+
+def quality_key(rows: Sequence[Row], wanted: Callable[[str], bool]) -> str | None:
+    """The first score of quality that all rows have, of those that are wanted."""
+    keys = [key for key in (rows[0]["quality"] if rows else {}) if all(key in row["quality"] for row in rows)]
+    return next((key for key in keys if wanted(key)), None)
+
+
+def _warnings(config: MitigationConfig, rows: Any, counts: Mapping[str, int], scores: Row) -> list[str]:
+    """What a reader has to know."""
+    heard = FAMILY[config.guidance.descriptor]
+    told = [
+        f"A flag is a suspicion by a descriptor, and none that judges is the one that guides ({heard}); nobody has listened.",
+    ]
+    rows = list(rows)
+    if not scores:
+        told.append(
+            f"Quality was not measured: {counts['reference']} clips are left that no model has seen, and it takes "
+            f"{config.quality.least}; give [quality] reference."
+        )
+    lacking = [(key, score["reason"]) for one in scores.values() for key, score in one.items() if score["value"] is None]
+    for (key, reason), count in Counter(lacking).items():
+        told.append(f"{key} has no value for {count} of {len(scores)} sets of clips: {reason}.")
+    if not any("clap_score" in key for row in rows for key in row["quality"]):
+        told.append("Adherence to the prompt was not measured: that takes a CLAP model ([quality] clap).")
+    for name in config.audits.compared_by:
+        audits = [row["audits"][name] for row in rows if name in row["audits"]]
+        if any(one["undecided"] for one in audits):
+            told.append(too_few_null_clips(config.audits, name, min(min(one["null_clips"]) for one in audits)))
+        if silent := sum(one["silent"] for one in audits):
+            told.append(f"{name}: {silent} clips are silent, and were not compared.")
+    if "sounds" in (config.data.source, config.data.null, config.quality.reference):
+        told.append("Training, null or reference clips are synthesized ('sounds'): no result about recordings.")
+    return told

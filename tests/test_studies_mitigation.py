@@ -1,0 +1,431 @@
+"""The mitigation study: arms, sets, paired tests, figures, and the whole from a model that copies to card and report."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("diffusers")
+
+from typer.testing import CliRunner
+
+from auscult.cli import app
+from auscult.configuration import config_values, make_config
+from auscult.corpus import Clip
+from auscult.errors import CorpusError
+from auscult.folders import read_card
+from auscult.generation.clips import read_rows
+from auscult.guidance.amg import AmgConfig
+from auscult.studies.config import PRESETS
+from auscult.studies.making import torch_threads
+from auscult.studies.memorization.config import load_memorization_config
+from auscult.studies.memorization.config import train_config as memorization_train_config
+from auscult.studies.memorization.study import stages_of as memorization_stages
+from auscult.studies.mitigation.arms import arms_of, audited_by, clips_made, swept_arms
+from auscult.studies.mitigation.config import MitigationConfig, StudyGuidance, load_mitigation_config, train_config
+from auscult.studies.mitigation.figures import Point, Value, number_points, sweep_svg, tradeoff_svg
+from auscult.studies.mitigation.results import _paired, _quality
+from auscult.studies.mitigation.study import plan_mitigation, stages_of, study_mitigation
+from auscult.studies.running import Study
+from auscult.studies.sets import read_manifest, write_manifest
+from auscult.studies.stages import Stage, read_times, run_stages
+
+# --- configuration and arms -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_load_and_are_echoed(tmp_path: Path, preset: str) -> None:
+    text = f'preset = "{preset}"\n[data]\nsource = "clips.csv"\nbackground = "unrelated.csv"\n'
+    (tmp_path / "study.toml").write_text(text)
+    config = load_mitigation_config(tmp_path / "study.toml")
+    assert make_config(MitigationConfig, json.loads(json.dumps(config_values(config)))) == config
+    for arm in (*arms_of(config), *swept_arms(config)):
+        arm.amg(config.guidance.amg(0.4, 0.5))  # settings that cannot be are errors
+        assert not set(audited_by(config, arm)) & {"latents": {"latents"}, "clap": {"clap"}}.get(arm.descriptor, {"mel"})
+
+
+def test_models_are_those_of_the_memorization_study() -> None:
+    ours, theirs = (load(preset="mini-cpu", source="clips.csv") for load in (load_mitigation_config, load_memorization_config))
+    assert ours.size in theirs.sizes and ours.seeds == theirs.seeds and ours.threads == theirs.threads
+    assert train_config(ours, "set.jsonl", 2) == memorization_train_config(theirs, "set.jsonl", 2)
+
+
+def test_each_arm_changes_what_its_name_says() -> None:
+    config = load_mitigation_config(preset="mini-cpu", source="clips.csv")
+    full = AmgConfig(1.0, 4.0, 3.0, 0.1, 0.2)
+    strengths = {
+        arm.name: (arm.amg(full).despecification, arm.amg(full).deduplication, arm.amg(full).dissimilarity)
+        for arm in arms_of(config)
+    }
+    expected = {
+        "none": (0, 0, 0),
+        "despecification": (1, 0, 0),
+        "deduplication": (0, 4, 0),
+        "dissimilarity": (0, 0, 3),
+        "without-dissimilarity": (1, 4, 0),
+        "without-deduplication": (1, 0, 3),
+        "without-despecification": (0, 4, 3),
+        **dict.fromkeys(
+            ["full", "full-at-0.2", "full-at-0.4", "full-at-0.6", "full-denoiser", "full-unshifted", "full-mel-latents"],
+            (1, 4, 3),
+        ),
+        **dict.fromkeys(["basin-static", "basin-dynamic", "opposite", "subspace", "noise"], (0, 0, 0)),
+    }
+    assert strengths == expected
+    arms = {arm.name: arm for arm in arms_of(config)}
+    assert [name for name, arm in arms.items() if not arm.acts] == ["none"]
+    assert [name for name, arm in arms.items() if not arm.shifted] == ["full-unshifted"]
+    assert (arms["full-at-0.4"].amg(full).threshold_low, arms["full-at-0.4"].amg(full).threshold_high) == (0.4, 0.5)
+    assert arms["full-denoiser"].amg(full).gradient == "denoiser"
+    assert {name: audited_by(config, arm) for name, arm in arms.items() if len(audited_by(config, arm)) < 2} == {
+        "full-mel-latents": ("contrast",)
+    }
+    assert len({arm.label for arm in arms.values()}) == len(arms)
+
+
+def test_sweeps_share_the_point_of_full_guidance() -> None:
+    config = load_mitigation_config(preset="mini-cpu", source="clips.csv")
+    names = [arm.name for arm in swept_arms(config)]
+    values = sum(len(values) for values in config.sweeps.asked.values())
+    # each of the eight sweeps has the value of full guidance itself once
+    assert names.count("sweep-full") == 1 and len(names) == values - len(config.sweeps.asked) + 1
+    amg = {arm.name: arm.amg(config.guidance.amg(0.1, 0.2)) for arm in swept_arms(config)}
+    assert amg["sweep-full"] == config.guidance.amg(0.1, 0.2)
+    assert amg["sweep-c2-8"].deduplication == 8 and amg["sweep-every-5"].every == 5
+    assert (amg["sweep-threshold_low-0.6"].threshold_low, amg["sweep-threshold_low-0.6"].threshold_high) == (0.6, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('arms = ["full"]', "'none' be among them"),
+        ('arms = ["none", "fulll"]', "got fulll"),
+        ('arms = ["none"]\n[guidance]\ndescriptor = "mel-latents"', "hears what audits by mel do"),
+        ('arms = ["none"]\n[guidance]\ndescriptor = "clap"\n[audits]\nclap = "somewhere"', "hears what audits by clap do"),
+        ('arms = ["none", "full-mel-latents"]\n[audits]\ndescriptors = ["mel"]', "could not be judged"),
+        ("[guidance]\nthreshold_low = 0.5\nthreshold_high = 0.4", "should not be above"),
+        ("[guidance]\nc3 = -1.0", r"dissimilarity \(c3\) should be at least 0"),
+        ("[sweeps]\nc4 = [1.0, 2.0]", "unknown key 'c4'"),
+        ("[sweeps]\nc3 = [1.0]", "two or more values"),
+        ('[model]\npipeline = "model"', "duration_s should say"),
+        ('[model]\npipeline = "model"\nduration_s = 5.0', "one seed"),
+        ("size = 1", "at least 2"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_mitigation_config(tmp_path / "study.toml", source="clips.csv")
+
+
+def test_the_documentation_names_every_key_and_every_arm() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "studies.md").read_text("utf-8")
+    own = page.partition("### Keys of the mitigation study")[2].partition("## Presets")[0]
+    shared = page.partition("## All keys")[2].partition("## Files")[0]
+
+    def keys(text: str) -> set[str]:
+        rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+        return {key for row in rows for key in re.findall(r"`([a-z_.0-9]+)`", row)}
+
+    values = config_values(MitigationConfig())
+    known = {key for key, value in values.items() if not isinstance(value, dict)}
+    known |= {f"{name}.{key}" for name, table in values.items() if isinstance(table, dict) for key in table}
+    assert keys(own) <= known <= keys(own) | keys(shared)
+    arms = page.partition("| arm | what acts |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`([a-z-]+)`", " ".join(line.split("|")[1] for line in arms.splitlines()[1:]))) == set(
+        MitigationConfig().arms
+    )
+
+
+# --- sets and plans ---------------------------------------------------------------------------------------------------
+
+
+def _pool(folder: Path, count: int) -> str:
+    clips = [Clip(f"{n // 2:03d}-{n % 2}", str(folder / f"{n}.wav"), caption=f"sound {n}") for n in range(count)]
+    for clip in clips:
+        Path(clip.path).touch()
+    write_manifest(folder / "clips.jsonl", clips)
+    return str(folder / "clips.jsonl")
+
+
+def _run_sets(stages: list[Stage], folder: Path) -> None:
+    run_stages([stage for stage in stages if stage.place.startswith(("source", "sets"))], folder)
+
+
+def test_training_sets_are_those_of_the_memorization_study_and_none_knows_the_reference(
+    tmp_path: Path,
+) -> None:
+    source = _pool(tmp_path, 240)
+    ours, theirs = (load(preset="mini-cpu", source=source) for load in (load_mitigation_config, load_memorization_config))
+    ours, theirs = (replace(one, data=replace(one.data, group=r"(\d+)-")) for one in (ours, theirs))
+    _run_sets(stages_of(ours, ours.size), tmp_path / "ours")
+    _run_sets(memorization_stages(replace(theirs, sizes=(8, 24, 80))), tmp_path / "theirs")
+    roles: dict[str, set[str]] = {"training": set()}
+    for seed in ours.seeds:
+        own = tmp_path / "ours" / "sets" / f"n8-s{seed}"
+        trained = read_manifest(own / "training.jsonl")
+        assert trained == read_manifest(tmp_path / "theirs" / "sets" / f"n8-s{seed}" / "training.jsonl")
+        roles["training"] |= {clip.clip_id[:3] for clip in trained}
+        rows = read_rows(own / "prompts.jsonl")
+        assert len(rows) == clips_made(ours, 8) == 40 and read_rows(own / "sweep-prompts.jsonl") == rows[:16]
+        assert {row["clip_id"] for row in rows[:8]} == {clip.clip_id for clip in trained}  # the first few are of all captions
+    for role, count in (("others", 64), ("reference", 120)):
+        clips = read_manifest(tmp_path / "ours" / "sets" / f"{role}.jsonl")
+        assert len(clips) >= count
+        assert not {clip.clip_id[:3] for clip in clips} & roles["training"]
+        roles[role] = {clip.clip_id for clip in clips}
+    assert not roles["others"] & roles["reference"]
+
+
+def test_mini_cpu_is_planned_for_an_hour_and_a_half(tmp_path: Path) -> None:
+    config = load_mitigation_config(preset="mini-cpu", source=_pool(tmp_path, 240))
+    plan = plan_mitigation(config, tmp_path / "out")
+    assert plan.seconds is not None and 3600 < plan.seconds < 6600
+    rows = {row.kind: row for row in plan.rows}
+    assert {kind: row.stages for kind, row in rows.items()} == {
+        "preparing": 2 + 2 * 2 + 2 * 3 + 2 * 3,
+        "training": 3,
+        "generating": 3 * 5,
+        "guiding": 3 * 14 + 16,
+        "auditing": 3 * (2 * 18 + 1) + 2 * 16,
+        "scoring": 1,
+    }
+    assert rows["generating"].amount == 3 * 5 * 40 and rows["guiding"].amount == 3 * 14 * 40 + 16 * 16
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="expected at least 241 clips"):
+        plan_mitigation(replace(config, size=241), tmp_path / "out")
+    with pytest.raises(CorpusError):
+        plan_mitigation(replace(config, data=replace(config.data, null=str(tmp_path / "gone"))), tmp_path / "out")
+
+
+def test_a_given_model_is_not_trained_and_its_clips_are_all_of_the_source(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(f'preset = "paper"\n[data]\nsource = "{_pool(tmp_path, 60)}"\nbackground = "sounds"\n')
+    config = load_mitigation_config(tmp_path / "study.toml")
+    plan = plan_mitigation(config, tmp_path / "out")  # the model need not be there yet
+    assert "training" not in {row.kind for row in plan.rows}
+    assert {row.amount for row in plan.rows if row.kind == "guiding"} == {8 * 6000}
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
+    given = ["study", "mitigation", "--preset", "smoke", "-o", str(tmp_path / "out"), "--dry-run"]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"training\s*│\s*2 │\s*0 │\s*80 training steps", result.output), result.output
+    plan = json.loads(CliRunner().invoke(app, [*given, "--json"]).output)
+    assert {row["kind"]: row["amount"] for row in plan["stages"] if row["unit"] == "clips"} == {
+        "generating": 3 * 2 * 8,
+        "guiding": 2 * 2 * 8 + 2 * 4,
+        "auditing": 2 * (5 * 2 * 8 + 2 * 4),
+        "scoring": 5 * 2 * 8 + 2 * 4,
+    }
+    assert not (tmp_path / "out").exists()
+
+
+# --- numbers and figures ----------------------------------------------------------------------------------------------
+
+
+def test_pairs_of_clips_are_compared_by_mcnemars_exact_test() -> None:
+    rng = np.random.default_rng(0)
+    before, after = (
+        [{"flagged": {f"{n}": bool(flag) for n, flag in enumerate(rng.random(40) < rate)}} for _ in range(3)]
+        for rate in (0.8, 0.3)
+    )
+    del after[0]["flagged"]["7"]  # silent under guidance: not compared
+    found = _paired(list(zip(after, before, strict=True)))
+    pairs = [
+        (one["flagged"][clip], other["flagged"][clip])
+        for one, other in zip(after, before, strict=True)
+        for clip in one["flagged"]
+    ]
+    gone, came = pairs.count((False, True)), pairs.count((True, False))
+    tail = sum(math.comb(gone + came, k) for k in range(min(gone, came) + 1)) / 2 ** (gone + came)
+    assert (found["no_longer"], found["only_now"]) == (gone, came)
+    assert found["p_value"] == pytest.approx(min(1.0, 2 * tail))
+    assert _paired([(before[0], before[0])]) == {"no_longer": 0, "only_now": 0, "p_value": 1.0}
+
+
+def test_quality_is_the_mean_over_models_with_students_interval() -> None:
+    of = [{"fd": {"value": value, "low": value - 1, "high": value + 1}} for value in (8.0, 10.0, 15.0)]
+    assert (_quality(of[:1])["fd"]["low"], _quality(of[:1])["fd"]["high"]) == (7.0, 9.0)
+    found = _quality(of)["fd"]
+    half = 4.302653 * np.std([8, 10, 15], ddof=1) / np.sqrt(3)
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((11.0, 11 - half, 11 + half), rel=1e-5)
+    assert _quality([{"fd": {"value": None, "low": None, "high": None}}]) == {}
+
+
+def test_labels_of_points_overlap_neither_each_other_nor_points() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    rng = np.random.default_rng(0)
+    places = [(10.0, 0.95)] * 8 + [(float(x), float(y)) for x, y in zip(rng.uniform(10, 150, 12), rng.random(12), strict=True)]
+    for size in ((5.0, 4.2), (3.4, 3.4)):
+        figure = Figure(figsize=size, dpi=72)
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.plot(*np.array(places).T, "o", markersize=5)
+        axes.set_ylim(-0.06, 1.06)
+        canvas.draw()
+        labels = number_points(axes, places)
+        canvas.draw()
+        boxes = [Text.get_window_extent(label, canvas.get_renderer()) for label in labels]  # without their lines
+        assert [label.get_text() for label in labels] == [str(n) for n in range(1, 21)]
+        for first, second in itertools.combinations(boxes, 2):
+            assert not first.overlaps(second)
+        for x, y in axes.transData.transform(places):
+            assert not any(box.contains(x, y) for box in boxes)
+
+
+def test_figures_show_every_arm_and_value() -> None:
+    points = [Point(f"arm {n}", Value(10.0 * n, 5.0, 200.0), Value(n / 20, 0.0, 1.0)) for n in range(20)]
+    for narrow in (False, True):
+        svg = tradeoff_svg(points, cost="FD", rate="flagged", narrow=narrow)
+        assert all(f">{n + 1}  arm {n}<" in svg for n in range(20)) and svg.count("stroke: #9ca3af") >= 20
+    rates: list[Any] = [("flagged", "#123456", [Value(0.5, 0.1, 0.9), None])]
+    assert "#123456" in sweep_svg(["1", "3"], rates, [Value(10.0), Value(20.0)], knob="c3", cost="FD")
+    assert ">FD<" not in sweep_svg(["1", "3"], rates, [None, None], knob="c3", cost="FD")
+    with pytest.raises(ValueError, match="expected 3 values, got 2"):
+        sweep_svg(["1", "2", "3"], rates, [None] * 3, knob="c3", cost="FD")
+
+
+def test_settings_of_guidance_are_those_of_amg() -> None:
+    assert StudyGuidance(c1=2.0, schedule="progress", stop=0.5).amg(0.3, 0.6) == AmgConfig(
+        2.0, 4.0, 3.0, 0.3, 0.6, schedule="progress", stop=0.5
+    )
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def _config() -> MitigationConfig:
+    smoke = load_mitigation_config(preset="smoke")
+    return replace(
+        smoke,
+        seeds=(0,),
+        arms=("none", "full", "other-thresholds", "opposite", "subspace", "noise"),
+        train=replace(smoke.train, steps=3),
+        generate=replace(smoke.generate, steps=3, clips=4),
+        audits=replace(smoke.audits, descriptors=("mel",), background_clips=6, null_clips=10),
+        guidance=replace(smoke.guidance, threshold_low=-1.0, threshold_high=-1.0, other_thresholds=(0.999,)),
+        sweeps=replace(smoke.sweeps, clips=2, c3=(3.0, 9.0)),
+        quality=replace(smoke.quality, clips=20),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return study_mitigation(_config(), tmp_path_factory.mktemp("mitigation") / "out")
+
+
+@pytest.mark.slow
+def test_a_study_leaves_what_it_promised(finished: Study) -> None:
+    card = finished.card
+    assert card["counts"] == {"models": 1, "audits": 8, "clips": 6 * 4 + 2 * 2}
+    assert CliRunner().invoke(app, ["info", str(finished.path)]).exit_code == 0
+    rows = {row["name"]: row for row in card["arms"]}
+    assert list(rows) == ["none", "full", "full-at-0.999", "opposite", "subspace", "noise"]
+    assert all(row["clips"] == row["audits"]["mel"]["flagged"]["clips"] == 4 for row in rows.values())
+    # planted: a gate that is always open, and one that never is
+    assert rows["full"]["fired_share"] == 1.0 and rows["full"]["never_fired"] == 0
+    shut = rows["full-at-0.999"]
+    assert (shut["fired_share"], shut["never_fired"], shut["unchanged"]) == (0.0, 4, 4)
+    assert shut["audits"] == rows["none"]["audits"] and shut["quality"] == rows["none"]["quality"]
+    assert shut["against_none"]["mel"] == {"no_longer": 0, "only_now": 0, "p_value": 1.0}
+    assert rows["full"]["similarity"]["median"] < rows["none"]["similarity"]["median"]
+    assert [point["value"] for point in card["sweeps"]] == [3.0, 9.0] and card["sweeps"][0]["arm"]["name"] == "sweep-full"
+    assert all("kad_logmel" in row["quality"] for row in rows.values())
+    assert card["plan"]["seconds"] == 0 and make_config(MitigationConfig, card["config"]) == _config()
+    page = (finished.path / "report.html").read_text("utf-8")
+    assert "44.85 %" in page and "<script" not in page
+    assert page.count("<audio") == 2 * 2 * 2  # of no and of full guidance two pairs
+    assert page.count('alt="mel spectrogram, ') == 3 * 4  # training clips, and what two arms made of four captions
+
+
+@pytest.mark.slow
+def test_arms_make_what_generate_makes(finished: Study, tmp_path: Path) -> None:
+    from auscult.generation.generating import GenerateConfig, generate
+
+    made = {
+        name: {
+            row["clip_id"]: row["sha256"] for row in read_rows(finished.path / "generated" / f"{name}-s0" / "manifest.jsonl")
+        }
+        for name in ("none", "full", "opposite", "subspace", "noise")
+    }
+    model, prompts = finished.path / "models" / "n4-s0" / "pipeline", finished.path / "sets" / "n4-s0" / "prompts.jsonl"
+    with torch_threads(1):  # as the study: the last bits depend on it
+        plain = generate(str(model), prompts, tmp_path / "plain", config=GenerateConfig(steps=3, seed=0), batch_size=8)
+    assert {row["clip_id"]: row["sha256"] for row in plain.rows()} == made["none"]
+    for name in ("full", "subspace", "noise"):
+        assert not set(made[name].values()) & set(made["none"].values()), name
+    card = read_card(finished.path / "generated" / "full-s0")
+    assert card["guidance"]["amg"]["dissimilarity"] == 3.0 and card["task"]["guidance"] == card["guidance"]
+    assert sorted(path.name for path in (finished.path / "traces").iterdir()) == sorted(
+        path.name for path in (finished.path / "generated").iterdir()
+    )
+
+
+@pytest.mark.slow
+def test_a_model_that_is_there_is_studied_without_training(finished: Study, tmp_path: Path) -> None:
+    source = finished.path / "sets" / "n4-s0" / "training.jsonl"
+    base = _config()
+    config = replace(
+        base,
+        arms=("none", "full"),
+        sweeps=replace(base.sweeps, c3=()),
+        model=replace(base.model, pipeline=str(finished.path / "models" / "n4-s0" / "pipeline"), duration_s=1.28),
+        data=replace(base.data, source=str(source)),
+    )
+    found = study_mitigation(config, tmp_path / "out")
+    assert found.card["counts"] == {"models": 0, "audits": 2, "clips": 8}
+    ours, theirs = ({row["name"]: row for row in one.card["arms"]} for one in (found, finished))
+    for name in ("none", "full"):  # the same model, references and noise
+        assert ours[name]["similarity"]["median"] == pytest.approx(theirs[name]["similarity"]["median"], abs=1e-4)
+        assert ours[name]["audits"]["mel"]["score"]["median"] == pytest.approx(
+            theirs[name]["audits"]["mel"]["score"]["median"], abs=1e-3
+        )
+
+
+_KILLED = """
+import sys
+from test_studies_mitigation import _config
+from auscult.studies.mitigation.study import study_mitigation
+if __name__ == "__main__":
+    study_mitigation(_config(), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_study_ends_as_one_that_was_never_stopped(finished: Study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    script = tmp_path / "study.py"
+    script.write_text(_KILLED)
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")])
+    for place in ("generated/none-s0.partial", "audits/full-s0-mel.partial"):
+        with subprocess.Popen([sys.executable, str(script), str(out)], env={**os.environ, "PYTHONPATH": paths}) as run:
+            while not (out / place).exists():
+                assert run.poll() is None, f"ended before {place} was there"
+                time.sleep(0.01)
+            run.send_signal(signal.SIGKILL)
+        assert not (out / "card.json").exists()
+    again = study_mitigation(_config(), out)
+    assert sum(line["resumed"] for line in read_times(out)) >= 1
+    first, second = (_untimed([*one.card["arms"], *(at["arm"] for at in one.card["sweeps"])]) for one in (again, finished))
+    assert first == second
+
+
+def _untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in ("seconds_per_clip", "times_none")} for row in rows]
