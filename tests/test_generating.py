@@ -34,7 +34,7 @@ from auscult.generation.datastore import Datastore, DatastoreConfig, build_datas
 from auscult.generation.generating import GenerateConfig, Generation, generate
 from auscult.generation.making import within_memory
 from auscult.generation.pipelines import load_pipeline, locate_pipeline, quiet, sample_rate_hz, truncated
-from auscult.generation.prompts import PlannedClip, PromptRow, clip_seed, plan_clips, read_prompt_rows
+from auscult.generation.prompts import PlannedClip, PromptRow, clip_seed, plan_clips, prompts_digest, read_prompt_rows
 from auscult.generation.retrieving import check_datastore, load_look_up
 from auscult.generation.schedules import check_steps
 from auscult.generation.trained_pairs import WITHOUT, beside, check_pairs, trained_beside
@@ -651,6 +651,29 @@ def test_pairs_of_the_prompts_own_caption_are_passed_over_however_pairs_are_foun
     if model == "mel":  # the order of the kept neighbors, less what was passed over
         kept = [name for name in Datastore.load(store).neighbors("clip0").ids if name not in ("clip5", "clip7")]
         assert list(looked[0].ids) == kept
+
+
+def test_pairs_that_a_row_names_are_shown_as_they_are(training: Path, datastore: Path, tmp_path: Path) -> None:
+    rows = [
+        {"caption": "a bell", "clip_id": "clip0", "pairs": ["clip3", "clip5", "clip1"]},
+        {"caption": "an owl", "clip_id": "x"},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    named, asked = load_look_up(datastore, 2, rate_hz=16_000, duration_s=0.5)(read_prompt_rows(tmp_path / "p.jsonl"))
+    assert (named.ids, named.similarity, named.target) == (("clip3", "clip5"), (), "clip0")
+    usual = load_look_up(datastore, 2, rate_hz=16_000, duration_s=0.5)([PromptRow(0, "an owl", "x")])[0]
+    assert (asked.ids, asked.similarity) == (usual.ids, usual.similarity) and len(asked.similarity) == 2
+    shown, others = (PromptRow(0, "a bell", pairs=pairs) for pairs in (("clip3",), ("gone",)))
+    assert len({prompts_digest([row]) for row in (shown, others, PromptRow(0, "a bell"))}) == 3
+    with pytest.raises(ValueError, match=r"prompt 1 \('a bell'\) names pairs: .*'gone' is not in this datastore"):
+        load_look_up(datastore, 1, rate_hz=16_000, duration_s=0.5)([others])
+
+
+def test_a_datastore_of_equal_captions_gives_them_to_prompts(training: Path, tmp_path: Path) -> None:
+    config = DatastoreConfig(key="text", model="hashed", equal_captions=True)
+    build_datastore(open_corpus(str(training)), output=tmp_path / "store", config=config, engine=Engine(workers=1))
+    looked = load_look_up(tmp_path / "store", 2, rate_hz=16_000, duration_s=0.5)([PromptRow(0, "a bell", reference="clip5")])[0]
+    assert "clip7" in looked.ids and "clip5" not in looked.ids  # the target alone is passed over
 
 
 def test_a_prompt_with_too_few_pairs_left_is_made_and_named(models: dict[str, Path], datastore: Path, tmp_path: Path) -> None:

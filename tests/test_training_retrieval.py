@@ -305,6 +305,25 @@ def test_training_beside_pairs_end_to_end(corpus: Path, tmp_path: Path) -> None:
     assert not with_pair.equal(without)
 
 
+@pytest.mark.parametrize("off", ["caption", "audio"])
+def test_a_model_takes_of_pairs_only_what_it_has_an_encoder_for(corpus: Path, tmp_path: Path, off: str) -> None:
+    result = train(_config(corpus, f"encoders.{off}=none", "logging.sheet_prompts=0"), tmp_path / "run")
+    pipe = RetrievalAugmentedAudioPipeline.from_pretrained(result.pipeline)
+    pipe.set_progress_bar_config(disable=True)
+    waves = [sf.read(corpus / f"{number}.wav", dtype="float32")[0] for number in (0, 8)]
+    pairs = {"base": (KINDS[0], waves[0]), "caption": (KINDS[2], waves[0]), "audio": (KINDS[0], waves[1])}
+    made = {
+        name: pipe([KINDS[1]], references=[[pair]], num_inference_steps=2, seeds=[3], output_type="latent").audios
+        for name, pair in pairs.items()
+    }
+    assert {name: made[name].equal(made["base"]) for name in ("caption", "audio")} == {
+        "caption": off == "caption",
+        "audio": off == "audio",
+    }
+    with pytest.raises(ValueError, match="of retrieved pairs nothing would be left"):
+        _config(corpus, "encoders.caption=none", "encoders.audio=none")
+
+
 @pytest.mark.parametrize(
     "settings", [(), ("denoiser.preset=tiny-tango", "denoiser.channels=[16, 32]")], ids=["retrieval", "tango"]
 )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..studies.running import Study
     from ..studies.stages import Plan
 
-study = typer.Typer(name="study", help="The papers' experiments: memorization, mitigation.", no_args_is_help=True)
+study = typer.Typer(name="study", help="The papers' experiments: memorization, mitigation, longtail.", no_args_is_help=True)
 
 
 @study.callback()
@@ -75,6 +75,27 @@ def mitigation(
     plan = plan_mitigation(chosen, output)
     run = partial(study_mitigation, chosen, output)
     _plan_and_run(output, plan, run, _print_mitigation, dry_run=dry_run, as_json=as_json)
+
+
+@study.command()
+def longtail(
+    config: ConfigFile = None,
+    output: Output = Path("longtail-study"),
+    preset: Preset = None,
+    source: CaptionedClips = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Does retrieval help rare classes, and does it copy what it retrieves? The same command goes on."""
+    from ..studies.longtail.config import load_longtail_config
+
+    chosen = load_longtail_config(config, preset=preset, source=source)
+    _require_models()
+    from ..studies.longtail.study import plan_longtail, study_longtail
+
+    plan = plan_longtail(chosen, output)
+    run = partial(study_longtail, chosen, output)
+    _plan_and_run(output, plan, run, _print_longtail, dry_run=dry_run, as_json=as_json)
 
 
 def _require_models() -> None:
@@ -172,6 +193,30 @@ def _print_memorization(result: Study) -> None:
     out.print(shown)
     for row in result.card["published"]:
         out.print(Text(f"published, {row['training clips']} training clips: {row['published']}"))
+    for warning in result.card["warnings"]:
+        out.print(Text(f"note: {warning}"))
+    out.print(Text(sentence(result.card)))
+    print_paths(result.path / "audits", result.path / "report.html")
+
+
+def _print_longtail(result: Study) -> None:
+    from ..studies.longtail.wording import called, sentence
+
+    shown = Table(title="Clips from training captions that are flagged, and as what", title_justify="left")
+    for name in ("model", "audit", "flagged", "rate", "95 % interval", "its prompt's clip", "a shown pair"):
+        shown.add_column(name, justify="left" if name in ("model", "audit") else "right")
+    for row in (row for row in result.card["copying"] if row["prompts"] == "training"):
+        known, kinds = row["rate"] is not None, row["flagged_kinds"]
+        shown.add_row(
+            called(row),
+            row["descriptor"],
+            f"{row['flagged']} of {row['clips']}",
+            f"{row['rate']:.0%}" if known else "not decided",
+            f"{row['low']:.0%} to {row['high']:.0%}" if known else "-",
+            str(kinds["own"]["flagged"] + kinds["own_shown"]["flagged"]),
+            str(kinds["reference"]["flagged"]),
+        )
+    out.print(shown)
     for warning in result.card["warnings"]:
         out.print(Text(f"note: {warning}"))
     out.print(Text(sentence(result.card)))

@@ -40,7 +40,7 @@ class Neighbors:
     hidden
         Rows of the datastore that are shown to no clip.
     text, audio
-        Tokens of all pairs (R, L, D); None where the denoiser does not read them.
+        Tokens of all pairs (R, L, D); None where the denoiser does not read them, or has no encoder for them.
     count
         Neighbors that references are drawn among.
     """
@@ -49,7 +49,7 @@ class Neighbors:
     rows: dict[str, IntArray]
     own: dict[str, tuple[str, ...]]
     hidden: frozenset[int]
-    text: Tokens
+    text: Tokens | None
     audio: Tokens | None
     count: int
 
@@ -152,8 +152,9 @@ def pair_tokens(
     *,
     hears: bool,
     progress: Progress = no_progress,
-) -> tuple[Tokens, Tokens | None]:
-    """Tokens of all pairs of a datastore: captions, and sounds if the denoiser ``hears``; kept under the encoders' digests.
+) -> tuple[Tokens | None, Tokens | None]:
+    """Tokens of all pairs of a datastore: captions if there is an encoder, and sounds if the denoiser ``hears``; kept under the
+    encoders' digests.
 
     Raises
     ------
@@ -161,7 +162,8 @@ def pair_tokens(
         A pair's sound cannot be read any more.
     """
     columns = {name: store.pairs[name].to_pylist() for name in ("caption", "path", "start_s", "duration_s", "clip_id")}
-    text = text_tokens(columns["caption"], encoders, cache, by_whom["caption"], progress=progress)
+    reads = encoders.caption is not None
+    text = text_tokens(columns["caption"], encoders, cache, by_whom["caption"], progress=progress) if reads else None
     if not hears:
         return text, None
 

@@ -41,7 +41,7 @@ from .mel import MelSpec
 from .neighbors import Neighbors, find_neighbors, hidden_rows, own_pairs, pair_tokens
 from .splitting import split_clips
 from .starting import load_start
-from .training_config import TrainConfig
+from .training_config import NO_ENCODER, TrainConfig
 from .training_parts import parts_of
 from .vocoder import GriffinLimVocoder
 from .weights import weights_digest
@@ -192,6 +192,9 @@ def _load_encoders(config: TrainConfig, shape: DenoiserConfig | None, spec: MelS
     place = "cpu" if torch.device(device).type == "cpu" else str(device)  # gloo's processes have a cpu:0, cpu:1 ...
     caption = names.caption if retrieves or tango or names.caption == "hashed" else None
     audio = None if tango else names.audio if retrieves or names.audio == "mel" else None
+    if tango and caption == NO_ENCODER:
+        raise ValueError("[encoders] caption = 'none': a network of the family 'tango' reads its prompts by it; name one")
+    caption, audio = (None if name == NO_ENCODER else name for name in (caption, audio))
     tokens = PROMPT_TOKENS if tango else HASHED_TOKENS
     return load_encoders(None if tango else names.prompt, caption, audio, device=place, mel=spec, hashed_tokens=tokens)
 
@@ -327,6 +330,7 @@ def _neighbors(
     own = own_pairs(store, clips.ids, clips.digests)
     hidden = hidden_rows(store, own, [clips.ids[row] for row in held_out])
     rows = find_neighbors(store, own, clips.captions, config.retrieval.neighbors, hidden)
-    text: Tokens
+    text: Tokens | None
+    hears = hears and encoders.audio is not None
     text, audio = pair_tokens(store, encoders, spec, samples, cache, by_whom, hears=hears, progress=progress)
     return Neighbors(store, rows, own, hidden, text, audio, config.retrieval.neighbors)

@@ -46,6 +46,8 @@ class PromptRow:
         Classes of the sound.
     path
         File of that clip on this machine, where the row names a whole one; it need not be there.
+    pairs
+        Clips of the datastore that the model is to be shown, where the row names them; None: they are looked up.
     """
 
     number: int
@@ -53,6 +55,7 @@ class PromptRow:
     reference: str | None = None
     labels: tuple[str, ...] = ()
     path: str | None = None
+    pairs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def read_prompt_rows(path: str | Path, *, encoding: str = "utf-8") -> list[Promp
     ----------
     path
         Of a manifest with a column ``caption`` (or ``captions``, ``text``), and optionally ``reference`` or ``clip_id`` or
-        ``path``, and ``labels``; or of a ``.txt`` file.
+        ``path``, ``labels``, and ``pairs`` (ids of the datastore's clips, written as labels are); or of a ``.txt`` file.
     encoding
         Of a text file or manifest.
 
@@ -147,7 +150,8 @@ def prompts_digest(rows: Sequence[PromptRow]) -> str:
     """SHA-256 over what the prompts say, hexadecimal: equal for a CSV and a Parquet file of the same rows."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps([row.caption, row.reference, row.labels]).encode() + b"\n")
+        named = [] if row.pairs is None else [row.pairs]
+        digest.update(json.dumps([row.caption, row.reference, row.labels, *named]).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -165,7 +169,8 @@ def _row(number: int, place: Place, row: Mapping[str, Any]) -> PromptRow:
             f"{place}: no 'caption' column; it has {', '.join(sorted(map(str, row)))}. Rename the column that holds the prompts"
         )
     caption = (caption_of(row) or "").strip()
-    return PromptRow(number, caption, _reference(row, place), labels_of(row.get("labels")), _path(row, place))
+    pairs = None if row.get("pairs") is None else labels_of(row["pairs"])
+    return PromptRow(number, caption, _reference(row, place), labels_of(row.get("labels")), _path(row, place), pairs)
 
 
 def _path(row: Mapping[str, Any], place: Place) -> str | None:

@@ -27,7 +27,7 @@ class Looked:
     pairs
         Caption and waveform of each, the most similar first.
     ids, similarity
-        Their clips in the datastore, and cosines with the prompt.
+        Their clips in the datastore, and cosines with the prompt; no cosines of pairs that the prompt's row named.
     target
         The clip of the datastore that the prompt belongs to, which was passed over; None if it holds none.
     """
@@ -70,9 +70,10 @@ def load_look_up(path: str | Path, k: int, *, rate_hz: int, duration_s: float, d
     """What finds each prompt's k pairs.
 
     A prompt that belongs to a clip of the datastore (its ``reference``, an id or a path, or a file of its very audio) gets
-    neither that clip, nor its duplicates, nor pairs of an equal caption; any other prompt gets no pairs of its own caption.
-    Where keys are sounds without vectors of texts, the clip's kept neighbors are taken. Where too little is left, a prompt gets
-    fewer than k.
+    neither that clip, nor its duplicates, nor pairs of an equal caption; any other prompt gets no pairs of its own caption. A
+    datastore that was built with equal captions lets these in. Where keys are sounds without vectors of texts, the clip's kept
+    neighbors are taken. Where too little is left, a prompt gets fewer than k. A prompt whose row names ``pairs`` gets the first
+    k of these, and nothing is looked up.
 
     Parameters
     ----------
@@ -91,8 +92,11 @@ def load_look_up(path: str | Path, k: int, *, rate_hz: int, duration_s: float, d
 
     def look_up(prompts: Sequence[PromptRow]) -> list[Looked]:
         targets = [_target(store, prompt, names) for prompt in prompts]
-        found = _found(store, prompts, targets, k)
-        return [_looked(one, target, rate_hz, duration_s) for one, target in zip(found, targets, strict=True)]
+        asked = [row for row, prompt in enumerate(prompts) if prompt.pairs is None]
+        found = _found(store, [prompts[row] for row in asked], [targets[row] for row in asked], k)
+        of_row = dict(zip(asked, found, strict=True))
+        shown = [of_row[row] if row in of_row else _named(store, prompt, k) for row, prompt in enumerate(prompts)]
+        return [_looked(one, target, rate_hz, duration_s) for one, target in zip(shown, targets, strict=True)]
 
     return look_up
 
@@ -110,6 +114,14 @@ def _target(store: Datastore, prompt: PromptRow, names: Mapping[str, str]) -> st
     return next(iter(store.of_audio(digest)), None)
 
 
+def _named(store: Datastore, prompt: PromptRow, k: int) -> Retrieved:
+    """The pairs that a prompt's row names; nobody asked how similar they are."""
+    try:
+        return store.pairs_of((prompt.pairs or ())[:k])
+    except ValueError as error:
+        raise ValueError(f"prompt {prompt.number + 1} ({prompt.caption[:60]!r}) names pairs: {error}") from error
+
+
 def _found(store: Datastore, prompts: Sequence[PromptRow], targets: Sequence[str | None], k: int) -> list[Retrieved]:
     if store.texts_spec is not None:
         return _nearest(store, [prompt.caption for prompt in prompts], targets, k)
@@ -121,14 +133,16 @@ def _found(store: Datastore, prompts: Sequence[PromptRow], targets: Sequence[str
                 f"{prompt.number + 1} ({prompt.caption[:60]!r}) has none as its reference; build a datastore with --model "
                 "hashed --key text or with a CLAP model"
             )
-        gone = store.hidden(Exclusion((target,), texts=(prompt.caption,)))  # the prompt may be worded otherwise than the clip
+        # the prompt may be worded otherwise than the clip
+        gone = store.hidden(Exclusion((target,), texts=(prompt.caption,), captions=not store.card["config"]["equal_captions"]))
         found.append(_without(store.neighbors(target), gone, k))
     return found
 
 
 def _nearest(store: Datastore, captions: Sequence[str], targets: Sequence[str | None], k: int) -> list[Retrieved]:
     """k pairs of each prompt, or as many as its exclusions leave; asked together where the numbers are the same."""
-    own = [Exclusion(() if target is None else (target,)) for target in targets]
+    captions_too = not store.card["config"]["equal_captions"]
+    own = [Exclusion(() if target is None else (target,), captions=captions_too) for target in targets]
     left = [min(k, len(store) - len(store.hidden(one, text))) for one, text in zip(own, captions, strict=True)]
     found: dict[int, Retrieved] = {}
     for count in sorted(set(left)):
@@ -154,4 +168,5 @@ def _looked(found: Retrieved, target: str | None, rate_hz: int, duration_s: floa
         except AudioDecodeError as error:
             raise AudioDecodeError(f"{path}: is a retrieved pair's sound, but cannot be used: {error}") from error
         pairs.append((caption, audio.samples))
-    return Looked(tuple(pairs), found.ids, tuple(round(float(cosine), 6) for cosine in found.similarity), target)
+    cosines = tuple(round(float(cosine), 6) for cosine in found.similarity if not np.isnan(cosine))
+    return Looked(tuple(pairs), found.ids, cosines, target)

@@ -13,6 +13,7 @@ from ..identity import recording_pattern
 from .batches import Dropout
 from .schedules import check_steps
 
+NO_ENCODER = "none"
 PRESETS = ("tiny-cpu", "small-gpu", "paper-s", "paper-l", "tango")
 
 
@@ -103,11 +104,21 @@ class CodecConfig:
 
 @dataclass(frozen=True)
 class EncodersConfig:
-    """``[encoders]``: the frozen condition encoders: ``hashed`` and ``mel`` need no weights; otherwise folder or hub name."""
+    """``[encoders]``: the frozen condition encoders: ``hashed`` and ``mel`` need no weights; otherwise folder or hub name.
+
+    ``caption`` or ``audio`` may be ``none``: of retrieved pairs, the model then hears the sounds alone, or reads the captions
+    alone, in training and in sampling.
+    """
 
     prompt: str = "hashed"
     caption: str = "hashed"
     audio: str = "mel"
+
+    def __post_init__(self) -> None:
+        if self.caption == self.audio == NO_ENCODER:
+            raise ValueError("[encoders] caption and audio are both 'none': of retrieved pairs nothing would be left")
+        if self.prompt == NO_ENCODER:
+            raise ValueError("[encoders] prompt cannot be 'none': a model without prompts generates nothing that was asked for")
 
 
 @dataclass(frozen=True)

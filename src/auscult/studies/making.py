@@ -18,7 +18,7 @@ from ..indexing import index
 from ..inputs import Source, is_store
 from ..store import DescriptorStore
 from .config import MATCH, POOL, SOUNDS, StudyAudits, StudyData, StudySampling, StudyTraining
-from .sets import read_manifest, read_pool, write_manifest, write_sounds
+from .sets import COPY, read_manifest, read_pool, write_manifest, write_sounds
 from .stages import Stage
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SOURCE, DESCRIBED = "source", "described"  # folders of a study
 CLIPS = "clips.jsonl"
 ROLES = ("background", "null")
-ANY_ID = "(.+)"  # as a group: each clip is a recording
+ANY_ID = f"^(.+?)(?:#{COPY}-[0-9]+)?$"  # as a group: each clip is a recording, which repeated clips are of, too
 
 
 class StudyConfig(Protocol):

@@ -81,10 +81,12 @@ def run_study(
 
 
 def _counts(stages: Sequence[Stage]) -> dict[str, int]:
-    found = {name: sum(stage.kind == kind for stage in stages) for kind, name in _COUNTED.items()}
-    return {**found, "clips": round(sum(stage.amount for stage in stages if stage.kind in _MAKING))}
+    """Of stages, by the first word of their kind: ``training with pairs`` makes models, too."""
+    first = [(stage.kind.split()[0], stage.amount) for stage in stages]
+    found = {name: sum(kind == one for one, _ in first) for kind, name in _COUNTED.items()}
+    return {**found, "clips": round(sum(amount for one, amount in first if one in _MAKING))}
 
 
 def stated(rates: Any) -> dict[str, float]:
-    """The rates that a configuration states, in a :class:`~auscult.studies.config.StudyRates` or one of a study's own."""
-    return {name: value for name, value in vars(rates).items() if value}
+    """The rates that a configuration states, by kinds of stages: ``training_with_pairs`` is that of ``training with pairs``."""
+    return {name.replace("_", " "): value for name, value in vars(rates).items() if value}

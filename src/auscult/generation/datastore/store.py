@@ -161,6 +161,17 @@ class Datastore:
             raise ValueError(f"k should be from 0 to {kept}, the neighbors that {self.path} keeps, got {k}")
         return self._retrieved(self.neighbor_rows[row, :k], self.neighbor_similarity[row, :k])
 
+    def pairs_of(self, clip_ids: Sequence[str]) -> Retrieved:
+        """Given clips as if they had been retrieved, in their order, with similarities of NaN.
+
+        Raises
+        ------
+        ValueError
+            One is not in the datastore.
+        """
+        rows = np.array([self.row(clip_id) for clip_id in clip_ids], np.int64)
+        return self._retrieved(rows, np.full(len(rows), np.nan))
+
     def retrieve(
         self,
         queries: Sequence[str] | FloatArray,

@@ -1,0 +1,226 @@
+"""What generated clips match: their prompt's clip, a pair that was shown, or another; and whether what was shown is nearer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...audit import Audit
+from ...corpus import Clip
+from ...search.exact import unit_rows
+from ...store import DescriptorStore
+from ...vectors import Vectors
+from ..config import StudyAudits
+from ..flagging import is_flagged
+from .arms import AUDITS, Run
+from .drawing import class_of, origin
+
+KINDS = ("own", "own_shown", "reference", "other")
+KIND_NAMES = {
+    "own": "its prompt's clip",
+    "own_shown": "its prompt's clip, whose duplicate was shown",
+    "reference": "a pair that was shown",
+    "other": "another clip",
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A generated clip beside what an audit says of it.
+
+    Attributes
+    ----------
+    clip_id
+        Among all of its seed, ``WAY/000012-00``.
+    own, label
+        Its prompt's clip, and that one's class.
+    shown
+        Pairs that the model was shown.
+    match, score, flagged
+        The nearest reference by the audit; None where nothing could be compared.
+    """
+
+    clip_id: str
+    own: str
+    label: str
+    shown: tuple[str, ...]
+    match: str | None
+    score: float | None
+    flagged: bool
+
+    @property
+    def kind(self) -> str | None:
+        """One of ``KINDS``; None without a match. A near-duplicate counts as what it was made of."""
+        if self.match is None:
+            return None
+        what, shown = origin(self.match), {origin(one) for one in self.shown}
+        if what == self.own:
+            return "own_shown" if what in shown else "own"
+        return "reference" if what in shown else "other"
+
+
+@dataclass(frozen=True)
+class SeedAudit:
+    """The audit of all clips of a seed by one descriptor, and what of it counts as flagged.
+
+    Attributes
+    ----------
+    audit
+        Of the clips of all ways.
+    name, asked
+        Its descriptor, and how clips are flagged.
+    """
+
+    audit: Audit
+    name: str
+    asked: StudyAudits
+
+    @classmethod
+    def open(cls, folder: Path, seed: int, name: str, asked: StudyAudits) -> SeedAudit:
+        """That of a study's folder."""
+        return cls(Audit.open(folder / AUDITS / f"s{seed}-{name}"), name, asked)
+
+    @property
+    def null_clips(self) -> int:
+        """How many null scores p-values come from."""
+        return int(self.audit.card["calibration"]["null_clips"])
+
+    @cached_property
+    def by_id(self) -> dict[str, dict[str, Any]]:
+        """Rows of the queries."""
+        return {row["query_id"]: row for row in self.audit.queries().to_pylist()}
+
+    def seen(self, run: Run, rows: Sequence[Mapping[str, Any]]) -> list[Seen]:
+        """The clips of a run, of whose manifest ``rows`` are."""
+        found = []
+        for row in rows:
+            clip_id = f"{run.way}/{row['clip_id']}"
+            query = self.by_id[clip_id]
+            compared = query["score"] is not None
+            found.append(
+                Seen(
+                    clip_id,
+                    row["reference"],
+                    (row.get("labels") or [""])[0],
+                    tuple(row.get("retrieved") or ()),
+                    query["reference_id"] if compared else None,
+                    query["score"],
+                    compared and is_flagged(self.asked, self.name, query),
+                )
+            )
+        return found
+
+    @cached_property
+    def likeness(self) -> Likeness | None:
+        """Cosines of all generated clips and all references; None where the descriptor has no vectors."""
+        stores = [DescriptorStore.open(self.audit.path / "stores" / role) for role in ("generated", "references")]
+        if stores[0].spec.name == "contrast":
+            return None
+        return Likeness.of(*(store.load() for store in stores))
+
+
+def counts_of(seen: Sequence[Seen]) -> dict[str, Any]:
+    """How many are compared and flagged, what the flagged ones match (``flagged_KIND``), and all (``nearest_KIND``).
+
+    ``its`` is the prompt's clip, whether a duplicate of it was shown or not.
+    """
+    compared = [one for one in seen if one.kind is not None]
+    all_kinds = Counter(one.kind for one in compared)
+    flagged = Counter(one.kind for one in compared if one.flagged)
+    return {
+        "compared": len(compared),
+        "prompts": len({one.own for one in compared}),
+        "flagged": sum(flagged.values()),
+        **{f"flagged_{kind}": flagged[kind] for kind in KINDS},
+        **{f"nearest_{kind}": all_kinds[kind] for kind in KINDS},
+        "flagged_its": flagged["own"] + flagged["own_shown"],
+        "nearest_its": all_kinds["own"] + all_kinds["own_shown"],
+    }
+
+
+# --- without a threshold ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """The largest cosine of any two windows of two clips: (n, m) of generated clips and references."""
+
+    generated: dict[str, int]
+    references: dict[str, int]
+    cosines: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, generated: Vectors, references: Vectors) -> Likeness:
+        """Of all clips of two stores; NaN where a clip has no vector."""
+        sides = [unit_rows(np.asarray(one.vectors, np.float32))[0] for one in (generated, references)]
+        found = np.full((generated.clips.num_rows, references.clips.num_rows), -np.inf)
+        np.maximum.at(found, (generated.clip[:, None], references.clip[None]), (sides[0] @ sides[1].T).astype(np.float64))
+        found[np.isneginf(found)] = np.nan
+        ids = [{clip_id: row for row, clip_id in enumerate(one.clip_ids.tolist())} for one in (generated, references)]
+        return cls(ids[0], ids[1], found)
+
+    def best(self, clip_id: str, among: Sequence[str]) -> float:
+        """With the most similar of some references; NaN of none."""
+        rows = [self.references[one] for one in among if one in self.references]
+        values = self.cosines[self.generated[clip_id], rows]
+        values = values[~np.isnan(values)]
+        return float(values.max()) if len(values) else float("nan")
+
+
+def nearer(
+    likeness: Likeness,
+    seen: Sequence[Seen],
+    references: Sequence[Clip],
+    seed: int,
+    shown: Mapping[str, tuple[str, ...]] | None = None,
+) -> dict[str, list[float]]:
+    """How much nearer each clip is to what it was shown than to as many clips that it was not: the best cosine of the one less
+    that of the other, by class; and the same of its prompt's own clip, as ``own``.
+
+    For each pair that was shown, one clip of its class is drawn that was not shown and is neither the prompt's clip nor a
+    near-duplicate of either; where its class has no other, any clip. So what is left is not that pairs are of the right class.
+
+    Parameters
+    ----------
+    likeness, seen
+        Of a seed.
+    references
+        All clips that there are.
+    seed
+        Of the draw.
+    shown
+        Pairs by the prompt's clip instead of those that were shown: what they would have been, for a model without any.
+
+    Returns
+    -------
+    dict
+        ``shown`` and ``own``: a number for each clip that has both sides.
+    """
+    rng = np.random.default_rng([seed, 2])
+    found: dict[str, list[float]] = {"shown": [], "own": []}
+    label = {clip.clip_id: class_of(clip) for clip in references}
+    for one in seen:
+        pairs = one.shown if shown is None else shown.get(one.own, ())
+        if not pairs:
+            continue
+        gone = {origin(pair) for pair in pairs} | {one.own}
+        left = [clip.clip_id for clip in references if origin(clip.clip_id) not in gone]
+        control: list[str] = []
+        for pair in pairs:
+            there = [clip_id for clip_id in left if clip_id not in control]
+            alike = [clip_id for clip_id in there if label[clip_id] == label[pair]] or there
+            if alike:
+                control.append(alike[int(rng.integers(len(alike)))])
+        beside = likeness.best(one.clip_id, control)
+        pairs = tuple(pair for pair in pairs if origin(pair) != one.own)  # nearness to its own clip is told apart
+        for key, value in (("shown", likeness.best(one.clip_id, pairs)), ("own", likeness.best(one.clip_id, [one.own]))):
+            if not np.isnan(value - beside):
+                found[key].append(value - beside)
+    return found

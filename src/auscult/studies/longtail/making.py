@@ -1,0 +1,237 @@
+"""How each stage of a long-tail study is made; all go on where they were stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...corpus import Clip, open_corpus
+from ...duplicates import DedupConfig, deduplicate
+from ...folders import Progress, building, write_card, write_text
+from ...generation.clips import MADE as LINES
+from ..making import (
+    CLIPS,
+    SOURCE,
+    generate_clips,
+    given,
+    mel_window_s,
+    torch_threads,
+    train_model,
+)
+from ..sets import read_manifest, write_manifest
+from .arms import (
+    ALL,
+    AUDIO,
+    BOTH,
+    BY_ID,
+    COPIES,
+    DUPLICATES,
+    EXCLUDING,
+    HELD_OUT,
+    ID,
+    INDEXES,
+    MODELS,
+    ON_TRAINING,
+    OPEN,
+    OPENED,
+    PLAIN,
+    PROMPTS,
+    SETS,
+    STORES,
+    TRAINING,
+    UNSEEN,
+    WITH_COPIES,
+    Run,
+    model_name,
+)
+from .config import LongtailConfig, train_config
+from .drawing import class_of, draw, origin, prompts_of, write_copies
+from .reading import rows_of
+
+STORE_OF = {PLAIN: None, AUDIO: EXCLUDING, BOTH: EXCLUDING, ID: BY_ID}
+"""The datastore that each kind of model is trained beside."""
+
+
+def make_set(config: LongtailConfig, seed: int, place: Path, progress: Progress) -> None:
+    """Manifests of a seed: what is trained on, held out and asked for."""
+    place.mkdir(exist_ok=True)
+    drawn = draw(read_manifest(place.parents[1] / SOURCE / CLIPS), config.tail, seed, config.data.group)
+    copies = write_copies(place / "copies", drawn.again, seed)
+    unseen = [clip for clip in drawn.held_out if not drawn.frequency[class_of(clip)]]
+    lists = {
+        TRAINING: drawn.training,
+        COPIES: copies,
+        WITH_COPIES: [*drawn.training, *copies],
+        ALL: [*drawn.training, *copies, *drawn.opened],
+        OPEN: drawn.opened,
+        HELD_OUT: drawn.held_out,
+        PROMPTS: prompts_of(drawn, config.prompts, seed),
+        UNSEEN: unseen,
+    }
+    for name, clips in lists.items():
+        write_manifest(place / name, clips)
+    counts = {Path(name).stem: len(clips) for name, clips in lists.items()}
+    write_card(place, "sets of a study", {"seed": seed, "frequency": drawn.frequency, "counts": counts})
+    progress(1, 1, "sets")
+
+
+def duplicates_stage(config: LongtailConfig, seed: int, place: Path, progress: Progress) -> None:
+    """What of a seed's clips are duplicates, as ``auscult dedup`` finds them."""
+    folder = place.parents[1]
+    clips, background = open_corpus(folder / SETS / f"s{seed}" / ALL), given(config.data, "background", folder)
+    settings = DedupConfig(duration_s=mel_window_s(config), tau=config.tail.tau)
+    deduplicate(clips, background=background, output=place, config=settings, progress=progress)
+
+
+def store_stage(config: LongtailConfig, seed: int, kind: str, place: Path, progress: Progress) -> None:
+    """A datastore: that which excludes the target alone knows no duplicates, and lets equal captions in."""
+    from ...generation.datastore import DatastoreConfig, build_datastore
+
+    folder = place.parents[1]
+    source = folder / SETS / f"s{seed}" / (ALL if kind == OPENED else WITH_COPIES)
+    asked = config.retrieval
+    kept = max(asked.neighbors, *asked.k)
+    settings = DatastoreConfig(key=asked.key, model=asked.model, neighbors=kept, equal_captions=kind == BY_ID)
+    known = None if kind == BY_ID else folder / DUPLICATES / f"s{seed}"
+    build_datastore(open_corpus(source), output=place, duplicates=known, config=settings, progress=progress)
+
+
+def train_stage(config: LongtailConfig, seed: int, model: str, place: Path, progress: Progress) -> None:
+    folder = place.parents[1]
+    kind = STORE_OF[model]
+    store = None if kind is None else folder / STORES / f"s{seed}-{kind}"
+    manifest = folder / SETS / f"s{seed}" / WITH_COPIES
+    train_model(train_config(config, model, manifest, store, seed), place, progress)
+
+
+# --- generation -------------------------------------------------------------------------------------------------------
+
+
+def generate_stage(config: LongtailConfig, run: Run, place: Path, progress: Progress) -> None:
+    folder = place.parents[1]
+    model = folder / MODELS / model_name(run.seed, run.model) / "pipeline"
+    prompts = _prompts(config, run, folder)
+    store = None if run.store is None else folder / STORES / f"s{run.seed}-{run.store}"
+    if run.guided:
+        _generate_guided(config, run, model, prompts, place, progress)
+    else:
+        pairs = {} if store is None else {"datastore": store, "k": run.k}
+        generate_clips(config, model, prompts, run.seed, place, progress, **pairs)
+
+
+def _prompts(config: LongtailConfig, run: Run, folder: Path) -> Path:
+    """The manifest of a run's prompts; that of a swap names the pairs of other prompts."""
+    sets = folder / SETS / f"s{run.seed}"
+    if run.prompts != ON_TRAINING:
+        return sets / (UNSEEN if run.unseen else HELD_OUT)
+    if not run.swapped:
+        return sets / PROMPTS
+    clips = read_manifest(sets / PROMPTS)
+    usual = dataclasses.replace(run, swapped=False)
+    shown = {row["reference"]: tuple(row["retrieved"]) for row in rows_of(folder, usual)}
+    partners = swap_partners(clips, shown, run.seed)
+    rows = [
+        {"clip_id": clip.clip_id, "caption": clip.caption, "labels": list(clip.labels), "pairs": list(shown[partner.clip_id])}
+        for clip, partner in zip(clips, partners, strict=True)
+    ]
+    path = folder / SETS / f"s{run.seed}" / f"{run.way}.jsonl"
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def swap_partners(clips: Sequence[Clip], shown: dict[str, tuple[str, ...]], seed: int) -> list[Clip]:
+    """For each prompt another, whose pairs it is shown instead: of another class where there is one, never one that is
+    shown the prompt's own clip or its duplicate.
+
+    Raises
+    ------
+    ValueError
+        A prompt has none.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng([seed, 1])
+    partners = []
+    for clip in clips:
+        able = [
+            other
+            for other in clips
+            if other.clip_id != clip.clip_id and clip.clip_id not in {origin(one) for one in shown[other.clip_id]}
+        ]
+        others = [other for other in able if class_of(other) != class_of(clip)] or able
+        if not others:
+            raise ValueError(f"no other prompt's pairs can be shown with {clip.clip_id!r}: all hold it; raise [generate] clips")
+        partners.append(others[int(rng.integers(len(others)))])
+    return partners
+
+
+def index_stage(config: LongtailConfig, seed: int, model: str, place: Path, progress: Progress) -> None:
+    """All clips of a seed as guidance knows them, by a model's latents."""
+    from ...generation.pipelines import load_pipeline, locate_pipeline
+    from ...guidance.index import ReferenceIndex
+    from ...guidance.statistics import LatentStatistics
+
+    folder = place.parents[1]
+    located = locate_pipeline(str(folder / MODELS / model_name(seed, model) / "pipeline"), offline=True)
+    pipe = load_pipeline(located, device=config.device)
+    clips = open_corpus(folder / SETS / f"s{seed}" / ALL)
+    ReferenceIndex.from_audio(clips, LatentStatistics.of(pipe), progress=progress).save(place)
+
+
+def _generate_guided(config: LongtailConfig, run: Run, model: Path, prompts: Path, place: Path, progress: Progress) -> None:
+    """As without guidance, away from the very pairs that the unguided run has shown."""
+    from ...generation.generating import GenerateConfig
+    from ...generation.order import KIND, finished, take_order, write_generation
+    from .guiding import AwayFromOwn
+
+    folder = place.parents[1]
+    shown = {row["clip_id"]: tuple(row["retrieved"]) for row in rows_of(folder, dataclasses.replace(run, guided=False))}
+    index = folder / INDEXES / model_name(run.seed, run.model)
+    amg = amg_config(config, index, model)
+    sampling = config.generate
+    chosen = GenerateConfig(steps=sampling.steps, guidance_scale=sampling.guidance_scale, seed=run.seed, k=run.k)
+    order = take_order(
+        str(model),
+        prompts,
+        place,
+        config=chosen,
+        device=config.device,
+        workers=1,
+        batch_size=sampling.batch,
+        datastore=folder / STORES / f"s{run.seed}-{run.store}",
+        offline=True,
+        encoding="utf-8",
+    )
+    settings = json.loads(json.dumps(dataclasses.asdict(amg), default=repr))
+    order = dataclasses.replace(order, task={**order.task, "away_from_own_pairs": settings})
+    if finished(order) is not None:
+        return
+    plan, started = order.plan(), time.time()
+    with torch_threads(config.threads), building(order.output, KIND, task=order.task) as partial:
+        made = order.make(partial, plan, progress, AwayFromOwn(index, amg, shown))
+        write_generation(partial, order, [made[clip.clip_id] for clip in plan], started, away_from_own_pairs=settings)
+        (partial / LINES).unlink()
+
+
+def amg_config(config: LongtailConfig, index: Path, model: Path) -> Any:
+    """Guidance with thresholds that, where they are not given, are measured on the training clips."""
+    from ...generation.pipelines import load_pipeline, locate_pipeline
+    from ...guidance.amg import AmgConfig
+    from ...guidance.index import ReferenceIndex
+    from ...guidance.shifting import at_every_moment
+    from ...guidance.statistics import LatentStatistics
+    from ...guidance.thresholds import measured_thresholds
+
+    values = {key: value for key, value in vars(config.guidance).items() if value is not None}
+    if {"threshold_low", "threshold_high"} <= values.keys():
+        return AmgConfig(**values)
+    references = ReferenceIndex.load(index)
+    pipe = load_pipeline(locate_pipeline(str(model), offline=True), device="cpu")
+    found = measured_thresholds(references, others=at_every_moment(references, LatentStatistics.of(pipe)))
+    high = values.setdefault("threshold_high", max(found.high, values.get("threshold_low", found.high)))
+    values.setdefault("threshold_low", min(found.low, high))
+    return AmgConfig(**values)

@@ -1,0 +1,137 @@
+"""Re-AudioLDM's experiment on an imbalanced training set, and what it did not ask: are the retrieved pairs copied?
+
+Data flow: clips -> for each seed classes by rank, held-out recordings, near-duplicates -> datastores -> models without pairs,
+with their sounds, with sounds and captions, and with duplicates allowed -> clips from training captions (memory and copies,
+the swap, guidance) and from held-out ones (quality by frequency) -> one audit of all -> card and report. Each arrow is a stage
+that goes on where it was stopped.
+
+Source: Yuan et al., "Retrieval-Augmented Text-to-Audio Generation", ICASSP 2024, sections 4 and 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from ...folders import CARD, Progress, no_progress
+from ..config import SOUNDS
+from ..making import SOURCE, check_roles, make_source, role_stages
+from ..running import Study, run_study, stated
+from ..sets import read_pool
+from ..stages import Plan, Stage, plan_stages
+from .arms import (
+    AUDITS,
+    BOTH,
+    BY_ID,
+    DUPLICATES,
+    EVALUATED,
+    EXCLUDING,
+    ID,
+    INDEXES,
+    MADE,
+    MODELS,
+    NAMES,
+    ON_TRAINING,
+    OPENED,
+    PLAIN,
+    SETS,
+    STORES,
+    clips_made,
+    model_name,
+    runs_of,
+)
+from .auditing import audit_stage, evaluate_stage
+from .config import LongtailConfig
+from .drawing import draw
+from .making import (
+    duplicates_stage,
+    generate_stage,
+    index_stage,
+    make_set,
+    store_stage,
+    train_stage,
+)
+from .page import write_longtail_page
+from .results import results_of
+
+KIND = "long-tail study"
+
+
+def plan_longtail(config: LongtailConfig, output: str | Path) -> Plan:
+    """What a study consists of and how long what is left of it will take; nothing is written.
+
+    Raises
+    ------
+    CorpusError, ValueError
+        The source cannot be used, or has too few clips or classes.
+    """
+    _check_source(config, Path(output))
+    return plan_stages(stages_of(config), Path(output), stated(config.rates))
+
+
+def study_longtail(config: LongtailConfig, output: str | Path, *, progress: Progress = no_progress) -> Study:
+    """Run a study, or go on with it; of a finished one, write card and report anew.
+
+    Parameters
+    ----------
+    config
+        See :func:`~auscult.studies.longtail.config.load_longtail_config`.
+    output
+        Folder of the study.
+    progress
+        Called with the stage and what is done of it.
+
+    Raises
+    ------
+    CorpusError, ValueError
+        The source cannot be used, or has too few clips or classes.
+    OutputFolderError
+        The folder holds something else, or a study with other settings.
+    """
+    _check_source(config, Path(output))  # before there is a folder
+    return run_study(Path(output), KIND, config, stages_of(config), partial(results_of, config), write_longtail_page, progress)
+
+
+def _check_source(config: LongtailConfig, output: Path) -> None:
+    if (output / SOURCE / CARD).is_file():
+        return  # it is written down, and may have gone since
+    if config.data.source != SOUNDS:
+        clips = read_pool(config.data.source, audio_root=config.data.audio_root, encoding=config.data.encoding)
+        for seed in config.seeds:
+            draw(clips, config.tail, seed, config.data.group)
+    check_roles(config.data)
+
+
+# --- the stages -------------------------------------------------------------------------------------------------------
+
+
+def stages_of(config: LongtailConfig) -> list[Stage]:
+    """All stages of a study, in order. The sets of all seeds come first, so that a source may change later."""
+    stages = [Stage(SOURCE, "preparing", 1, "sets", partial(make_source, config, config.source_clips))]
+    stages += [Stage(f"{SETS}/s{seed}", "preparing", 1, "sets", partial(make_set, config, seed)) for seed in config.seeds]
+    stages += role_stages(config)
+    for seed in config.seeds:
+        stages += _stages_of_seed(config, seed)
+    return stages
+
+
+def _stages_of_seed(config: LongtailConfig, seed: int) -> Iterator[Stage]:
+    yield Stage(f"{DUPLICATES}/s{seed}", "deduplicating", 1, "sets", partial(duplicates_stage, config, seed))
+    for kind in (EXCLUDING, BY_ID, OPENED):
+        yield Stage(f"{STORES}/s{seed}-{kind}", "preparing", 1, "sets", partial(store_stage, config, seed, kind))
+    for model in NAMES:
+        kind, make = "training" if model == PLAIN else "training with pairs", partial(train_stage, config, seed, model)
+        yield Stage(f"{MODELS}/{model_name(seed, model)}", kind, config.train.steps, "training steps", make)
+        if model in (BOTH, ID):
+            yield Stage(
+                f"{INDEXES}/{model_name(seed, model)}", "preparing", 1, "sets", partial(index_stage, config, seed, model)
+            )
+    runs = runs_of(config, seed)
+    for run in runs:
+        yield Stage(f"{MADE}/{run.name}", run.kind, clips_made(config, run), "clips", partial(generate_stage, config, run))
+    clips = sum(clips_made(config, run) for run in runs)
+    for name in config.audits.compared_by:
+        yield Stage(f"{AUDITS}/s{seed}-{name}", "auditing", clips, "clips", partial(audit_stage, config, seed, name))
+    scored = sum(clips_made(config, run) for run in runs if run.prompts != ON_TRAINING)
+    yield Stage(f"{EVALUATED}/s{seed}", "evaluating", scored, "clips", partial(evaluate_stage, config, seed))

@@ -1,0 +1,513 @@
+"""The long-tail study: draws, near-duplicates, what clips match, means over seeds, guidance by own references, end to end."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+pytest.importorskip("diffusers")
+
+import torch
+from typer.testing import CliRunner
+
+from auscult.audio import read_audio
+from auscult.cli import app
+from auscult.configuration import config_values, make_config
+from auscult.corpus import Clip
+from auscult.errors import OutputFolderError
+from auscult.folders import read_card, write_text
+from auscult.generation.datastore import Datastore
+from auscult.guidance.amg import AmgConfig
+from auscult.guidance.index import ReferenceIndex
+from auscult.studies.config import PRESETS
+from auscult.studies.longtail.arms import BOTH, ID, PLAIN, Run, clips_made, runs_of
+from auscult.studies.longtail.auditing import evaluate_stage
+from auscult.studies.longtail.config import (
+    LongtailConfig,
+    StudyGuidance,
+    StudyQuality,
+    StudyTail,
+    load_longtail_config,
+    train_config,
+)
+from auscult.studies.longtail.copying import KINDS, Likeness, Seen, counts_of, nearer
+from auscult.studies.longtail.drawing import draw, origin, prompts_of, write_copies
+from auscult.studies.longtail.figures import shares_svg
+from auscult.studies.longtail.guiding import OwnReferences
+from auscult.studies.longtail.making import swap_partners
+from auscult.studies.longtail.quality import bins_of, of_bin, seed_mean
+from auscult.studies.longtail.reading import rows_of
+from auscult.studies.longtail.study import plan_longtail, stages_of, study_longtail
+from auscult.studies.longtail.wording import sentence
+from auscult.studies.running import Study
+from auscult.studies.sets import read_manifest, write_manifest, write_sounds
+from auscult.studies.stages import read_times, run_stages
+
+CLASSES = ("bell", "dog", "gong", "rain", "train")
+GROUP = r"(\w+-\d+)-"
+
+
+def _clips(recordings: int = 12, takes: int = 2) -> list[Clip]:
+    """Of each class so many recordings, cut into takes."""
+    return [
+        Clip(f"{name}-{number}-{take}", f"/{name}{number}{take}.wav", caption=f"{name} {number} {take}", labels=(name,))
+        for name in CLASSES
+        for number in range(recordings)
+        for take in range(takes)
+    ]
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------
+
+
+def test_no_recording_is_on_two_sides_and_classes_have_their_counts() -> None:
+    tail = StudyTail(counts=(13, 6, 3, 0), held_out=3, open=4, copies=0.2)
+    ranks = set()
+    for seed in range(6):
+        drawn = draw(_clips(), tail, seed, GROUP)
+        assert list(drawn.frequency.values()) == [13, 6, 3, 0]
+        assert Counter(clip.labels[0] for clip in drawn.training) == {name: n for name, n in drawn.frequency.items() if n}
+        assert Counter(clip.labels[0] for clip in drawn.held_out) == dict.fromkeys(drawn.frequency, 3)
+        unseen = list(drawn.frequency)[-1]
+        assert [clip.labels[0] for clip in drawn.opened] == [unseen] * 4
+        sides = [drawn.training, drawn.held_out, drawn.opened, drawn.rest]
+        recordings = [{clip.clip_id.rsplit("-", 1)[0] for clip in side} for side in sides]
+        assert not any(one & other for one, other in itertools.combinations(recordings, 2))
+        assert len(drawn.again) == round(0.2 * 22) and set(drawn.again) <= set(drawn.training)
+        assert draw(_clips()[::-1], tail, seed, GROUP) == drawn
+        prompts = prompts_of(drawn, 9, seed)
+        assert len(prompts) == 9 and set(drawn.again) <= set(prompts) <= set(drawn.training)
+        ranks.add(tuple(drawn.frequency))
+    assert len(ranks) > 1
+
+
+def test_counts_go_to_classes_that_have_so_many_clips() -> None:
+    """Of a source that is imbalanced itself, the frequent classes get the large counts, whatever the seed."""
+    clips = [clip for rank, name in enumerate(CLASSES) for clip in _clips(4 * rank + 3, 1) if clip.labels == (name,)]
+    orders = {
+        tuple(draw(clips, StudyTail((16, 8, 6, 0), held_out=3, open=1, copies=0.0), seed).frequency) for seed in range(20)
+    }
+    first, second, third, last = CLASSES[4], CLASSES[3], CLASSES[2], CLASSES[1]
+    assert orders == {(first, second, third, last), (first, third, second, last)}
+
+
+@pytest.mark.parametrize(
+    ("clips", "counts", "message"),
+    [
+        ([Clip("a", "a.wav")], (2, 1), "has no label"),
+        (_clips(), (6,) * 6, "names 6 classes, and the clips are of 5"),
+        (_clips(), (22, 1), r"no class is left with 22 clips of other recordings than its 3 held-out clips \(at most 20\)"),
+        (_clips(2), (1, 1), "no class is left with 1 clips of other recordings"),
+    ],
+)
+def test_sources_that_no_tail_can_be_drawn_of(clips: list[Clip], counts: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw(clips, StudyTail(counts=counts, held_out=3), 0, GROUP if len(clips) > 1 else None)
+
+
+def test_near_duplicates_are_the_same_sound_in_another_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sf.write(tmp_path / "a.wav", np.concatenate([rng.standard_normal(3200), np.zeros(3200)]) * 0.1, 32_000)
+    clip = Clip("a", str(tmp_path / "a.wav"), 0.0, 0.1, caption="hiss", labels=("noise",))
+    (copy,) = write_copies(tmp_path / "copies", [clip], 3)
+    assert (copy.clip_id, origin(copy.clip_id), copy.caption, copy.labels) == ("a#copy-2", "a", "hiss", ("noise",))
+    one, other = (read_audio(path, sample_rate_hz=32_000, duration_s=0.1) for path in (clip.path, copy.path))
+    assert len(other.samples) == 3200 and one.facts.sample_digest != other.facts.sample_digest
+    assert np.corrcoef(one.samples, other.samples)[0, 1] > 0.9999
+    assert np.std(other.samples) == pytest.approx(0.5 * np.std(one.samples), rel=1e-2)
+
+
+def test_swapped_prompts_are_never_shown_their_own_clip() -> None:
+    clips = [clip for clip in _clips(2) if clip.labels[0] in ("dog", "rain")]
+    ids = [clip.clip_id for clip in clips]
+    many = len(ids)
+    shown = {one: (ids[(row + 1) % many], f"{ids[(row + 4) % many]}#copy-2") for row, one in enumerate(ids)}
+    for seed in range(5):
+        for clip, partner in zip(clips, swap_partners(clips, shown, seed), strict=True):
+            assert clip.labels != partner.labels
+            assert clip.clip_id not in {origin(one) for one in shown[partner.clip_id]}
+    with pytest.raises(ValueError, match="no other prompt's pairs can be shown with 'dog-0-0'"):
+        swap_partners(clips[:2], {clip.clip_id: ("dog-0-0",) for clip in clips}, 0)
+
+
+# --- what clips match -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("match", "shown", "kind"),
+    [
+        ("a", ("b", "c"), "own"),
+        ("a#copy-2", ("b", "c"), "own"),
+        ("a#copy-2", ("a#copy-2", "c"), "own_shown"),
+        ("a", ("a#copy-2",), "own_shown"),
+        ("b", ("c", "b"), "reference"),
+        ("b#copy-2", ("b",), "reference"),
+        ("d", ("b", "c"), "other"),
+        ("d", (), "other"),
+        (None, ("b",), None),
+    ],
+)
+def test_a_near_duplicate_counts_as_what_it_was_made_of(match: str | None, shown: tuple[str, ...], kind: str | None) -> None:
+    one = Seen("x", "a", "dog", shown, match, None if match is None else 1.0, match is not None)
+    assert one.kind == kind
+    counts = counts_of([one, replace(one, flagged=False)])
+    assert counts["compared"] == 2 * (kind is not None) and counts["flagged"] == (kind is not None)
+    assert counts["nearest_its"] == 2 * bool(kind and kind.startswith("own"))
+    if kind:
+        assert counts[f"nearest_{kind}"] == 2 and counts[f"flagged_{kind}"] == 1
+    assert sum(counts[key] for key in (f"nearest_{name}" for name in KINDS)) == counts["compared"]
+
+
+def _planted(copied: bool) -> tuple[Likeness, list[Seen], list[Clip]]:
+    """24 references of 3 classes; 12 generated clips, each shown two of a class, and like the first of them, or like none."""
+    rng = np.random.default_rng(1)
+    references = [Clip(f"r{n}", "", labels=(CLASSES[n % 3],)) for n in range(24)]
+    seen = [
+        Seen(f"g{n}", f"r{n}", CLASSES[n % 3], (f"r{(n + 3) % 24}", f"r{(n + 6) % 24}"), "r0", 1.0, False) for n in range(12)
+    ]
+    cosines = rng.uniform(0, 0.5, (12, 24))
+    for row, one in enumerate(seen):
+        if copied:
+            cosines[row, int(one.shown[0][1:])] = 0.9
+    ids = {one.clip_id: row for row, one in enumerate(seen)}
+    return Likeness(ids, {clip.clip_id: row for row, clip in enumerate(references)}, cosines), seen, references
+
+
+def test_copies_of_what_was_shown_are_nearer_and_clips_of_chance_are_not() -> None:
+    likeness, seen, references = _planted(copied=True)
+    found = nearer(likeness, seen, references, 0)
+    assert len(found["shown"]) == 12 and min(found["shown"]) > 0.4
+    assert abs(np.mean(found["own"])) < 0.3
+    nothing = [value for seed in range(40) for value in nearer(*_planted(copied=False), seed)["shown"]]
+    assert abs(np.mean(nothing)) < 0.05  # two shown and two others, all drawn alike
+    assert nearer(likeness, [replace(one, shown=()) for one in seen], references, 0) == {"shown": [], "own": []}
+    instead = {one.own: one.shown for one in seen}
+    assert nearer(likeness, [replace(one, shown=()) for one in seen], references, 0, instead) == found
+
+
+def test_likeness_is_the_best_of_all_windows() -> None:
+    import pyarrow as pa
+
+    from auscult.descriptors import DescriptorSpec
+    from auscult.vectors import Vectors
+
+    rng = np.random.default_rng(0)
+
+    def some(name: str, windows: list[int]) -> Vectors:
+        clip = np.repeat(np.arange(len(windows)), windows)
+        clips = pa.table({"clip_id": [f"{name}{row}" for row in range(len(windows))]})
+        vectors = rng.standard_normal((len(clip), 5)).astype(np.float32)
+        return Vectors(vectors, clip, np.zeros(len(clip)), clips, 1.0, DescriptorSpec("mel", 1))
+
+    generated, references = some("g", [2, 0, 3]), some("r", [1, 2])
+    found = Likeness.of(generated, references)
+    for g, r in itertools.product(range(3), range(2)):
+        sides = [np.asarray(one.vectors)[one.clip == row] for one, row in ((generated, g), (references, r))]
+        cosines = [float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a in sides[0] for b in sides[1]]
+        best = found.best(f"g{g}", [f"r{r}"])
+        assert np.isnan(best) if not cosines else best == pytest.approx(max(cosines), abs=1e-6)
+
+
+def test_guidance_sees_each_clips_own_references_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(8, 5, generator=generator), dim=1)
+    index = ReferenceIndex("toy", tuple("abcdabcd"), (None,) * 8, (0.0,) * 8, vectors)
+    own = [["a", "c"], ["d"], ["a", "b", "c", "d"]]
+    queries = torch.randn(3, 5, generator=generator)
+    found = OwnReferences.of(index, own).nearest(queries, 2)
+    for row, ids in enumerate(own):
+        alone = index.without(set("abcd") - set(ids)).nearest(queries[row : row + 1], 2)
+        torch.testing.assert_close(found.similarity[row : row + 1], alone.similarity)
+        assert {index.ids[place] for place in found.rows[row].tolist()} <= set(ids)
+    with pytest.raises(ValueError, match="expected 3 samples, whose references are known, got 2"):
+        OwnReferences.of(index, own).nearest(queries[:2])
+
+
+def test_clips_that_sound_like_their_class_are_told_from_those_that_do_not(tmp_path: Path) -> None:
+    """Ways with pairs give the real clips back, that without makes rain of everything."""
+    config = replace(_config(), quality=StudyQuality(frechet=True))
+    clips = write_sounds(tmp_path / "real", 28, 0, 2.0)  # two of each of 14 families
+    real = [clip for clip in clips if clip.labels[0] in ("bell", "dog", "rain", "engine")]
+    (rain,) = [clip for clip in write_sounds(tmp_path / "made", 5, 1, 2.0) if clip.labels == ("rain",)]
+    write_manifest(tmp_path / "sets" / "s0" / "held-out.jsonl", real)
+    for run in (run for run in runs_of(config, 0) if run.prompts == "held-out"):
+        rows = [
+            {
+                "clip_id": f"{number:06d}-00",
+                "path": rain.path if run.model == PLAIN else clip.path,
+                "caption": clip.caption,
+                "labels": list(clip.labels),
+                "reference": clip.clip_id,
+            }
+            for number, clip in enumerate(real)
+        ]
+        write_text(tmp_path / "generated" / run.name / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "evaluated").mkdir()
+    evaluate_stage(config, 0, tmp_path / "evaluated" / "s0", lambda done, total, what: None)
+    card = read_card(tmp_path / "evaluated" / "s0", "scores of a study")
+    ways = [run.way for run in runs_of(config, 0) if run.prompts == "held-out"]
+    shares = {way: np.mean(list(card["nearest"][way].values())) for way in ways}
+    assert shares == {way: 0.25 if way == "plain-held-out" else 1.0 for way in ways}
+    assert set(card["nearest"]["real"].values()) <= {0.0, 1.0} and len(card["nearest"]["real"]) == len(real)
+    distances = {way: list(card["metrics"]["fd_per_clip"][way].values()) for way in ways}
+    assert all(len(values) == len(real) and np.isfinite(values).all() for values in distances.values())
+
+
+# --- means over seeds -------------------------------------------------------------------------------------------------
+
+
+def test_means_weigh_classes_alike_and_intervals_hold_what_varies() -> None:
+    found = seed_mean([{"dog": [1.0] * 9, "rain": [0.0]}, {"dog": [0.0], "rain": [0.0]}])
+    assert (found.value, found.by_seed, found.clips) == (0.25, (0.5, 0.0), 12)
+    alike, unlike = seed_mean([{"": [0.0, 1.0] * 20}] * 3), seed_mean([{"": [one] * 40} for one in (0.0, 0.5, 1.0)])
+    assert alike.value == unlike.value == 0.5
+    assert alike.high - alike.low < 0.3 < unlike.high - unlike.low  # type: ignore[operator]
+    rng = np.random.default_rng(0)
+    held = 0
+    for trial in range(100):  # clips of one distribution: the interval covers about as often as it says
+        mean = seed_mean([{"": rng.normal(size=15).tolist()} for _ in range(4)], resamples=200, seed=trial)
+        held += mean.low <= 0 <= mean.high  # type: ignore[operator]
+    assert held >= 85  # four seeds know a little less of their spread than 95 % would need
+
+
+def test_bins_hold_every_class_once() -> None:
+    frequency = {"a": 0, "b": 1, "c": 3, "d": 4, "e": 10, "f": 99}
+    bins = {name: sorted(of_bin(frequency, frequency, least, below)) for name, least, below in bins_of((1, 4, 10))}
+    assert bins == {"0": ["a"], "1-3": ["b", "c"], "4-9": ["d"], "10+": ["e", "f"]}
+
+
+def test_shares_are_drawn_and_checked() -> None:
+    parts = [("own", "#123456", [0.5, 0.25]), ("other", "#abcdef", [0.25, 0.5])]
+    svg = shares_svg(["plain", "pairs"], parts, label="clips", sure=[[0.1, 0.0], [0.0, 0.0]])
+    assert "#123456" in svg and "plain" in svg
+    with pytest.raises(ValueError, match="expected shares for 1 rows"):
+        shares_svg(["plain"], parts, label="clips")
+
+
+# --- configuration ----------------------------------------------------------------------------------------------------
+
+
+def _of_preset(preset: str, folder: Path, source: str = "clips.csv") -> LongtailConfig:
+    """A preset with all that it wants to be told."""
+    text = f'preset = "{preset}"\n[data]\nsource = "{source}"\nbackground = "sounds"\n'
+    (folder / "study.toml").write_text(text)
+    return load_longtail_config(folder / "study.toml")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_load_and_are_echoed(tmp_path: Path, preset: str) -> None:
+    config = _of_preset(preset, tmp_path)
+    assert make_config(LongtailConfig, json.loads(json.dumps(config_values(config)))) == config
+    plain = train_config(config, PLAIN, "clips.csv", None, 7)
+    both, audio = (train_config(config, model, "clips.csv", "store", 7) for model in (BOTH, "audio"))
+    assert plain.retrieval.datastore is None and both.retrieval.counts == config.retrieval.counts
+    assert audio == replace(both, encoders=replace(both.encoders, caption="none"))  # and nothing else is different
+    assert replace(both, retrieval=plain.retrieval) == plain
+
+
+def test_the_paper_preset_is_the_papers(tmp_path: Path) -> None:
+    config = _of_preset("paper", tmp_path)
+    assert config.train.preset == "paper-s" and config.train.steps == 920_000
+    assert config.retrieval.k == (1, 3, 5, 10) and config.retrieval.neighbors == 50 and config.retrieval.key == "audio"
+    assert config.tail.edges == (1, 10, 30, 50, 100, 500) and config.tail.unseen
+    assert config.quality.clap not in (None, config.retrieval.model)  # scored by another CLAP than pairs are found by
+
+
+def test_guidance_is_by_default_as_everywhere() -> None:
+    names = ("despecification", "deduplication", "dissimilarity")
+    assert [getattr(AmgConfig(), name) for name in names] == [getattr(StudyGuidance(), name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[tail]\ncount = [8]", r"\[tail\]: unknown key 'count'; did you mean counts"),
+        ("[tail]\ncounts = [2, 4]", "falling numbers"),
+        ("[tail]\ncopies = 1.0", r"should be in \[0, 1\)"),
+        ("[tail]\nedges = [4, 1]", "edges should be rising"),
+        ("[retrieval]\nk = [3, 1]\nshown = 3", "rising numbers from 1"),
+        ("[retrieval]\nshown = 7", "should be one of k"),
+        ("[retrieval]\nk = [1, 12]\nshown = 1", "asks for 12 pairs, and a datastore of the 13 training clips .* 11 at most"),
+        ('[train]\nsettings = ["optimizer.step=3"]', r"\[optimizer\]: unknown key 'step'"),
+        ("seeds = [1, 1]", "each once"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "study.toml").write_text(f'preset = "smoke"\n{text}')
+    with pytest.raises(ValueError, match=message):
+        load_longtail_config(tmp_path / "study.toml")
+
+
+def test_mini_cpu_is_planned_for_less_than_three_hours(tmp_path: Path) -> None:
+    names = [f"class {number}" for number in range(10)]
+    clips = [Clip(f"{name}-{n}", __file__, caption=f"{name} {n}", labels=(name,)) for name in names for n in range(24)]
+    write_manifest(tmp_path / "clips.jsonl", clips)
+    config = load_longtail_config(preset="mini-cpu", source=str(tmp_path / "clips.jsonl"))
+    plan = plan_longtail(config, tmp_path / "out")
+    assert plan.seconds is not None and 3600 < plan.seconds < 3 * 3600
+    stages = {row.kind: row.stages for row in plan.rows}
+    assert (stages["training"], stages["training with pairs"], stages["auditing"]) == (3, 9, 6)
+    assert not (tmp_path / "out").exists()
+    write_manifest(tmp_path / "clips.jsonl", clips[:-30])
+    with pytest.raises(ValueError, match="names 10 classes, and the clips are of 9"):
+        plan_longtail(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize("preset", ["small-gpu", "paper"])
+def test_published_sizes_can_be_planned_of_a_source_that_just_suffices(tmp_path: Path, preset: str) -> None:
+    config = _of_preset(preset, tmp_path, str(tmp_path / "clips.jsonl"))
+    sizes = [(count or config.tail.open) + config.tail.held_out for count in config.tail.counts]
+    names = [f"class {number:03d}" for number in range(len(sizes))]
+    clips = [
+        Clip(f"{name}-{n}", __file__, caption=f"{name} {n}", labels=(name,))
+        for name, size in zip(names, sizes, strict=True)
+        for n in range(size)
+    ]
+    write_manifest(tmp_path / "clips.jsonl", clips)
+    plan = plan_longtail(config, tmp_path / "out")
+    assert plan.seconds is None  # nobody has measured it
+    stages = {row.kind: (row.stages, row.amount) for row in plan.rows}
+    seeds, steps = len(config.seeds), config.train.steps
+    assert stages["training"] == (seeds, seeds * steps) and stages["training with pairs"] == (3 * seeds, 3 * seeds * steps)
+    write_manifest(tmp_path / "clips.jsonl", clips[1:])  # of the most frequent class
+    with pytest.raises(ValueError, match=f"no class is left with {config.tail.counts[0]} clips"):
+        plan_longtail(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize("wanted", [0, 5, 400])
+def test_how_many_clips_are_planned_is_how_many_prompts_there_are(tmp_path: Path, wanted: int) -> None:
+    smoke = load_longtail_config(preset="smoke")
+    config = replace(
+        smoke,
+        seeds=(0,),
+        tail=StudyTail(counts=(13, 6, 3, 0), held_out=3, open=4, copies=0.0),
+        generate=replace(smoke.generate, clips=wanted),
+    )
+    write_manifest(tmp_path / "source" / "clips.jsonl", _clips())
+    run_stages([stage for stage in stages_of(config) if stage.place == "sets/s0"], tmp_path)
+    lists = {"training": "prompts", "held-out": "held-out"}
+    for run in runs_of(config, 0):
+        path = tmp_path / "sets" / "s0" / f"{'unseen-prompts' if run.unseen else lists[run.prompts]}.jsonl"
+        assert len(read_manifest(path)) == clips_made(config, run), run.way
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
+    given = ["study", "longtail", "--preset", "smoke", "-o", str(tmp_path / "out"), "--dry-run"]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"generating guided\s*│\s*6 │\s*0 │\s*40 clips", result.output), result.output
+    plan = json.loads(CliRunner().invoke(app, [*given, "--json"]).output)
+    assert plan["seconds"] == pytest.approx(sum(row["seconds"] for row in plan["stages"]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_documentation_names_every_key_and_no_other() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "studies.md").read_text("utf-8")
+    own = page.partition("### Keys of the long tail")[2].partition("\n## ")[0]
+    named = {
+        key for line in own.splitlines() if line.startswith("| `") for key in re.findall(r"`([a-z_.]+)`", line.split("|")[1])
+    }
+    values = config_values(LongtailConfig())
+    known = {f"{name}.{key}" for name, table in values.items() if isinstance(table, dict) for key in table}
+    shared = {key for key in known if key.split(".")[0] in ("data", "train", "generate", "audits")}
+    shared |= {f"rates.{key}" for key in ("training", "generating", "auditing", "deduplicating", "preparing")}
+    assert named == known - shared
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def _config() -> LongtailConfig:
+    smoke = load_longtail_config(preset="smoke")
+    return replace(
+        smoke,
+        seeds=(0,),
+        train=replace(smoke.train, steps=2),
+        tail=replace(smoke.tail, counts=(5, 3, 2, 0)),
+        generate=replace(smoke.generate, steps=2, clips=4),
+        audits=replace(smoke.audits, descriptors=("mel",), background_clips=6, null_clips=10),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return study_longtail(_config(), tmp_path_factory.mktemp("study") / "out")
+
+
+@pytest.mark.slow
+def test_a_study_leaves_what_it_promised(finished: Study) -> None:
+    card, config, folder = finished.card, _config(), finished.path
+    runs = runs_of(config, 0)
+    assert card["counts"] == {"models": 4, "audits": 1, "clips": sum(clips_made(config, run) for run in runs)}
+    assert [row["way"] for row in card["copying"]] == [run.way for run in runs]
+    assert all(row["clips"] == clips_made(config, run) for row, run in zip(card["copying"], runs, strict=True))
+    for row in card["copying"]:
+        assert sum(one["flagged"] for name, one in row["nearest_kinds"].items() if name != "its") == row["clips"]
+    assert CliRunner().invoke(app, ["info", str(folder)]).exit_code == 0
+    copies = {origin(clip.clip_id) for clip in read_manifest(folder / "sets" / "s0" / "copies.jsonl")}
+    assert copies and card["sets"][0]["copies"] == len(copies)
+    for run in runs:
+        for row in rows_of(folder, run):
+            shown = {origin(one) for one in row.get("retrieved", [])}
+            assert len(row.get("retrieved", [])) == run.k
+            # a clip is never shown itself; where duplicates are allowed, it is shown its own
+            assert row["reference"] not in row.get("retrieved", [])
+            assert (row["reference"] in shown) == (run.model == ID and row["reference"] in copies and not run.swapped)
+    unguided = Run(0, BOTH, "training", 2, "excluding-duplicates")
+    for way in (replace(unguided, guided=True), replace(unguided, swapped=True)):
+        pairs = [
+            (one["retrieved"], other["retrieved"])
+            for one, other in zip(rows_of(folder, unguided), rows_of(folder, way), strict=True)
+        ]
+        assert all((one == other) is way.guided for one, other in pairs)
+    held_out = [run.way for run in runs if run.prompts == "held-out"]
+    assert list(dict.fromkeys(row["way"] for row in card["quality"] if row["metric"] == "own_class")) == held_out
+    unseen = list(card["sets"][0]["frequency"])[-1]
+    opened = Datastore.load(folder / "datastores" / "s0-open").pairs["labels"].to_pylist()
+    closed = Datastore.load(folder / "datastores" / "s0-excluding-duplicates").pairs["labels"].to_pylist()
+    assert [unseen] in opened and [unseen] not in closed
+    assert make_config(LongtailConfig, card["config"]) == config
+    page = (folder / "report.html").read_text("utf-8")
+    assert sentence(card) in page.replace("&#39;", "'") and "<script" not in page and page.count("<audio") >= 7
+    with pytest.raises(OutputFolderError, match="generate.steps: 2 there, 3 here"):
+        study_longtail(replace(config, generate=replace(config.generate, steps=3)), folder)
+
+
+_KILLED = """
+import sys
+from test_studies_longtail import _config
+from auscult.studies.longtail.study import study_longtail
+if __name__ == "__main__":
+    study_longtail(_config(), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_study_ends_as_one_that_was_never_stopped(finished: Study, tmp_path: Path) -> None:
+    out, script = tmp_path / "out", tmp_path / "study.py"
+    script.write_text(_KILLED)
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")])
+    for place in ("models/s0-both/checkpoints", "generated/s0-id-training-k2-guided.partial"):
+        with subprocess.Popen([sys.executable, str(script), str(out)], env={**os.environ, "PYTHONPATH": paths}) as run:
+            while not (out / place).exists():
+                assert run.poll() is None, f"ended before {place} was there"
+                time.sleep(0.01)
+            run.send_signal(signal.SIGKILL)
+        assert not (out / "card.json").exists()
+    again = study_longtail(_config(), out)
+    assert sum(line["resumed"] for line in read_times(out)) >= 1
+    for name in ("copying", "nearer", "guided", "quality", "real"):
+        assert again.card[name] == finished.card[name]
