@@ -1,6 +1,6 @@
 """The studies of real recordings that docs/results shows: ESC-10, folds 1-3, by the presets ``mini-cpu``.
 
-    python benchmarks/studies.py ../shared/data/esc10 memorization [-o benchmarks/results]
+    python benchmarks/studies.py ../shared/data/esc10 memorization|mitigation|longtail [-o benchmarks/results]
 
 Captions are made of category, recording and take, so that each tells its clip apart; takes of one recording are known by the
 clip id. A study that was stopped goes on when the same command is given again.
@@ -17,7 +17,7 @@ from pathlib import Path
 from generation import write_manifests
 
 GROUP = r"^(\d-\d+)"
-STUDIES = ("memorization",)
+STUDIES = ("memorization", "mitigation", "longtail")
 
 
 def configuration(study: str, source: Path, output: Path) -> Path:
