@@ -133,7 +133,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path, text: str, message:
 
 def test_the_documentation_names_every_key_and_every_arm() -> None:
     page = (Path(__file__).parents[1] / "docs" / "studies.md").read_text("utf-8")
-    own = page.partition("### Keys of the mitigation study")[2].partition("## Presets")[0]
+    own = page.partition("### Keys of the mitigation study")[2].partition("\n## ")[0]
     shared = page.partition("## All keys")[2].partition("## Files")[0]
 
     def keys(text: str) -> set[str]:

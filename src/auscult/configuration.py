@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -74,6 +74,20 @@ def config_values(config: Any) -> dict[str, Any]:
             value = config_values(value)
         values[field.metadata.get("key", field.name)] = list(value) if isinstance(value, tuple) else value
     return values
+
+
+def flat_values(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys.
+
+    Examples
+    --------
+    >>> flat_values({"seed": 3, "optimizer": {"steps": 700}})
+    {'seed': 3, 'optimizer.steps': 700}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flat_values(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return flat
 
 
 def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

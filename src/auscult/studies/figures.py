@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 
 from ..figures import QUERY_COLOR, REFERENCE_COLOR, only_ids_in_use
+from ..report.verification import wide_and_narrow
 
 COLORS = {"contrast": QUERY_COLOR, "mel": REFERENCE_COLOR, "clap": "#7c3aed"}  # of what clips are compared by
 
@@ -81,3 +83,8 @@ def rates_svg(places: Sequence[str], series: Sequence[Series], *, label: str, of
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     return only_ids_in_use(svg[svg.index("<svg") :])
+
+
+def rates_picture(places: Sequence[str], series: Sequence[Series], *, label: str, of: str) -> Markup:
+    """:func:`rates_svg` for wide screens and for telephones."""
+    return Markup(wide_and_narrow(*(rates_svg(places, series, label=label, of=of, narrow=narrow) for narrow in (False, True))))

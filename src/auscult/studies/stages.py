@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..configuration import flat_values
 from ..errors import OutputFolderError
 from ..folders import CARD, TASK, Progress, locked, no_progress, remove_stale_temporaries, write_text
 
@@ -228,17 +229,8 @@ def _check_same(output: Path, wanted: dict[str, Any]) -> None:
         there = json.loads((output / TASK).read_text("utf-8"))
     except ValueError as error:
         raise OutputFolderError(f"{output / TASK}: cannot be read ({error}); choose another -o") from error
-    old, new = _flat(there), _flat(wanted)
+    old, new = flat_values(there), flat_values(wanted)
     changed = [key for key in {**new, **old} if old.get(key) != new.get(key)]
     if changed:
         told = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in changed[:_SHOWN])
         raise OutputFolderError(f"{output}: a study with other settings was begun here ({told}); choose another -o")
-
-
-def _flat(values: Any, above: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {above.removesuffix("."): values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{above}{key}.")
-    return flat

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...corpus import Clip, open_corpus
 from ...duplicates import DedupConfig, deduplicate
-from ...folders import Progress, building, write_card, write_text
-from ...generation.clips import MADE as LINES
+from ...folders import Progress, write_card, write_text
 from ..making import (
     CLIPS,
     SOURCE,
     generate_clips,
     given,
     mel_window_s,
-    torch_threads,
     train_model,
 )
 from ..sets import read_manifest, write_manifest
@@ -116,11 +113,9 @@ def generate_stage(config: LongtailConfig, run: Run, place: Path, progress: Prog
     model = folder / MODELS / model_name(run.seed, run.model) / "pipeline"
     prompts = _prompts(config, run, folder)
     store = None if run.store is None else folder / STORES / f"s{run.seed}-{run.store}"
-    if run.guided:
-        _generate_guided(config, run, model, prompts, place, progress)
-    else:
-        pairs = {} if store is None else {"datastore": store, "k": run.k}
-        generate_clips(config, model, prompts, run.seed, place, progress, **pairs)
+    pairs = {} if store is None else {"datastore": store, "k": run.k}
+    guide = _guide(config, run, model, folder) if run.guided else {}
+    generate_clips(config, model, prompts, run.seed, place, progress, **pairs, **guide)
 
 
 def _prompts(config: LongtailConfig, run: Run, folder: Path) -> Path:
@@ -182,39 +177,15 @@ def index_stage(config: LongtailConfig, seed: int, model: str, place: Path, prog
     ReferenceIndex.from_audio(clips, LatentStatistics.of(pipe), progress=progress).save(place)
 
 
-def _generate_guided(config: LongtailConfig, run: Run, model: Path, prompts: Path, place: Path, progress: Progress) -> None:
-    """As without guidance, away from the very pairs that the unguided run has shown."""
-    from ...generation.generating import GenerateConfig
-    from ...generation.order import KIND, finished, take_order, write_generation
+def _guide(config: LongtailConfig, run: Run, model: Path, folder: Path) -> dict[str, Any]:
+    """Guidance away from the very pairs that the unguided run has shown, and what the card says of it."""
     from .guiding import AwayFromOwn
 
-    folder = place.parents[1]
     shown = {row["clip_id"]: tuple(row["retrieved"]) for row in rows_of(folder, dataclasses.replace(run, guided=False))}
     index = folder / INDEXES / model_name(run.seed, run.model)
     amg = amg_config(config, index, model)
-    sampling = config.generate
-    chosen = GenerateConfig(steps=sampling.steps, guidance_scale=sampling.guidance_scale, seed=run.seed, k=run.k)
-    order = take_order(
-        str(model),
-        prompts,
-        place,
-        config=chosen,
-        device=config.device,
-        workers=1,
-        batch_size=sampling.batch,
-        datastore=folder / STORES / f"s{run.seed}-{run.store}",
-        offline=True,
-        encoding="utf-8",
-    )
-    settings = json.loads(json.dumps(dataclasses.asdict(amg), default=repr))
-    order = dataclasses.replace(order, task={**order.task, "away_from_own_pairs": settings})
-    if finished(order) is not None:
-        return
-    plan, started = order.plan(), time.time()
-    with torch_threads(config.threads), building(order.output, KIND, task=order.task) as partial:
-        made = order.make(partial, plan, progress, AwayFromOwn(index, amg, shown))
-        write_generation(partial, order, [made[clip.clip_id] for clip in plan], started, away_from_own_pairs=settings)
-        (partial / LINES).unlink()
+    said = json.loads(json.dumps(dataclasses.asdict(amg), default=repr))
+    return {"guide": AwayFromOwn(index, amg, shown), "guidance": {"away from": "own pairs", "amg": said}}
 
 
 def amg_config(config: LongtailConfig, index: Path, model: Path) -> Any:

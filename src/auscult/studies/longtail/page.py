@@ -9,14 +9,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ...configuration import make_config
+from ...configuration import flat_values, make_config
 from ...corpus import Clip
 from ...figures import NULL_COLOR, QUERY_COLOR, REFERENCE_COLOR, frequency_ticks
 from ...folders import Progress, no_progress, package_versions, write_text
 from ...report.page import REPORT, pair_sides
 from ...report.rendering import render
 from ...report.verification import wide_and_narrow
-from ..figures import Series, rates_svg
+from ..figures import Series, rates_picture
 from ..sets import read_manifest
 from .arms import ALL, AUDIO, BOTH, ID, NAMES, ON_TRAINING, PLAIN, SETS, Run, runs_of
 from .config import LongtailConfig
@@ -68,7 +68,7 @@ def write_longtail_page(folder: Path, content: Mapping[str, Any], progress: Prog
         copied=[row for row in content["copying"] if row.get("copied") and not row["guided"] and not row["swapped"]],
         compared=_side_by_side(content, names),
         heard=_heard(folder, content, names[0]),
-        settings=_flat(content["config"]),
+        settings=list(flat_values(content["config"]).items()),
         frequency_ticks=frequency_ticks(),
     )
     write_text(folder / REPORT, page)
@@ -100,7 +100,7 @@ def _tail(content: Mapping[str, Any], bins: Sequence[str]) -> Markup:
     series.append(_series("real clips, other recordings", COLORS["real"], [real.get(name, {}) for name in places]))
     labels = [f"{name}\n(unseen)" if name == "0" else name for name in places]
     of = f"sounds like its class (chance {content['chance']:.0%})"
-    return _twice(labels, series, label="training clips of the class", of=of)
+    return rates_picture(labels, series, label="training clips of the class", of=of)
 
 
 def _against_k(content: Mapping[str, Any], name: str) -> Markup:
@@ -116,7 +116,7 @@ def _against_k(content: Mapping[str, Any], name: str) -> Markup:
         excluded = "(duplicates in)" if model == ID else "(duplicates out)"
         series.append(_series(f"its prompt's clip {excluded}", color, [plain["its"], *(row["its"] for row in some)]))
         series.append(_series(f"a shown pair {excluded}", other, [{}, *(row["reference"] for row in some)]))
-    return _twice(["none", *map(str, ks)], series, label="pairs shown", of=f"flagged by {name} as a copy of")
+    return rates_picture(["none", *map(str, ks)], series, label="pairs shown", of=f"flagged by {name} as a copy of")
 
 
 def _usual(row: Mapping[str, Any]) -> str:
@@ -151,11 +151,6 @@ def _series(label: str, color: str, rows: Sequence[Mapping[str, Any]]) -> Series
     return Series(
         label, color, *(tuple(row.get(key) if row.get(keys[0]) is not None else None for row in rows) for key in keys)
     )
-
-
-def _twice(places: Sequence[str], series: Sequence[Series], **labels: str) -> Markup:
-    wide, narrow = (rates_svg(places, series, narrow=narrow, **labels) for narrow in (False, True))
-    return Markup(wide_and_narrow(wide, narrow))
 
 
 # --- tables and sounds ------------------------------------------------------------------------------------------------
@@ -236,10 +231,3 @@ def _side(query: Clip, reference: Clip, role: str) -> Any:
         row |= {f"{name}_id": clip.clip_id, f"{name}_path": clip.path, f"{name}_caption": clip.caption}
         row |= {f"{name}_offset_s": clip.start_s, f"{name}_start_s": 0.0, f"{name}_end_s": length}
     return pair_sides(row)[role]
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        rows += _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else [(f"{above}{key}", str(value))]
-    return rows

@@ -10,12 +10,13 @@ import numpy as np
 from markupsafe import Markup
 
 from ...audit import Audit
+from ...configuration import flat_values
 from ...figures import NULL_COLOR, QUERY_COLOR, REFERENCE_COLOR, frequency_ticks, histogram_svg
 from ...folders import Progress, no_progress, package_versions, write_text
 from ...report.page import REPORT, pair_sides
 from ...report.rendering import render
 from ...report.verification import wide_and_narrow
-from ..figures import COLORS, Series, rates_svg
+from ..figures import COLORS, Series, rates_picture
 from .arms import AUDITS
 
 PAIRS = 2  # heard of each size
@@ -45,7 +46,7 @@ def write_memorization_page(folder: Path, content: Mapping[str, Any], progress: 
         histograms=_histograms(folder, content, names),
         duplicates=_duplicates(content, names),
         heard=_heard(folder, content, names[0]),
-        settings=_flat(content["config"]),
+        settings=list(flat_values(content["config"]).items()),
         frequency_ticks=frequency_ticks(),
     )
     write_text(folder / REPORT, page)
@@ -81,7 +82,7 @@ def _epochs(content: Mapping[str, Any], names: Sequence[str]) -> Markup | None:
         _series(f"flagged by {name}", COLORS[name], [row for row in content["epochs"] if row["descriptor"] == name])
         for name in names
     ]
-    return _twice(places, series, label="steps of training", of="generated clips flagged")
+    return rates_picture(places, series, label="steps of training", of="generated clips flagged")
 
 
 def _curve(content: Mapping[str, Any], names: Sequence[str]) -> Markup:
@@ -95,16 +96,11 @@ def _curve(content: Mapping[str, Any], names: Sequence[str]) -> Markup:
     control = [row["control"] for row in content["curve"] if row["descriptor"] == names[0]]
     if any(one["rate"] is not None for one in control):
         series.append(_series(f"control, by {names[0]}", NULL_COLOR, control))
-    return _twice(places, series, label="training clips, at equal steps of training", of="generated clips flagged")
+    return rates_picture(places, series, label="training clips, at equal steps of training", of="generated clips flagged")
 
 
 def _series(label: str, color: str, rows: Sequence[Mapping[str, Any]]) -> Series:
     return Series(label, color, *(tuple(row[key] for row in rows) for key in ("rate", "low", "high")))
-
-
-def _twice(places: Sequence[str], series: Sequence[Series], **labels: str) -> Markup:
-    wide, narrow = (rates_svg(places, series, narrow=narrow, **labels) for narrow in (False, True))
-    return Markup(wide_and_narrow(wide, narrow))
 
 
 def _histograms(folder: Path, content: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -142,7 +138,7 @@ def _duplicates(content: Mapping[str, Any], names: Sequence[str]) -> list[tuple[
                 _series("prompts of repeated clips", QUERY_COLOR, [row["repeated"] for row in rows]),
                 _series("prompts of the others", REFERENCE_COLOR, [row["once"] for row in rows]),
             ]
-            found.append((name, _twice(places, series, label="copies in the training set", of=f"flagged by {name}")))
+            found.append((name, rates_picture(places, series, label="copies in the training set", of=f"flagged by {name}")))
     return found
 
 
@@ -158,10 +154,3 @@ def _heard(folder: Path, content: Mapping[str, Any], name: str) -> list[dict[str
         pairs = [{"what": what, "score": row["score"], "flagged": row["flagged"], **pair_sides(row)} for what, row in shown]
         found.append({"size": size, "model": arm["name"], "pairs": pairs})
     return found
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        rows += _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else [(f"{above}{key}", str(value))]
-    return rows

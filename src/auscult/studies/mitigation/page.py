@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from ...audio import read_audio
 from ...audit import Audit
+from ...configuration import flat_values
 from ...figures import SPECTROGRAM_RATE_HZ, frequency_ticks, spectrogram_png
 from ...folders import Progress, no_progress, package_versions, write_text
 from ...generation.clips import Row, read_rows
@@ -56,7 +57,7 @@ def write_mitigation_page(folder: Path, content: Mapping[str, Any], progress: Pr
         trace=_trace(folder, content),
         sheet=_sheet(folder, content, shown),
         heard=_heard(folder, content, shown),
-        settings=_flat(content["config"]),
+        settings=list(flat_values(content["config"]).items()),
         frequency_ticks=frequency_ticks(),
     )
     write_text(folder / REPORT, page)
@@ -221,10 +222,3 @@ def _heard(folder: Path, content: Mapping[str, Any], shown: Sequence[Mapping[str
         ]
         found.append({"label": row["label"], "audit": f"{row['name']}-s{seed}-{name}", "pairs": pairs})
     return found
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        rows += _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else [(f"{above}{key}", str(value))]
-    return rows
