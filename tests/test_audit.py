@@ -332,6 +332,16 @@ def test_takes_of_one_recording_do_not_pass_for_chance(sets, tmp_path: Path, set
     assert all(nearest[f"{number:04d}.wav"] == f"{number:04d}-b.wav" for number in range(30))
 
 
+@pytest.mark.parametrize("settings", [{"duration_s": WINDOW_S, "tau": "fdr"}, {"descriptor": "contrast"}])
+def test_a_sound_under_the_name_of_another_recording_is_no_chance(sets, tmp_path: Path, settings: dict) -> None:
+    samples = 0.8 * sound(5, WINDOW_S) + 1e-4 * np.random.default_rng(0).standard_normal(48_000)
+    sf.write(sets["references"] / "1005.wav", samples, 16_000)
+    config = AuditConfig(group=r"^(\d+)", **settings)
+    card = run(sets, tmp_path / "audit", config, null=open_corpus(sets["references"])).card
+    assert card["calibration"]["null_clips"] == 61 - 2
+    assert any("2 null clips score far above all others" in warning for warning in card["warnings"])
+
+
 def test_null_clips_of_another_recording_with_the_samples_of_a_training_clip_are_left_out(sets, tmp_path: Path) -> None:
     shutil.copytree(sets["references"], tmp_path / "null")
     shutil.copy(tmp_path / "null" / "0007.wav", tmp_path / "null" / "1007.wav")

@@ -80,7 +80,7 @@ class AuditConfig:
     group
         Regular expression on clip ids whose first group names the recording. Where training or null clips are scored, none is
         compared with clips of its own recording, so that takes of one recording do not pass for chance; null clips may then
-        be training clips, too.
+        be training clips, too, and those that score far above all others are taken for duplicates and left out.
     """
 
     descriptor: str | None = None
@@ -173,7 +173,7 @@ def compare(
     else:
         null = null.subset(null_rows(null.clips, references.clips, warnings, config.group))
         null_best, null_clips = normalized.best_matches(null, 1, "null", progress), null
-        null_top = null_best.top_score(null.clips.num_rows)
+        null_top = without_duplicates(null_best.top_score(null.clips.num_rows), config.group, warnings)
     warnings += length_warning(generated.clips, null_clips.clips)
     threshold = choose_threshold(config, "gap", top, own_top, null_top)
     if not threshold.separated:
@@ -359,6 +359,23 @@ def null_rows(null: pa.Table, references: pa.Table, warnings: list[str], group: 
             f"{shared:,} null clips are also training clips and were left out: they would pass off copies as chance."
         )
     return rows
+
+
+def without_duplicates(null_top: DoubleArray, group: str | None, warnings: list[str]) -> DoubleArray:
+    """Null scores as they are, or with ``group``, where null clips may be training clips, less those of duplicates.
+
+    What the same sound under the name of another recording scores is no chance; a warning is added if there is such.
+    """
+    heard = null_top[np.isfinite(null_top)]
+    if group is None:
+        return heard
+    kept = null_from_training(heard)
+    if gone := len(heard) - len(kept):
+        warnings.append(
+            f"{gone:,} null clips score far above all others with clips of other recordings; they were taken for duplicates "
+            "of these, and left out."
+        )
+    return kept
 
 
 def null_table(top: pa.Table, null_top: DoubleArray) -> pa.Table:

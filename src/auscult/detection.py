@@ -19,7 +19,17 @@ from .alignment.candidates import candidates
 from .alignment.scoring import MIN_BACKGROUND, Clips, prepare_clips, score
 from .alignment.spans import Alignment, MatchSpan, locate
 from .calibration import conformal_p_values, null_from_training
-from .comparison import GENERATED, AuditConfig, Comparison, choose_threshold, length_warning, level, null_rows, null_table
+from .comparison import (
+    GENERATED,
+    AuditConfig,
+    Comparison,
+    choose_threshold,
+    length_warning,
+    level,
+    null_rows,
+    null_table,
+    without_duplicates,
+)
 from .descriptors.contrast import Frames, Levels, fingerprint
 from .engine import HERE, Engine
 from .folders import Progress, no_progress
@@ -109,8 +119,7 @@ def detect(
     else:
         null = null.subset(null_rows(null.clips, references.clips, warnings, config.group))
         null_found, null_set = detector.matches(null, 1, progress, "null"), null
-        null_top = _top(null_found)
-        null_top = null_top[np.isfinite(null_top)]
+        null_top = without_duplicates(_top(null_found), config.group, warnings)
     top = _top(found)
     warnings += length_warning(generated.clips, null_set.clips)
     threshold = choose_threshold(config, "fdr", top, own_top, null_top)
