@@ -174,6 +174,7 @@ def _print_memorization(result: Study) -> None:
         "rate",
         "95 % interval",
         "control",
+        "sensitivity",
         "own clip nearest",
     ):
         shown.add_column(name, justify="left" if name == "audit" else "right")
@@ -188,6 +189,7 @@ def _print_memorization(result: Study) -> None:
             percent(row["rate"]) if known else "not decided",
             f"{row['low']:.0%} to {row['high']:.0%}" if known else "-",
             percent(row["control"]["rate"]),
+            percent(row["sensitivity"]["rate"]),
             percent(row["own_clip_nearest"]),
         )
     out.print(shown)

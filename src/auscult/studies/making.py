@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+import soundfile as sf
+
+from ..audio import read_audio
 from ..audit import AuditConfig, audit
-from ..corpus import Corpus, open_corpus
+from ..corpus import Clip, Corpus, open_corpus
 from ..descriptors.base import load_descriptor
 from ..errors import CorpusError
-from ..folders import Progress, write_card
+from ..folders import Progress, write_card, write_text
 from ..indexing import index
 from ..inputs import Source, is_store
 from ..store import DescriptorStore
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 
 SOURCE, DESCRIBED = "source", "described"  # folders of a study
 CLIPS = "clips.jsonl"
+MADE_MANIFEST = "manifest.jsonl"
 ROLES = ("background", "null")
 ANY_ID = f"^(.+?)(?:#{COPY}-[0-9]+)?$"  # as a group: each clip is a recording, which repeated clips are of, too
 
@@ -124,6 +130,32 @@ def generate_clips(
             progress=progress,
             **settings,
         )
+
+
+def through_codec(config: StudyConfig, model: Path | str, clips: Sequence[Clip], place: Path, progress: Progress) -> None:
+    """What a model's codec makes of real clips, as a folder of sounds: the most faithful copies that it could give out."""
+    import torch
+
+    from ..generation.pipelines import load_pipeline, locate_pipeline
+    from ..guidance.codecs import LatentCodec
+
+    with torch_threads(config.threads), torch.no_grad():
+        pipe = load_pipeline(locate_pipeline(str(model), offline=True), device=config.device, dtype="float32")
+        codec = LatentCodec.of(pipe)
+        length = round(config.train.duration_s / codec.frame_s) * codec.samples_per_frame
+        rows, audio = [], place / "audio"
+        audio.mkdir(parents=True, exist_ok=True)
+        for number, clip in enumerate(clips):
+            sound = read_audio(clip.path, sample_rate_hz=codec.rate_hz, start_s=clip.start_s, duration_s=clip.duration_s)
+            wave = torch.zeros(1, length)
+            wave[0, : len(sound.samples)] = torch.from_numpy(sound.samples[:length])
+            copy = codec.decode(codec.encode(wave.to(pipe.device))).float().cpu().numpy()[0]
+            path = audio / f"{number:04d}.flac"
+            sf.write(path, (copy / max(1.0, float(np.abs(copy).max()))).T, codec.rate_hz)
+            rows.append({"clip_id": f"{number:04d}", "path": str(path.absolute()), "reference": clip.clip_id})
+            progress(number + 1, len(clips), "clips through the codec")
+    write_text(place / MADE_MANIFEST, "".join(json.dumps(row) + "\n" for row in rows))
+    write_card(place, "clips of a codec", {"clips": len(rows)})
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from .config import MemorizationConfig
 
 SETS, MODELS, MADE, AUDITS, DEDUPLICATED = "sets", "models", "generated", "audits", "deduplicated"
-CONTROLS = "controls"
+CONTROLS, THROUGH_CODEC, SENSITIVITY = "controls", "through-codec", "sensitivity"
 TRAINING, PROMPTS, REPEATED, WITH_COPIES = (f"{name}.jsonl" for name in ("training", "prompts", "repeated", "with-copies"))
 
 

@@ -10,9 +10,32 @@ from typing import Any
 from ...corpus import Clip, open_corpus
 from ...duplicates import CLUSTERS, DedupConfig, deduplicate
 from ...folders import Progress, write_card, write_text
-from ..making import CLIPS, SOURCE, audit_clips, generate_clips, given, mel_window_s, train_model
+from ..making import (
+    CLIPS,
+    MADE_MANIFEST,
+    SOURCE,
+    audit_clips,
+    generate_clips,
+    given,
+    mel_window_s,
+    through_codec,
+    train_model,
+)
 from ..sets import chosen, divide, of_other_recordings, prompted, read_manifest, repeated, write_manifest
-from .arms import DEDUPLICATED, MADE, MODELS, PROMPTS, REPEATED, SETS, TRAINING, WITH_COPIES, Arm, asked_for, other_seed
+from .arms import (
+    DEDUPLICATED,
+    MADE,
+    MODELS,
+    PROMPTS,
+    REPEATED,
+    SETS,
+    THROUGH_CODEC,
+    TRAINING,
+    WITH_COPIES,
+    Arm,
+    asked_for,
+    other_seed,
+)
 from .config import MemorizationConfig, train_config
 
 
@@ -88,6 +111,20 @@ def audit_stage(config: MemorizationConfig, arm: Arm, name: str, place: Path, pr
     folder = place.parents[1]
     made, training = folder / MADE / arm.name / "manifest.jsonl", folder / SETS / arm.name / TRAINING
     audit_clips(config, name, open_corpus(made), open_corpus(training), folder, place, progress)
+
+
+def codec_stage(config: MemorizationConfig, arm: Arm, place: Path, progress: Progress) -> None:
+    """The training clips of an arm's prompts behind its model's codec."""
+    folder = place.parents[1]
+    asked = list({clip.clip_id: clip for clip in read_manifest(folder / SETS / arm.name / PROMPTS)}.values())
+    through_codec(config, folder / MODELS / arm.model / "pipeline", asked, place, progress)
+
+
+def sensitivity_stage(config: MemorizationConfig, arm: Arm, name: str, place: Path, progress: Progress) -> None:
+    """How many of the most faithful copies that the model could give out are flagged?"""
+    folder = place.parents[1]
+    copies, training = folder / THROUGH_CODEC / arm.name / MADE_MANIFEST, folder / SETS / arm.name / TRAINING
+    audit_clips(config, name, open_corpus(copies), open_corpus(training), folder, place, progress)
 
 
 def control_stage(config: MemorizationConfig, arm: Arm, name: str, place: Path, progress: Progress) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ...review.verified import audit_rate
 from ..flagging import counted, rate_of, too_few_null_clips
 from ..rates import INTERVAL, pooled, separation
 from ..sets import read_manifest
-from .arms import AUDITS, CONTROLS, DEDUPLICATED, MADE, MODELS, REPEATED, SETS, Arm
+from .arms import AUDITS, CONTROLS, DEDUPLICATED, MADE, MODELS, REPEATED, SENSITIVITY, SETS, Arm
 from .config import MemorizationConfig, train_config
 
 PUBLISHED = (
@@ -36,6 +37,11 @@ CONTROL = (
     "Control: the same clips against the training clips of the next seed, less recordings of their own model's. None of these "
     "can have been copied: what is flagged there is false alarm. At the largest size nothing may be left to compare with."
 )
+SEEN = 0.8  # of the most faithful copies; of a rule that flags fewer, low rates say little
+SENSITIVITY_IS = (
+    "Sensitivity: the prompts' own training clips, through the model's codec and vocoder and nothing else. No copy that the "
+    "model gives out can be more faithful: what is not flagged of these could not be flagged at all."
+)
 
 
 def results_of(config: MemorizationConfig, arms: Sequence[Arm], folder: Path) -> dict[str, Any]:
@@ -50,6 +56,7 @@ def results_of(config: MemorizationConfig, arms: Sequence[Arm], folder: Path) ->
         "duplicates": _duplicates(config, rows),
         "interval": INTERVAL,
         "control": CONTROL,
+        "sensitivity": SENSITIVITY_IS,
         "published": [dict(row) for row in PUBLISHED],
         "warnings": _warnings(config, rows),
     }
@@ -96,7 +103,13 @@ def _audited(
         "null_clips": null,
         "verified": _verified(audit),
         "control": None,
+        "sensitivity": None,
     }
+    place = folder / SENSITIVITY / f"{arm.name}-{name}"
+    if (place / CARD).is_file():
+        copies = Audit.open(place).queries().to_pylist()
+        each = {row["query_id"]: row["query_id"] for row in copies}  # of a prompt each
+        found["sensitivity"] = counted(config.audits, name, copies, each, null)
     place = folder / CONTROLS / f"{arm.name}-{name}"
     if (place / CARD).is_file():
         control = Audit.open(place)
@@ -132,6 +145,7 @@ def _point(own: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
         "undecided": sum(one["undecided"] for one in audits),
         "by_seed": [one["flagged"] / one["compared"] if one["compared"] else None for one in audits],
         "control": rate_of([one["control"] for one in audits]),
+        "sensitivity": rate_of([one["sensitivity"] for one in audits]),
         "listed": sum(one["listed"] for one in audits),
         "own_clip_nearest": nearest.rate,
         "separation": [min(apart), sum(apart) / len(apart), max(apart)] if apart else None,
@@ -173,6 +187,14 @@ def _warnings(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> lis
     for name in config.audits.compared_by:
         if any(row["audits"][name]["undecided"] for row in rows):
             told.append(too_few_null_clips(config.audits, name, min(row["audits"][name]["null_clips"] for row in rows)))
+    for size, name in product(config.sizes, config.audits.compared_by):
+        own = [row["audits"][name]["sensitivity"] for row in rows if row["plain"] and row["size"] == size]
+        share = rate_of(own)["rate"]
+        if share is not None and share < SEEN:
+            told.append(
+                f"{name}, {size:,} training clips: only {share:.0%} of the most faithful copies that the model could give out "
+                "would be flagged, so that a low rate says little."
+            )
     if "sounds" in (config.data.source, config.data.null):
         told.append("Training or null clips are synthesized ('sounds'): no result about recordings.")
     return told

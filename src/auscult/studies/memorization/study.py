@@ -20,9 +20,18 @@ from ..making import SOURCE, check_roles, make_source, role_stages
 from ..running import Study, run_study, stated
 from ..sets import divide, read_pool
 from ..stages import Plan, Stage, plan_stages
-from .arms import AUDITS, CONTROLS, DEDUPLICATED, MADE, MODELS, SETS, Arm, arms_of, clips_made
+from .arms import AUDITS, CONTROLS, DEDUPLICATED, MADE, MODELS, SENSITIVITY, SETS, THROUGH_CODEC, Arm, arms_of, clips_made
 from .config import MemorizationConfig
-from .making import audit_stage, control_stage, deduplicate_stage, generate_stage, make_set, train_stage
+from .making import (
+    audit_stage,
+    codec_stage,
+    control_stage,
+    deduplicate_stage,
+    generate_stage,
+    make_set,
+    sensitivity_stage,
+    train_stage,
+)
 from .page import write_memorization_page
 from .results import results_of
 
@@ -102,8 +111,13 @@ def _stages_of_arm(config: MemorizationConfig, arm: Arm) -> Iterator[Stage]:
         )
     clips = clips_made(config, arm)
     yield Stage(f"{MADE}/{arm.name}", "generating", clips, "clips", partial(generate_stage, config, arm))
+    if arm.plain:
+        yield Stage(f"{THROUGH_CODEC}/{arm.name}", "preparing", 1, "sets", partial(codec_stage, config, arm))
     for name in config.audits.compared_by:
         yield Stage(f"{AUDITS}/{arm.name}-{name}", "auditing", clips, "clips", partial(audit_stage, config, arm, name))
+        if arm.plain:
+            asked, make = min(clips, arm.size), partial(sensitivity_stage, config, arm, name)
+            yield Stage(f"{SENSITIVITY}/{arm.name}-{name}", "auditing", asked, "clips", make)
         if arm.plain and len(config.seeds) > 1:
             control = partial(control_stage, config, arm, name)
             yield Stage(f"{CONTROLS}/{arm.name}-{name}", "auditing", clips, "clips", control)
