@@ -22,6 +22,7 @@ from conftest import sound
 
 WINDOW_S = 3.0
 CONFIG = AuditConfig(duration_s=WINDOW_S)
+BY_BOTH = [{"duration_s": WINDOW_S, "tau": "fdr"}, pytest.param({"descriptor": "contrast"}, marks=pytest.mark.slow)]
 PLANTED = {"copy-0.wav": 3, "copy-1.wav": 12, "copy-2.wav": 31, "copy-3.wav": 44}
 
 
@@ -311,7 +312,7 @@ def test_overwrite_spares_what_is_not_ours(sets, tmp_path: Path) -> None:
     assert (tmp_path / "audit" / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("settings", [{"duration_s": WINDOW_S, "tau": "fdr"}, {"descriptor": "contrast"}])
+@pytest.mark.parametrize("settings", BY_BOTH)
 def test_takes_of_one_recording_do_not_pass_for_chance(sets, tmp_path: Path, settings: dict) -> None:
     """Training clips in two takes each, which are their own null: apart by recording, only copies stand out."""
     rng = np.random.default_rng(1)
@@ -332,7 +333,7 @@ def test_takes_of_one_recording_do_not_pass_for_chance(sets, tmp_path: Path, set
     assert all(nearest[f"{number:04d}.wav"] == f"{number:04d}-b.wav" for number in range(30))
 
 
-@pytest.mark.parametrize("settings", [{"duration_s": WINDOW_S, "tau": "fdr"}, {"descriptor": "contrast"}])
+@pytest.mark.parametrize("settings", BY_BOTH)
 def test_a_sound_under_the_name_of_another_recording_is_no_chance(sets, tmp_path: Path, settings: dict) -> None:
     samples = 0.8 * sound(5, WINDOW_S) + 1e-4 * np.random.default_rng(0).standard_normal(48_000)
     sf.write(sets["references"] / "1005.wav", samples, 16_000)
