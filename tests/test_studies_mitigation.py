@@ -20,6 +20,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 
+import torch
 from typer.testing import CliRunner
 
 from auscult.cli import app
@@ -29,6 +30,7 @@ from auscult.errors import CorpusError
 from auscult.folders import read_card
 from auscult.generation.clips import read_rows
 from auscult.guidance.amg import AmgConfig
+from auscult.guidance.index import ReferenceIndex
 from auscult.studies.config import PRESETS
 from auscult.studies.making import torch_threads
 from auscult.studies.memorization.config import load_memorization_config
@@ -37,6 +39,7 @@ from auscult.studies.memorization.study import stages_of as memorization_stages
 from auscult.studies.mitigation.arms import arms_of, audited_by, clips_made, swept_arms
 from auscult.studies.mitigation.config import MitigationConfig, StudyGuidance, load_mitigation_config, train_config
 from auscult.studies.mitigation.figures import Point, Value, number_points, sweep_svg, tradeoff_svg
+from auscult.studies.mitigation.making import thresholds_of
 from auscult.studies.mitigation.results import _paired, _quality
 from auscult.studies.mitigation.study import plan_mitigation, stages_of, study_mitigation
 from auscult.studies.running import Study
@@ -306,6 +309,20 @@ def test_settings_of_guidance_are_those_of_amg() -> None:
     assert StudyGuidance(c1=2.0, schedule="progress", stop=0.5).amg(0.3, 0.6) == AmgConfig(
         2.0, 4.0, 3.0, 0.3, 0.6, schedule="progress", stop=0.5
     )
+
+
+def test_thresholds_that_are_given_are_of_one_descriptor() -> None:
+    def index(step: float, count: int) -> ReferenceIndex:
+        angles = step * torch.arange(count)
+        names = tuple(map(str, range(count)))
+        return ReferenceIndex("toy", names, (None,) * count, (0.0,) * count, torch.stack([angles.cos(), angles.sin()], 1))
+
+    config = MitigationConfig(guidance=StudyGuidance(threshold_low=0.1, threshold_high=0.2))
+    few, many, others = index(0.2, 8), index(0.2, 12), index(0.1, 20)
+    assert thresholds_of(config, "latents", few, others, None) == (0.1, 0.2, None)
+    for own, of, angle in ((few, "other clips", 0.1), (many, "training clips", 0.2)):
+        low, high, measured = thresholds_of(config, "mel-latents", own, others, None)
+        assert (low, high, measured) == (pytest.approx(0.9 * high), pytest.approx(math.cos(angle), abs=1e-5), of)
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------

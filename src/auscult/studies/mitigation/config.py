@@ -68,7 +68,8 @@ class StudyGuidance:
         Strengths of despecification, caption deduplication and dissimilarity.
     threshold_low, threshold_high
         Of similarity. Where one is not given it is measured: on the training clips, or where these are fewer than 10 on other
-        clips of the source (:func:`~auscult.guidance.thresholds.measured_thresholds`).
+        clips of the source (:func:`~auscult.guidance.thresholds.measured_thresholds`). Thresholds belong to the descriptor: for
+        arms that are guided by another they are measured, even where they are given.
     schedule, units, gradient, nearest, every, stop
         See :class:`~auscult.guidance.amg.AmgConfig`.
     other_thresholds
