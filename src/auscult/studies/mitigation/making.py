@@ -19,6 +19,7 @@ from ..making import (
     ROLES,
     SOURCE,
     audit_clips,
+    audit_control,
     clips_of,
     clips_or_none,
     describe,
@@ -190,6 +191,16 @@ def audit_stage(config: MitigationConfig, arm: Arm, seed: int, name: str, place:
     folder = place.parents[1]
     made = open_corpus(folder / MADE / run_name(arm, seed) / "manifest.jsonl")
     audit_clips(config, name, made, described(folder, name, model_name(config, seed)), folder, place, progress)
+
+
+def control_stage(
+    config: MitigationConfig, arm: Arm, seed: int, other: int, name: str, place: Path, progress: Progress
+) -> None:
+    """What an arm made with a model against another seed's training clips, which cannot have been copied."""
+    folder = place.parents[1]
+    own, theirs = (folder / SETS / model_name(config, one) / TRAINING for one in (seed, other))
+    made = folder / MADE / run_name(arm, seed) / "manifest.jsonl"
+    audit_control(config, name, made, own, theirs, folder, place, progress)
 
 
 def quality_stage(config: MitigationConfig, runs: list[str], place: Path, progress: Progress) -> None:
