@@ -12,10 +12,14 @@ text-to-audio generative diffusion models through anti-memorization guidance", 2
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from ...errors import MissingExtraError, ModelError
 from ...folders import CARD, Progress, no_progress
+from ...generation.pipelines import locate_pipeline, scheduler_config
+from ...generation.schedules import check_steps
 from ..config import SOUNDS
 from ..making import CLIPS, DESCRIBED, SOURCE, check_roles, clips_of, make_source, role_stages
 from ..running import Study, run_study, stated
@@ -63,6 +67,8 @@ def plan_mitigation(config: MitigationConfig, output: str | Path) -> Plan:
     CorpusError, ValueError
         The source cannot be used, or has too few clips.
     """
+    with suppress(ModelError, MissingExtraError):  # a plan may be made before the model is there
+        _check_pipeline(config, Path(output))
     stages = stages_of(config, _training_clips(config, Path(output)))
     return plan_stages(stages, Path(output), stated(config.rates))
 
@@ -90,6 +96,7 @@ def study_mitigation(config: MitigationConfig, output: str | Path, *, progress: 
     """
     import torch
 
+    _check_pipeline(config, Path(output))
     stages = stages_of(config, _training_clips(config, Path(output)))  # which checks, before there is a folder
     results = partial(results_of, config)
     threads = config.threads or torch.get_num_threads()  # the last bits depend on it, and arms are compared by them
@@ -110,6 +117,14 @@ def _training_clips(config: MitigationConfig, output: Path) -> int:
     if not given:
         divide(clips, config.size, config.seeds[0], config.data.group)
     return len(clips) if given else config.size
+
+
+def _check_pipeline(config: MitigationConfig, output: Path) -> None:
+    """Refuse a given model that is not there, or cannot do the steps that are asked for, before anything is made."""
+    if config.model.pipeline is None or (output / SOURCE / CARD).is_file():
+        return
+    sampler = scheduler_config(locate_pipeline(config.model.pipeline, offline=True))
+    check_steps(str(sampler.get("_class_name")), sampler, config.generate.steps, "[generate] steps")
 
 
 def _synthesized(config: MitigationConfig) -> int:
