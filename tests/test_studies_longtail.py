@@ -378,7 +378,7 @@ def test_published_sizes_can_be_planned_of_a_source_that_just_suffices(tmp_path:
     ]
     write_manifest(tmp_path / "clips.jsonl", clips)
     plan = plan_longtail(config, tmp_path / "out")
-    assert plan.seconds is None  # nobody has measured it
+    assert plan.seconds is not None and not any(row.measured for row in plan.rows)  # estimated, of every kind
     stages = {row.kind: (row.stages, row.amount) for row in plan.rows}
     seeds, steps = len(config.seeds), config.train.steps
     assert stages["training"] == (seeds, seeds * steps) and stages["training with pairs"] == (3 * seeds, 3 * seeds * steps)

@@ -20,25 +20,32 @@ import pytest
 
 pytest.importorskip("diffusers")
 
+import torch
 from typer.testing import CliRunner
 
 from auscult.cli import app
 from auscult.configuration import config_values, make_config
 from auscult.corpus import Clip
-from auscult.errors import CorpusError
+from auscult.errors import CorpusError, ModelError, OutputFolderError
 from auscult.folders import read_card
 from auscult.generation.clips import read_rows
 from auscult.guidance.amg import AmgConfig
+from auscult.guidance.index import ReferenceIndex
 from auscult.studies.config import PRESETS
+from auscult.studies.longtail.config import load_longtail_config
+from auscult.studies.longtail.study import plan_longtail
 from auscult.studies.making import torch_threads
 from auscult.studies.memorization.config import load_memorization_config
 from auscult.studies.memorization.config import train_config as memorization_train_config
+from auscult.studies.memorization.study import plan_memorization
 from auscult.studies.memorization.study import stages_of as memorization_stages
 from auscult.studies.mitigation.arms import arms_of, audited_by, clips_made, swept_arms
-from auscult.studies.mitigation.config import MitigationConfig, StudyGuidance, load_mitigation_config, train_config
+from auscult.studies.mitigation.config import MitigationConfig, load_mitigation_config, train_config
 from auscult.studies.mitigation.figures import Point, Value, number_points, sweep_svg, tradeoff_svg
+from auscult.studies.mitigation.making import thresholds_of
 from auscult.studies.mitigation.results import _paired, _quality
 from auscult.studies.mitigation.study import plan_mitigation, stages_of, study_mitigation
+from auscult.studies.mitigation.tables import StudyGuidance
 from auscult.studies.running import Study
 from auscult.studies.sets import read_manifest, write_manifest
 from auscult.studies.stages import Stage, read_times, run_stages
@@ -123,12 +130,56 @@ def test_sweeps_share_the_point_of_full_guidance() -> None:
         ('[model]\npipeline = "model"', "duration_s should say"),
         ('[model]\npipeline = "model"\nduration_s = 5.0', "one seed"),
         ("size = 1", "at least 2"),
+        ("[generate]\nsteps = 300", r"\[generate\] steps = 300 would begin .* take 250 or 317"),
+        ('arms = ["none", "noise"]\n[generate]\nguidance_scale = 1.0', "which noise would change"),
+        ('arms = ["none", "full", "opposite"]\n[generate]\nguidance_scale = 0.0', "which full, opposite would change"),
+        (
+            'arms = ["none", "full", "deduplication"]\n[generate]\nguidance_scale = 1.0\n[guidance]\nunits = "paper"\n'
+            "[sweeps]\nc3 = [0.0, 1.0]",
+            r"which deduplication, \[sweeps\] c3 would change",
+        ),
+        ('[quality]\nmetrics = ["fdd"]', r"\[quality\] metrics: unknown metric 'fdd'; did you mean"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "study.toml").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_mitigation_config(tmp_path / "study.toml", source="clips.csv")
+
+
+def test_dissimilarity_alone_acts_without_classifier_free_guidance(tmp_path: Path) -> None:
+    text = 'arms = ["none", "dissimilarity", "full", "subspace"]\n[generate]\nguidance_scale = 1.0\n[guidance]\nunits = "paper"'
+    (tmp_path / "study.toml").write_text(text)
+    assert load_mitigation_config(tmp_path / "study.toml", source="clips.csv").generate.guidance_scale == 1.0
+
+
+@pytest.mark.parametrize("load", [load_memorization_config, load_mitigation_config, load_longtail_config])
+def test_no_study_begins_with_steps_that_its_sampler_cannot_do(tmp_path: Path, load: Any) -> None:
+    (tmp_path / "study.toml").write_text('preset = "smoke"\n[generate]\nsteps = 300\n')
+    with pytest.raises(ValueError, match="take 250 or 317"):
+        load(tmp_path / "study.toml")
+
+
+def test_the_long_tail_needs_classifier_free_guidance_unless_its_own_is_off(tmp_path: Path) -> None:
+    text = 'preset = "smoke"\n[generate]\nguidance_scale = 1.0\n[guidance]\ndespecification = 0.0\ndeduplication = 0.0\n'
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(ValueError, match="take one above 1, or strengths of 0"):
+        load_longtail_config(tmp_path / "study.toml")
+    (tmp_path / "study.toml").write_text(f"{text}dissimilarity = 0.0\n")
+    assert load_longtail_config(tmp_path / "study.toml").generate.guidance_scale == 1.0
+
+
+def test_models_that_are_not_there_are_refused_by_the_plan(tmp_path: Path) -> None:
+    ours, memorization, tail = (
+        load(preset="smoke") for load in (load_mitigation_config, load_memorization_config, load_longtail_config)
+    )
+    gone = str(tmp_path / "gone")
+    with pytest.raises(ModelError, match="no folder of a model here"):
+        plan_mitigation(replace(ours, quality=replace(ours.quality, clap=gone)), tmp_path / "out")
+    with pytest.raises(ModelError, match="no folder of a model here"):
+        plan_longtail(replace(tail, quality=replace(tail.quality, clap=gone)), tmp_path / "out")
+    with pytest.raises(ModelError, match="no folder of a model here"):
+        plan_memorization(replace(memorization, audits=replace(memorization.audits, clap=gone)), tmp_path / "out")
 
 
 def test_the_documentation_names_every_key_and_every_arm() -> None:
@@ -190,17 +241,17 @@ def test_training_sets_are_those_of_the_memorization_study_and_none_knows_the_re
     assert not roles["others"] & roles["reference"]
 
 
-def test_mini_cpu_is_planned_for_an_hour_and_a_half(tmp_path: Path) -> None:
+def test_mini_cpu_is_planned_for_less_than_two_hours(tmp_path: Path) -> None:
     config = load_mitigation_config(preset="mini-cpu", source=_pool(tmp_path, 240))
     plan = plan_mitigation(config, tmp_path / "out")
-    assert plan.seconds is not None and 3600 < plan.seconds < 6600
+    assert plan.seconds is not None and 3600 < plan.seconds < 7200
     rows = {row.kind: row for row in plan.rows}
     assert {kind: row.stages for kind, row in rows.items()} == {
         "preparing": 2 + 2 * 2 + 2 * 3 + 2 * 3,
         "training": 3,
         "generating": 3 * 5,
         "guiding": 3 * 14 + 16,
-        "auditing": 3 * (2 * 18 + 1) + 2 * 16,
+        "auditing": 3 * (2 * 18 + 1) + 3 * 2 * 2 + 2 * 16,  # of two arms there are controls
         "scoring": 1,
     }
     assert rows["generating"].amount == 3 * 5 * 40 and rows["guiding"].amount == 3 * 14 * 40 + 16 * 16
@@ -215,8 +266,25 @@ def test_a_given_model_is_not_trained_and_its_clips_are_all_of_the_source(tmp_pa
     (tmp_path / "study.toml").write_text(f'preset = "paper"\n[data]\nsource = "{_pool(tmp_path, 60)}"\nbackground = "sounds"\n')
     config = load_mitigation_config(tmp_path / "study.toml")
     plan = plan_mitigation(config, tmp_path / "out")  # the model need not be there yet
-    assert "training" not in {row.kind for row in plan.rows}
+    assert "training" not in {row.kind for row in plan.rows} and plan.seconds is not None
     assert {row.amount for row in plan.rows if row.kind == "guiding"} == {8 * 6000}
+
+
+def test_steps_that_a_given_model_cannot_do_are_refused_by_the_plan(tmp_path: Path) -> None:
+    text = (
+        f'preset = "paper"\n[data]\nsource = "{_pool(tmp_path, 4)}"\nbackground = "sounds"\n[model]\npipeline = "{tmp_path}"\n'
+    )
+    (tmp_path / "study.toml").write_text(f"{text}[generate]\nsteps = 300\n")
+    config = load_mitigation_config(tmp_path / "study.toml")
+    with pytest.raises(ModelError, match="expected a folder of a diffusers pipeline"):
+        study_mitigation(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and plan_mitigation(config, tmp_path / "out").rows
+    (tmp_path / "model_index.json").write_text('{"_class_name": "AudioLDM2Pipeline"}')
+    (tmp_path / "scheduler").mkdir()
+    levels = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "steps_offset": 1}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(levels))
+    with pytest.raises(ValueError, match="take 250 or 317"):
+        plan_mitigation(config, tmp_path / "out")
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
@@ -228,7 +296,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     assert {row["kind"]: row["amount"] for row in plan["stages"] if row["unit"] == "clips"} == {
         "generating": 3 * 2 * 8,
         "guiding": 2 * 2 * 8 + 2 * 4,
-        "auditing": 2 * (5 * 2 * 8 + 2 * 4),
+        "auditing": 2 * (5 * 2 * 8 + 2 * 4) + 2 * 2 * 2 * 8,
         "scoring": 5 * 2 * 8 + 2 * 4,
     }
     assert not (tmp_path / "out").exists()
@@ -308,6 +376,20 @@ def test_settings_of_guidance_are_those_of_amg() -> None:
     )
 
 
+def test_thresholds_that_are_given_are_of_one_descriptor() -> None:
+    def index(step: float, count: int) -> ReferenceIndex:
+        angles = step * torch.arange(count)
+        names = tuple(map(str, range(count)))
+        return ReferenceIndex("toy", names, (None,) * count, (0.0,) * count, torch.stack([angles.cos(), angles.sin()], 1))
+
+    config = MitigationConfig(guidance=StudyGuidance(threshold_low=0.1, threshold_high=0.2))
+    few, many, others = index(0.2, 8), index(0.2, 12), index(0.1, 20)
+    assert thresholds_of(config, "latents", few, others, None) == (0.1, 0.2, None)
+    for own, of, angle in ((few, "other clips", 0.1), (many, "training clips", 0.2)):
+        low, high, measured = thresholds_of(config, "mel-latents", own, others, None)
+        assert (low, high, measured) == (pytest.approx(0.9 * high), pytest.approx(math.cos(angle), abs=1e-5), of)
+
+
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
@@ -348,6 +430,8 @@ def test_a_study_leaves_what_it_promised(finished: Study) -> None:
     assert rows["full"]["similarity"]["median"] < rows["none"]["similarity"]["median"]
     assert [point["value"] for point in card["sweeps"]] == [3.0, 9.0] and card["sweeps"][0]["arm"]["name"] == "sweep-full"
     assert all("kad_logmel" in row["quality"] for row in rows.values())
+    with pytest.raises(OutputFolderError, match="threads: 1 there, 2 here"):  # the last bits would be others
+        study_mitigation(replace(_config(), threads=2), finished.path)
     assert card["plan"]["seconds"] == 0 and make_config(MitigationConfig, card["config"]) == _config()
     page = (finished.path / "report.html").read_text("utf-8")
     assert "44.85 %" in page and "<script" not in page
@@ -397,6 +481,44 @@ def test_a_model_that_is_there_is_studied_without_training(finished: Study, tmp_
         assert ours[name]["audits"]["mel"]["score"]["median"] == pytest.approx(
             theirs[name]["audits"]["mel"]["score"]["median"], abs=1e-3
         )
+
+
+@pytest.mark.slow
+def test_all_other_arms_run_on_two_models_with_measured_thresholds(finished: Study, tmp_path: Path) -> None:
+    arms = ("none", "full", "full-denoiser", "full-unshifted", "full-mel-latents", "basin-static", "basin-dynamic", "subspace")
+    base = _config()
+    config = replace(
+        base,
+        seeds=(0, 1),
+        arms=arms,
+        audits=replace(base.audits, descriptors=("contrast", "mel"), level=0.1, background_clips=16),
+        guidance=StudyGuidance(threshold_low=-1.0, threshold_high=None, first_seed=7),
+        sweeps=replace(base.sweeps, c3=()),
+    )
+    found = study_mitigation(config, tmp_path / "out")
+    rows = {row["name"]: row for row in found.card["arms"]}
+    assert list(rows) == list(arms) and all(row["models"] == 2 and row["clips"] == 8 for row in rows.values())
+    assert list(rows["full-mel-latents"]["audits"]) == ["contrast"]
+    thresholds = {row["descriptor"]: row for row in found.card["thresholds"]}
+    assert {name: row["measured_on"] for name, row in thresholds.items()} == {
+        "latents": "other clips",
+        "mel-latents": "other clips",
+    }
+    assert thresholds["latents"]["threshold_low"] == -1.0 < thresholds["mel-latents"]["threshold_low"]
+    for name, row in rows.items():  # clips of none and of full against what they cannot have been copied from
+        for one in row["audits"].values():
+            assert (one["control"] is not None) == (name in ("none", "full"))
+            assert one["control"] is None or one["control"]["clips"] == 8
+    digests = {
+        name: [row["sha256"] for row in read_rows(found.path / "generated" / f"{name}-s0" / "manifest.jsonl")] for name in arms
+    }
+    assert digests["full"] != digests["none"] and digests["full-denoiser"] != digests["full"]
+    assert digests["basin-static"] != digests["none"] and digests["subspace"] != digests["none"]
+    theirs = [row["sha256"] for row in read_rows(finished.path / "generated" / "none-s0" / "manifest.jsonl")]
+    assert not set(theirs) & set(digests["none"])  # the same model, other noise
+    page = (found.path / "report.html").read_text("utf-8")
+    assert "mel: control [interval]" in page and "None of these can have been copied" in page
+    assert "control [interval]" not in (finished.path / "report.html").read_text("utf-8")
 
 
 _KILLED = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..configuration import make_config, merged
+from ..generation.schedules import check_steps
 from ..generation.training_config import TrainConfig, load_train_config
 from ..identity import recording_pattern
 
@@ -139,6 +141,28 @@ class StudySampling:
             raise ValueError(
                 f"[generate] expected clips >= 0, batch and steps >= 1, got {self.clips}, {self.batch}, {self.steps}"
             )
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"[generate] guidance_scale should be a number, got {self.guidance_scale}")
+
+
+def check_sampling(training: TrainConfig, sampling: StudySampling) -> None:
+    """Refuse a number of steps that the sampler of a model that is trained so cannot do, before any is trained.
+
+    Raises
+    ------
+    ValueError
+        The message names the nearest numbers that it can do.
+
+    Examples
+    --------
+    >>> training = StudyTraining().config("clips.jsonl", 0)
+    >>> check_sampling(training, StudySampling(steps=200))
+    >>> check_sampling(training, StudySampling(steps=300))
+    Traceback (most recent call last):
+    ValueError: [generate] steps = 300 would begin at noise level 898 of 0 to 999, and this model's begin with noise alone; take 250 or 317
+    """  # noqa: E501 - a message
+    levels = {"num_train_timesteps": training.objective.timesteps, "steps_offset": 1}
+    check_steps("DDIMScheduler", levels, sampling.steps, "[generate] steps")
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,11 @@ from ..errors import CorpusError
 from ..folders import Progress, write_card, write_text
 from ..indexing import index
 from ..inputs import Source, is_store
+from ..pretrained.clap import CLAP
+from ..pretrained.locating import locate
 from ..store import DescriptorStore
 from .config import MATCH, POOL, SOUNDS, StudyAudits, StudyData, StudySampling, StudyTraining
-from .sets import COPY, read_manifest, read_pool, write_manifest, write_sounds
+from .sets import COPY, of_other_recordings, read_manifest, read_pool, write_manifest, write_sounds
 from .stages import Stage
 
 if TYPE_CHECKING:
@@ -91,8 +93,11 @@ def given(data: StudyData, role: str, folder: Path) -> Corpus:
     return open_corpus(folder / SOURCE / f"{role}.jsonl") if named == SOUNDS else clips_of(named)
 
 
-def check_roles(data: StudyData) -> None:
-    """Refuse background or null that cannot be used, before anything is made."""
+def check_roles(data: StudyData, *models: str | None) -> None:
+    """Refuse background or null that cannot be used, and CLAP models that are not there, before anything is made."""
+    for name in models:
+        if name is not None:
+            locate(name, CLAP)
     if data.background == POOL:
         raise ValueError("[data] background = 'pool' would be the training clips themselves; name others, or 'sounds'")
     for role in ROLES:
@@ -235,3 +240,30 @@ def audit_clips(
     background, null = (described(folder, name, role) for role in ROLES)
     finish: Callable[[Path], object] = partial(write_report, progress=progress)
     audit(made, training, background, null=null, output=place, config=settings, progress=progress, finish=finish)
+
+
+def audit_control(
+    config: StudyConfig, name: str, made: Path, own: Path, theirs: Path, folder: Path, place: Path, progress: Progress
+) -> None:
+    """Clips of a model against training clips of another, less recordings of its own: how often are no copies flagged?
+
+    Parameters
+    ----------
+    name
+        Of the descriptor.
+    made
+        Manifest of the clips.
+    own, theirs
+        Manifests of the training clips of the model that made them, and of the other.
+    folder
+        Of the study.
+    place
+        Of the audit; where nothing is left to compare with, a file that says so.
+    """
+    unseen = of_other_recordings(read_manifest(theirs), read_manifest(own), config.data.group)
+    if not unseen:
+        write_text(place, json.dumps({"unseen": 0}))
+        return
+    manifest = place.with_name(f"{place.name}.jsonl")
+    write_manifest(manifest, unseen)
+    audit_clips(config, name, open_corpus(made), open_corpus(manifest), folder, place, progress)

@@ -38,6 +38,8 @@ def run_study(
     results: Callable[[Path], Mapping[str, Any]],
     write_page: Callable[[Path, Mapping[str, Any], Progress], object],
     progress: Progress = no_progress,
+    *,
+    threads: int | None = None,
 ) -> Study:
     """Run the stages that are not done, then write card and report; those of a finished study are written anew.
 
@@ -57,6 +59,8 @@ def run_study(
         Writes the report: called with the folder, what the card will hold, and progress.
     progress
         Called with the stage and what is done of it.
+    threads
+        How many there are, where results are compared to the last bit, so that it goes on with no other number. None: with any.
 
     Raises
     ------
@@ -65,6 +69,7 @@ def run_study(
     """
     folder = output.absolute()
     task = {key: value for key, value in config_values(config).items() if key not in _NOT_A_RESULT}
+    task |= {} if threads is None else {"threads": threads}
     with study_folder(folder, kind, task):
         run_stages(stages, folder, progress)
         content = {

@@ -10,7 +10,7 @@ from ...generation.datastore.encoding import Key
 from ...generation.training_config import NO_ENCODER, TrainConfig
 from ...metrics.longtail import check_edges
 from ...sounds import FAMILIES
-from ..config import StudyAudits, StudyData, StudyRates, StudySampling, StudyTraining, load_study_config
+from ..config import StudyAudits, StudyData, StudyRates, StudySampling, StudyTraining, check_sampling, load_study_config
 
 CLOSEST = 2  # pairs that no target may see at least: itself and its duplicate
 
@@ -187,6 +187,12 @@ class LongtailConfig:
                 f"[tail] counts gives a clip {can} at most, without itself and its duplicate; "
                 "lower k and counts, or train on more"
             )
+        asked = self.guidance
+        if self.generate.guidance_scale <= 1 and asked.despecification + asked.deduplication + asked.dissimilarity > 0:
+            raise ValueError(
+                f"[generate] guidance_scale {self.generate.guidance_scale:g} samples without classifier-free guidance, which "
+                "anti-memorization guidance changes; take one above 1, or strengths of 0 in [guidance]"
+            )
 
     @property
     def classes(self) -> int:
@@ -219,7 +225,7 @@ def load_longtail_config(
     """
     config = load_study_config(LongtailConfig, "longtail", path, preset=preset, source=source)
     for kind in ("plain", "audio", "both"):  # which refuses unknown settings before anything is made
-        train_config(config, kind, "clips.csv", None if kind == "plain" else "store", 0)
+        check_sampling(train_config(config, kind, "clips.csv", None if kind == "plain" else "store", 0), config.generate)
     return config
 
 

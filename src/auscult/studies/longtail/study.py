@@ -100,7 +100,7 @@ def _check_source(config: LongtailConfig, output: Path) -> None:
         clips = read_pool(config.data.source, audio_root=config.data.audio_root, encoding=config.data.encoding)
         for seed in config.seeds:
             draw(clips, config.tail, seed, config.data.group)
-    check_roles(config.data)
+    check_roles(config.data, config.audits.clap, config.quality.clap)
 
 
 # --- the stages -------------------------------------------------------------------------------------------------------

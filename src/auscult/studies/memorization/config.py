@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...generation.training_config import TrainConfig
-from ..config import StudyAudits, StudyData, StudyRates, StudySampling, StudyTraining, load_study_config
+from ..config import StudyAudits, StudyData, StudyRates, StudySampling, StudyTraining, check_sampling, load_study_config
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,9 @@ def load_memorization_config(
     ((8, 24, 80, 240), (0, 1, 2), 'tiny-cpu')
     """
     config = load_study_config(MemorizationConfig, "memorization", path, preset=preset, source=source)
-    train_config(config, "clips.csv", 0)  # which refuses unknown settings before anything is made
+    check_sampling(
+        train_config(config, "clips.csv", 0), config.generate
+    )  # unknown settings are refused before anything is made
     return config
 
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...corpus import Clip, open_corpus
 from ...duplicates import CLUSTERS, DedupConfig, deduplicate
-from ...folders import Progress, write_card, write_text
+from ...folders import Progress, write_card
 from ..making import (
     CLIPS,
     MADE_MANIFEST,
     SOURCE,
     audit_clips,
+    audit_control,
     generate_clips,
     given,
     mel_window_s,
     through_codec,
     train_model,
 )
-from ..sets import chosen, divide, of_other_recordings, prompted, read_manifest, repeated, write_manifest
+from ..sets import chosen, divide, prompted, read_manifest, repeated, write_manifest
 from .arms import (
     DEDUPLICATED,
     MADE,
@@ -130,12 +130,5 @@ def sensitivity_stage(config: MemorizationConfig, arm: Arm, name: str, place: Pa
 def control_stage(config: MemorizationConfig, arm: Arm, name: str, place: Path, progress: Progress) -> None:
     """The arm's clips against another seed's training clips, less recordings of its own: how often are no copies flagged?"""
     folder = place.parents[1]
-    own, theirs = (read_manifest(folder / SETS / one.name / TRAINING) for one in (arm, other_seed(config, arm)))
-    unseen = of_other_recordings(theirs, own, config.data.group)
-    if not unseen:
-        write_text(place, json.dumps({"unseen": 0}))
-        return
-    manifest = place.with_name(f"{place.name}.jsonl")
-    write_manifest(manifest, unseen)
-    made = folder / MADE / arm.name / "manifest.jsonl"
-    audit_clips(config, name, open_corpus(made), open_corpus(manifest), folder, place, progress)
+    own, theirs = (folder / SETS / one.name / TRAINING for one in (arm, other_seed(config, arm)))
+    audit_control(config, name, folder / MADE / arm.name / "manifest.jsonl", own, theirs, folder, place, progress)

@@ -80,7 +80,7 @@ def _check_source(config: MemorizationConfig, output: Path) -> None:
     if config.data.source != SOUNDS:
         clips = read_pool(config.data.source, audio_root=config.data.audio_root, encoding=config.data.encoding)
         divide(clips, config.sizes[-1], config.seeds[0], config.data.group)
-    check_roles(config.data)
+    check_roles(config.data, config.audits.clap)
 
 
 # --- the stages -------------------------------------------------------------------------------------------------------

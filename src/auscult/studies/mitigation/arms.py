@@ -10,12 +10,13 @@ from ...guidance.amg import AmgConfig
 from ...guidance.guided import LatentName
 from .config import GAP, OTHER_THRESHOLDS, TERMS, MitigationConfig
 
-SETS, MODELS, GUIDES, MADE, TRACES, AUDITS, QUALITY = (
-    "sets", "models", "guides", "generated", "traces", "audits", "quality"
+SETS, MODELS, GUIDES, MADE, TRACES, AUDITS, CONTROLS, QUALITY = (
+    "sets", "models", "guides", "generated", "traces", "audits", "controls", "quality"
 )  # fmt: skip
 TRAINING, PROMPTS, SWEPT_PROMPTS = "training.jsonl", "prompts.jsonl", "sweep-prompts.jsonl"
 OTHER, REFERENCE = "others", "reference"
 Beside = Literal["", "basin-static", "basin-dynamic", "opposite", "subspace", "noise"]
+CONTROLLED = ("none", "full")  # arms whose clips are also compared with what they cannot have been copied from
 KNOBS = {"c1": "despecification", "c2": "deduplication", "c3": "dissimilarity"}  # others are called as in AmgConfig
 _OFF = dict.fromkeys(TERMS, 0.0)
 _NAMES = {  # arms whose name does not say it
@@ -150,6 +151,20 @@ def swept_arms(config: MitigationConfig) -> list[Arm]:
 def audited_by(config: MitigationConfig, arm: Arm) -> tuple[str, ...]:
     """Descriptors of the arm's audits: none that hears what guides it."""
     return config.independent(arm.descriptor)
+
+
+def other_seed(config: MitigationConfig, arm: Arm, seed: int) -> int | None:
+    """The next seed, with whose training clips an arm's are compared as a control; None where they are not.
+
+    Examples
+    --------
+    >>> config = MitigationConfig(seeds=(0, 1, 4))
+    >>> [other_seed(config, Arm("full"), seed) for seed in (0, 4)], other_seed(config, Arm("noise"), 0)
+    ([1, 0], None)
+    """
+    if arm.name not in CONTROLLED or len(config.seeds) < 2:
+        return None
+    return config.seeds[(config.seeds.index(seed) + 1) % len(config.seeds)]
 
 
 def model_name(config: MitigationConfig, seed: int) -> str:

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from ...generation.training_config import TrainConfig
-from ...guidance.amg import AmgConfig
 from ...guidance.guided import FAMILY, LatentName
-from ...guidance.rule import Units
-from ...guidance.schedule import Schedule
-from ..config import StudyAudits, StudyData, StudySampling, StudyTraining, load_study_config
+from ..config import StudyAudits, StudyData, StudySampling, StudyTraining, check_sampling, load_study_config
+from .tables import MitigationRates, StudyGuidance, StudyModel, StudyQuality, StudySweeps
 
 GAP = 0.1  # between the thresholds of arms and sweeps that name the low one alone
 OTHER_THRESHOLDS = "other-thresholds"
@@ -34,164 +32,6 @@ ARMS = (
     "noise",
 )
 """Names that ``arms`` may hold, in the order of tables."""
-
-
-@dataclass(frozen=True)
-class StudyModel:
-    """``[model]``: a model that is there already, instead of one that the study trains for each seed.
-
-    Attributes
-    ----------
-    pipeline
-        Its folder, or its name on the hub; its training clips are ``[data] source``. None: models are trained.
-    duration_s
-        Length of the clips that it is asked for.
-    """
-
-    pipeline: str | None = None
-    duration_s: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.pipeline is not None and not (self.duration_s and self.duration_s > 0):
-            raise ValueError("[model] duration_s should say how long the clips of the pipeline are to be, such as 10.0")
-
-
-@dataclass(frozen=True)
-class StudyGuidance:
-    """``[guidance]``: the settings of full guidance, which all other arms change in one thing.
-
-    Attributes
-    ----------
-    descriptor
-        That guidance compares by, see :class:`~auscult.guidance.guided.LatentChoice`; no audit may hear what it hears.
-    c1, c2, c3
-        Strengths of despecification, caption deduplication and dissimilarity.
-    threshold_low, threshold_high
-        Of similarity. Where one is not given it is measured: on the training clips, or where these are fewer than 10 on other
-        clips of the source (:func:`~auscult.guidance.thresholds.measured_thresholds`).
-    schedule, units, gradient, nearest, every, stop
-        See :class:`~auscult.guidance.amg.AmgConfig`.
-    other_thresholds
-        Low thresholds of further arms of full guidance; the high ones are 0.1 above.
-    first_seed
-        Added to a model's seed for the noise of sampling: what settings were chosen by should not be what judges them.
-    """
-
-    descriptor: LatentName = "latents"
-    c1: float = 1.0
-    c2: float = 4.0
-    c3: float = 3.0
-    threshold_low: float | None = None
-    threshold_high: float | None = None
-    schedule: Schedule = "alpha_bar"
-    units: Units = "norm"
-    gradient: Literal["x0", "denoiser"] = "x0"
-    nearest: int = 1
-    every: int = 1
-    stop: float = 1.0
-    other_thresholds: tuple[float, ...] = (0.2, 0.4, 0.6)
-    first_seed: int = 0
-
-    def __post_init__(self) -> None:
-        low, high = self.threshold_low, self.threshold_high
-        if low is not None and high is not None and low > high:
-            raise ValueError(f"[guidance] threshold_low {low:g} should not be above threshold_high {high:g}")
-        if self.first_seed < 0 or len(set(self.other_thresholds)) < len(self.other_thresholds):
-            raise ValueError("[guidance] first_seed should be at least 0, and other_thresholds each once")
-        self.amg(0.0, 0.0)  # which checks the rest
-
-    def amg(self, low: float, high: float) -> AmgConfig:
-        """Full guidance, with the thresholds that were given or measured."""
-        return AmgConfig(
-            despecification=self.c1,
-            deduplication=self.c2,
-            dissimilarity=self.c3,
-            threshold_low=low,
-            threshold_high=high,
-            schedule=self.schedule,
-            units=self.units,
-            gradient=self.gradient,
-            nearest=self.nearest,
-            every=self.every,
-            stop=self.stop,
-        )
-
-
-@dataclass(frozen=True)
-class StudySweeps:
-    """``[sweeps]``: values of one setting of full guidance after the other, on the first seed, with fewer clips.
-
-    Attributes
-    ----------
-    clips
-        At most so many a value, the first of those of an arm.
-    c1, c2, c3, threshold_low, schedule, nearest, every, stop
-        Values; none: not asked. The high threshold stays 0.1 above the low one.
-    """
-
-    clips: int = 16
-    c1: tuple[float, ...] = ()
-    c2: tuple[float, ...] = ()
-    c3: tuple[float, ...] = ()
-    threshold_low: tuple[float, ...] = ()
-    schedule: tuple[Schedule, ...] = ()
-    nearest: tuple[int, ...] = ()
-    every: tuple[int, ...] = ()
-    stop: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.clips < 1:
-            raise ValueError(f"[sweeps] clips should be at least 1, got {self.clips}")
-        for knob, values in self.asked.items():
-            if len(values) < 2 or len(set(values)) < len(values):
-                raise ValueError(f"[sweeps] {knob} should be two or more values, each once, got {list(values)}")
-
-    @property
-    def asked(self) -> dict[str, tuple[float | str, ...]]:
-        """Values by knob, of those that are asked for."""
-        return {knob: values for knob, values in vars(self).items() if knob != "clips" and values}
-
-
-@dataclass(frozen=True)
-class StudyQuality:
-    """``[quality]``: what guidance costs, against real clips that no model has seen.
-
-    Attributes
-    ----------
-    metrics
-        Of ``auscult evaluate``.
-    clap
-        Folder or hub name of a CLAP model, by which ``clap_score`` is measured as well; None: that of ``[audits] clap``.
-    reference
-        Real clips; ``"sounds"`` are synthesized ones. None: clips of the source that no model is trained on and that guidance
-        does not know; where fewer than ``least`` are left, nothing is measured.
-    clips
-        At most so many, where they are drawn or synthesized.
-    least
-        See ``reference``.
-    """
-
-    metrics: tuple[str, ...] = ("fd", "kad")
-    clap: str | None = None
-    reference: str | None = None
-    clips: int = 200
-    least: int = 20
-
-    def __post_init__(self) -> None:
-        if not self.metrics or min(self.clips, self.least) < 2:
-            raise ValueError("[quality] metrics should name at least one, clips and least should be at least 2")
-
-
-@dataclass(frozen=True)
-class MitigationRates:
-    """``[rates]``: amounts per second, for the plan, until they are measured; 0: not known."""
-
-    training: float = 0.0
-    generating: float = 0.0
-    guiding: float = 0.0
-    auditing: float = 0.0
-    scoring: float = 0.0
-    preparing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -240,6 +80,20 @@ class MitigationConfig:
         self.independent(self.guidance.descriptor)
         if "full-mel-latents" in self.arms:
             self.independent("mel-latents")
+        if self.generate.guidance_scale <= 1 and (named := self._led_by_the_prompt()):
+            raise ValueError(
+                f"[generate] guidance_scale {self.generate.guidance_scale:g} samples without classifier-free guidance, which "
+                f"{', '.join(named)} would change; take one above 1, or other arms and sweeps"
+            )
+
+    def _led_by_the_prompt(self) -> list[str]:
+        """Arms and sweeps that change classifier-free guidance, or take its size as a measure."""
+        dissimilar = self.guidance.units != "norm" and self.guidance.c3 > 0  # which acts without
+        free = {"none", *(name for name in ARMS if dissimilar and (name == "subspace" or name.startswith("full")))}
+        if dissimilar:
+            free |= {"dissimilarity", "without-deduplication", "without-despecification", OTHER_THRESHOLDS}
+        swept = [knob for knob in self.sweeps.asked if not dissimilar or (knob == "c3" and 0.0 in self.sweeps.c3)]
+        return [name for name in self.arms if name not in free] + [f"[sweeps] {knob}" for knob in swept]
 
     def independent(self, guiding: LatentName) -> tuple[str, ...]:
         """Descriptors that may judge what was guided by one: none that hears the same.
@@ -280,7 +134,9 @@ def load_mitigation_config(
     (8, (0, 1, 2), (1.0, 4.0, 3.0))
     """
     config = load_study_config(MitigationConfig, "mitigation", path, preset=preset, source=source)
-    train_config(config, "clips.csv", 0)  # which refuses unknown settings before anything is made
+    training = train_config(config, "clips.csv", 0)  # which refuses unknown settings before anything is made
+    if config.model.pipeline is None:
+        check_sampling(training, config.generate)
     return config
 
 

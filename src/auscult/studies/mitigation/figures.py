@@ -161,7 +161,7 @@ def sweep_svg(
         panels = figure.subplots(1 + drawn, 1, sharex=True, squeeze=False)[:, 0]
         for number, (name, color, found) in enumerate(rates):
             _line(panels[0], found, color, name, 0.05 * (number - (len(rates) - 1) / 2))
-        _percent(panels[0], "replicas")
+        _percent(panels[0], "flagged")
         panels[0].legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=1, borderpad=0)
         if drawn:
             _line(panels[1], costs, INK, cost, 0.0)

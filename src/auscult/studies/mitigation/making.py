@@ -19,6 +19,7 @@ from ..making import (
     ROLES,
     SOURCE,
     audit_clips,
+    audit_control,
     clips_of,
     clips_or_none,
     describe,
@@ -128,16 +129,21 @@ def guide_stage(config: MitigationConfig, seed: int, name: LatentName, place: Pa
         center = whole.center if descriptor.center else None
         index = ReferenceIndex.from_audio(training, descriptor, center=center, progress=progress)
         index.save(place / "index", overwrite=True)
-        low, high, of = _thresholds(config, index, whole, descriptor)
+        low, high, of = thresholds_of(config, name, index, whole, descriptor)
     facts = {"threshold_low": low, "threshold_high": high, "measured_on": of, "references": len(set(index.ids))}
     write_card(place, "references of guidance", {"spec": index.spec, **facts})
 
 
-def _thresholds(
-    config: MitigationConfig, index: ReferenceIndex, others: ReferenceIndex, descriptor: Any
+def thresholds_of(
+    config: MitigationConfig, name: LatentName, index: ReferenceIndex, others: ReferenceIndex, descriptor: Any
 ) -> tuple[float, float, str | None]:
-    """Low and high threshold, and what they were measured on, if they were."""
+    """Low and high threshold of a model's references, and what they were measured on, if they were.
+
+    Those that are given are of ``[guidance] descriptor``: similarities of another are others, so its thresholds are measured.
+    """
     low, high = config.guidance.threshold_low, config.guidance.threshold_high
+    if name != config.guidance.descriptor:
+        low = high = None
     if low is not None and high is not None:
         return low, high, None
     many = len(set(index.ids)) >= FEWEST
@@ -185,6 +191,16 @@ def audit_stage(config: MitigationConfig, arm: Arm, seed: int, name: str, place:
     folder = place.parents[1]
     made = open_corpus(folder / MADE / run_name(arm, seed) / "manifest.jsonl")
     audit_clips(config, name, made, described(folder, name, model_name(config, seed)), folder, place, progress)
+
+
+def control_stage(
+    config: MitigationConfig, arm: Arm, seed: int, other: int, name: str, place: Path, progress: Progress
+) -> None:
+    """What an arm made with a model against another seed's training clips, which cannot have been copied."""
+    folder = place.parents[1]
+    own, theirs = (folder / SETS / model_name(config, one) / TRAINING for one in (seed, other))
+    made = folder / MADE / run_name(arm, seed) / "manifest.jsonl"
+    audit_control(config, name, made, own, theirs, folder, place, progress)
 
 
 def quality_stage(config: MitigationConfig, runs: list[str], place: Path, progress: Progress) -> None:

@@ -51,6 +51,7 @@ def write_mitigation_page(folder: Path, content: Mapping[str, Any], progress: Pr
         review_warnings=(),
         content=content,
         names=names,
+        controlled=any(one["control"] for row in shown for one in row["audits"].values()),
         qualities=list(content["arms"][0]["quality"]),
         tradeoffs=_tradeoffs(content, names[0]),
         sweeps=_sweeps(content),

@@ -14,18 +14,37 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from ...audit import Audit
-from ...folders import read_card
+from ...folders import CARD, read_card
 from ...guidance.guided import FAMILY
 from ..flagging import counted, is_flagged, rate_of, too_few_null_clips
 from ..rates import INTERVAL
 from ..stages import read_times
-from .arms import AUDITS, GUIDES, MADE, QUALITY, SETS, Arm, arms_of, audited_by, model_name, run_name, swept_arm, swept_arms
+from .arms import (
+    AUDITS,
+    CONTROLS,
+    GUIDES,
+    MADE,
+    QUALITY,
+    SETS,
+    Arm,
+    arms_of,
+    audited_by,
+    model_name,
+    run_name,
+    swept_arm,
+    swept_arms,
+)
 from .config import MitigationConfig
 
 Row = dict[str, Any]
 QUALITY_INTERVAL = (
     "Scores of quality are means over the models; their intervals are Student's, of the mean over the models, and with one "
     "model those of its clips drawn again and again."
+)
+CONTROL = (
+    "Control: the clips of no and of full guidance against the training clips of the next seed, less recordings of their own "
+    "model's. None of these can have been copied: what is flagged there is false alarm, and guidance that breaks the sound may "
+    "raise it. With one model there is none."
 )
 PUBLISHED = (  # Chen, Liu, Xu, CVPR 2024: Stable Diffusion 1.4, DDIM, memorized prompts of LAION, similarity by SSCD
     {"guidance": "none", "above 0.5": "44.85 %", "FID": "106.41", "CLIP score": "28.04"},
@@ -57,6 +76,7 @@ def results_of(config: MitigationConfig, folder: Path) -> Row:
         "sets": counts,
         "interval": INTERVAL,
         "quality_interval": QUALITY_INTERVAL,
+        "control": CONTROL,
         "published": [dict(row) for row in PUBLISHED],
         "warnings": _warnings(config, rows.values(), counts, scores),
     }
@@ -77,7 +97,18 @@ def _run(config: MitigationConfig, arm: Arm, seed: int, folder: Path) -> Row:
     prompt_of = {clip: row["reference"] for clip, row in made.items()}
     places = {name: folder / AUDITS / f"{run_name(arm, seed)}-{name}" for name in audited_by(config, arm)}
     audits = {name: _audited(config, name, place, prompt_of) for name, place in places.items()}
-    return {"seed": seed, "made": made, "audits": audits}
+    controls = {name: folder / CONTROLS / place.name for name, place in places.items()}
+    judged = {name: _control(config, name, place, prompt_of) for name, place in controls.items()}
+    return {"seed": seed, "made": made, "audits": audits, "controls": judged}
+
+
+def _control(config: MitigationConfig, name: str, place: Path, prompt_of: Mapping[str, str]) -> Row | None:
+    """How many clips are flagged where none can have been copied; None where there was nothing to compare with."""
+    if not (place / CARD).is_file():
+        return None
+    audit = Audit.open(place)
+    null = audit.card["calibration"]["null_clips"]
+    return counted(config.audits, name, audit.queries().to_pylist(), prompt_of, null)
 
 
 def _audited(config: MitigationConfig, name: str, place: Path, prompt_of: Mapping[str, str]) -> Row:
@@ -116,7 +147,9 @@ def _row(
         "descriptor": arm.descriptor,
         "models": len(own),
         "clips": len(clips),
-        "audits": {name: _rates([run["audits"][name] for run in own]) for name in audited_by(config, arm)},
+        "audits": {
+            name: _rates([(run["audits"][name], run["controls"][name]) for run in own]) for name in audited_by(config, arm)
+        },
         "against_none": {
             name: _paired([(run["audits"][name], before["audits"][name]) for run, before in _beside(own, plain)])
             for name in audited_by(config, arm)
@@ -142,13 +175,15 @@ def _beside(own: Sequence[Row], plain: Sequence[Row]) -> list[tuple[Row, Row]]:
     return [(run, by_seed[run["seed"]]) for run in own]
 
 
-def _rates(audits: Sequence[Row]) -> Row:
-    """Rates over the models by one descriptor, and scores."""
+def _rates(found: Sequence[tuple[Row, Row | None]]) -> Row:
+    """Rates over the models by one descriptor, and scores: of their audits, each with its control where it has one."""
+    audits, controls = [one for one, _ in found], [control for _, control in found if control]
     scores = [score for one in audits for score in one["score"].values()]
     counts = [{key: one[f"count_{key}"] for key in ("flagged", "compared", "prompts", "undecided")} for one in audits]
     return {
         "flagged": rate_of(counts),
         "by_seed": [one["flagged"] / one["compared"] if one["compared"] else None for one in counts],
+        "control": rate_of(controls) if controls else None,
         "listed": sum(one["listed"] for one in audits),
         "score": {"median": _quantile(scores, 0.5), "highest_5_percent": _quantile(scores, 0.95)},
         "silent": sum(one["silent"] for one in audits),

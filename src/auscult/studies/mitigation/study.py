@@ -12,10 +12,14 @@ text-to-audio generative diffusion models through anti-memorization guidance", 2
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from ...errors import MissingExtraError, ModelError
 from ...folders import CARD, Progress, no_progress
+from ...generation.pipelines import locate_pipeline, scheduler_config
+from ...generation.schedules import check_steps
 from ..config import SOUNDS
 from ..making import CLIPS, DESCRIBED, SOURCE, check_roles, clips_of, make_source, role_stages
 from ..running import Study, run_study, stated
@@ -23,6 +27,7 @@ from ..sets import divide, read_manifest, read_pool
 from ..stages import Plan, Stage, plan_stages
 from .arms import (
     AUDITS,
+    CONTROLS,
     GUIDES,
     MADE,
     MODELS,
@@ -33,11 +38,21 @@ from .arms import (
     audited_by,
     clips_made,
     model_name,
+    other_seed,
     run_name,
     swept_arms,
 )
 from .config import MitigationConfig, windowed
-from .making import audit_stage, describe_stage, generate_stage, guide_stage, make_sets, quality_stage, train_stage
+from .making import (
+    audit_stage,
+    control_stage,
+    describe_stage,
+    generate_stage,
+    guide_stage,
+    make_sets,
+    quality_stage,
+    train_stage,
+)
 from .page import write_mitigation_page
 from .results import results_of, seeds_of
 
@@ -52,6 +67,8 @@ def plan_mitigation(config: MitigationConfig, output: str | Path) -> Plan:
     CorpusError, ValueError
         The source cannot be used, or has too few clips.
     """
+    with suppress(ModelError, MissingExtraError):  # a plan may be made before the model is there
+        _check_pipeline(config, Path(output))
     stages = stages_of(config, _training_clips(config, Path(output)))
     return plan_stages(stages, Path(output), stated(config.rates))
 
@@ -77,8 +94,13 @@ def study_mitigation(config: MitigationConfig, output: str | Path, *, progress: 
     OutputFolderError
         The folder holds something else, or a study with other settings.
     """
+    import torch
+
+    _check_pipeline(config, Path(output))
     stages = stages_of(config, _training_clips(config, Path(output)))  # which checks, before there is a folder
-    return run_study(Path(output), KIND, config, stages, partial(results_of, config), write_mitigation_page, progress)
+    results = partial(results_of, config)
+    threads = config.threads or torch.get_num_threads()  # the last bits depend on it, and arms are compared by them
+    return run_study(Path(output), KIND, config, stages, results, write_mitigation_page, progress, threads=threads)
 
 
 def _training_clips(config: MitigationConfig, output: Path) -> int:
@@ -86,7 +108,7 @@ def _training_clips(config: MitigationConfig, output: Path) -> int:
     given = config.model.pipeline is not None
     if (output / SOURCE / CARD).is_file():  # it is written down, and may have gone since
         return len(read_manifest(output / SOURCE / CLIPS)) if given else config.size
-    check_roles(config.data)
+    check_roles(config.data, config.audits.clap, config.quality.clap)
     if config.quality.reference not in (None, SOUNDS):
         clips_of(config.quality.reference)
     if config.data.source == SOUNDS:
@@ -95,6 +117,14 @@ def _training_clips(config: MitigationConfig, output: Path) -> int:
     if not given:
         divide(clips, config.size, config.seeds[0], config.data.group)
     return len(clips) if given else config.size
+
+
+def _check_pipeline(config: MitigationConfig, output: Path) -> None:
+    """Refuse a given model that is not there, or cannot do the steps that are asked for, before anything is made."""
+    if config.model.pipeline is None or (output / SOURCE / CARD).is_file():
+        return
+    sampler = scheduler_config(locate_pipeline(config.model.pipeline, offline=True))
+    check_steps(str(sampler.get("_class_name")), sampler, config.generate.steps, "[generate] steps")
 
 
 def _synthesized(config: MitigationConfig) -> int:
@@ -152,3 +182,6 @@ def _stages_of_run(config: MitigationConfig, arm: Arm, seed: int, clips: int) ->
     for descriptor in audited_by(config, arm):
         audit = partial(audit_stage, config, arm, seed, descriptor)
         yield Stage(f"{AUDITS}/{name}-{descriptor}", "auditing", clips, "clips", audit)
+        if (other := other_seed(config, arm, seed)) is not None:
+            control = partial(control_stage, config, arm, seed, other, descriptor)
+            yield Stage(f"{CONTROLS}/{name}-{descriptor}", "auditing", clips, "clips", control)
