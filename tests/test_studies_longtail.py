@@ -26,7 +26,8 @@ from typer.testing import CliRunner
 from auscult.audio import read_audio
 from auscult.cli import app
 from auscult.configuration import config_values, make_config
-from auscult.corpus import Clip
+from auscult.corpus import Clip, open_corpus
+from auscult.duplicates import DedupConfig, deduplicate
 from auscult.errors import OutputFolderError
 from auscult.folders import read_card, write_text
 from auscult.generation.datastore import Datastore
@@ -44,13 +45,14 @@ from auscult.studies.longtail.config import (
     train_config,
 )
 from auscult.studies.longtail.copying import KINDS, Likeness, Seen, counts_of, nearer
-from auscult.studies.longtail.drawing import draw, origin, prompts_of, write_copies
+from auscult.studies.longtail.drawing import draw, prompts_of, write_copies
 from auscult.studies.longtail.figures import shares_svg
 from auscult.studies.longtail.guiding import OwnReferences
-from auscult.studies.longtail.making import swap_partners
+from auscult.studies.longtail.making import store_stage, swap_partners
 from auscult.studies.longtail.quality import bins_of, of_bin, seed_mean
 from auscult.studies.longtail.reading import rows_of
 from auscult.studies.longtail.study import plan_longtail, stages_of, study_longtail
+from auscult.studies.longtail.takes import Takes, origin
 from auscult.studies.longtail.wording import sentence
 from auscult.studies.running import Study
 from auscult.studies.sets import read_manifest, write_manifest, write_sounds
@@ -94,6 +96,22 @@ def test_no_recording_is_on_two_sides_and_classes_have_their_counts() -> None:
     assert len(ranks) > 1
 
 
+def test_a_sound_of_two_names_is_one_recording_and_of_one_class() -> None:
+    """Chains of equal names are one; a recording that two classes have is of one of them alone, and so on one side."""
+    alike = (*(f"{name}-0 = {name}-{other}" for name in CLASSES for other in (1, 2)), "dog-3 = rain-4")
+    takes = Takes(GROUP, alike)
+    assert takes.of(["dog-2-1#copy-2", "dog-1-0", "dog-4-0"]) == [*takes.of(["dog-0-0"] * 2), "dog-4"]
+    tail = StudyTail(counts=(6, 4, 2, 0), held_out=3, open=4, copies=0.2, alike=alike)
+    for seed in range(12):
+        drawn = draw(_clips(), tail, seed, GROUP)
+        sides = [drawn.training, drawn.held_out, drawn.opened, drawn.rest]
+        names = [set(takes.of([clip.clip_id for clip in side])) for side in sides]
+        assert not any(one & other for one, other in itertools.combinations(names, 2))
+        assert not any(clip.clip_id.startswith("rain-4-") for side in sides for clip in side)
+    with pytest.raises(ValueError, match=r"no clip is of the recording 'cat-1'.* such as 'bell-0'"):
+        draw(_clips(), replace(tail, alike=("dog-1 = cat-1",)), 0, GROUP)
+
+
 def test_counts_go_to_classes_that_have_so_many_clips() -> None:
     """Of a source that is imbalanced itself, the frequent classes get the large counts, whatever the seed."""
     clips = [clip for rank, name in enumerate(CLASSES) for clip in _clips(4 * rank + 3, 1) if clip.labels == (name,)]
@@ -116,6 +134,33 @@ def test_counts_go_to_classes_that_have_so_many_clips() -> None:
 def test_sources_that_no_tail_can_be_drawn_of(clips: list[Clip], counts: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw(clips, StudyTail(counts=counts, held_out=3), 0, GROUP if len(clips) > 1 else None)
+
+
+def test_takes_of_a_recording_are_no_pairs_unless_ids_alone_are_told_apart(tmp_path: Path) -> None:
+    sounds = write_sounds(tmp_path / "sounds", 8, 0, 0.5)
+    clips = [replace(clip, clip_id=f"{clip.labels[0]}-{row // 2}-{row}") for row, clip in enumerate(sounds)]
+    names = [clip.clip_id.rpartition("-")[0] for clip in clips]
+    config = replace(_config(), data=replace(_config().data, group=r"-(\d)-"))
+    config = replace(config, tail=replace(config.tail, alike=("0 = 3",)))
+    (tmp_path / "sets" / "s0").mkdir(parents=True)
+    (tmp_path / "datastores").mkdir()
+    for name in ("with-copies.jsonl", "references.jsonl"):
+        write_manifest(tmp_path / "sets" / "s0" / name, clips)
+    deduplicate(
+        open_corpus(tmp_path / "sets" / "s0" / "references.jsonl"),
+        background=open_corpus(tmp_path / "sets" / "s0" / "references.jsonl"),
+        output=tmp_path / "duplicates" / "s0",
+        config=DedupConfig(duration_s=0.5, tau=0.9999),
+    )
+    for kind in ("excluding-duplicates", "open", "excluding-id"):
+        store_stage(config, 0, kind, tmp_path / "datastores" / f"s0-{kind}", lambda done, total, what: None)
+        pairs = Datastore.load(tmp_path / "datastores" / f"s0-{kind}").pairs
+        assert pairs.num_rows == len(names)
+        groups = pairs["cluster_id"].to_pylist()
+        if kind == "excluding-id":
+            assert groups == [-1] * 8
+        else:
+            assert groups[0] == groups[1] == groups[6] == groups[7] and len(set(groups)) == 3 and min(groups) >= 0
 
 
 def test_near_duplicates_are_the_same_sound_in_another_file(tmp_path: Path) -> None:
@@ -156,16 +201,18 @@ def test_swapped_prompts_are_never_shown_their_own_clip() -> None:
         ("b", ("c", "b"), "reference"),
         ("b#copy-2", ("b",), "reference"),
         ("d", ("b", "c"), "other"),
+        ("e", ("b", "e"), "own_recording"),
+        ("e#copy-2", (), "own_recording"),
         ("d", (), "other"),
         (None, ("b",), None),
     ],
 )
 def test_a_near_duplicate_counts_as_what_it_was_made_of(match: str | None, shown: tuple[str, ...], kind: str | None) -> None:
-    one = Seen("x", "a", "dog", shown, match, None if match is None else 1.0, match is not None)
+    one = Seen("x", "a", "dog", shown, match, None if match is None else 1.0, match is not None, Takes(alike=("a = e",)))
     assert one.kind == kind
     counts = counts_of([one, replace(one, flagged=False)])
     assert counts["compared"] == 2 * (kind is not None) and counts["flagged"] == (kind is not None)
-    assert counts["nearest_its"] == 2 * bool(kind and kind.startswith("own"))
+    assert counts["nearest_its"] == 2 * (kind in ("own", "own_shown"))
     if kind:
         assert counts[f"nearest_{kind}"] == 2 and counts[f"flagged_{kind}"] == 1
     assert sum(counts[key] for key in (f"nearest_{name}" for name in KINDS)) == counts["compared"]
@@ -338,6 +385,7 @@ def test_guidance_is_by_default_as_everywhere() -> None:
         ("[tail]\ncounts = [2, 4]", "falling numbers"),
         ("[tail]\ncopies = 1.0", r"should be in \[0, 1\)"),
         ("[tail]\nedges = [4, 1]", "edges should be rising"),
+        ('[tail]\nalike = ["2-28314"]', "names of recordings such as '2-28314 = 2-30322', got '2-28314'"),
         ("[retrieval]\nk = [3, 1]\nshown = 3", "rising numbers from 1"),
         ("[retrieval]\nshown = 7", "should be one of k"),
         ("[retrieval]\nk = [1, 12]\nshown = 1", "asks for 12 pairs, and a datastore of the 13 training clips .* 11 at most"),

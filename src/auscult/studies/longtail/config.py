@@ -11,6 +11,7 @@ from ...generation.training_config import NO_ENCODER, TrainConfig
 from ...metrics.longtail import check_edges
 from ...sounds import FAMILIES
 from ..config import StudyAudits, StudyData, StudyRates, StudySampling, StudyTraining, load_study_config
+from .takes import Takes
 
 CLOSEST = 2  # pairs that no target may see at least: itself and its duplicate
 
@@ -34,6 +35,9 @@ class StudyTail:
         noise, under an id of its own and the same caption.
     tau
         Threshold by which ``auscult dedup`` looks for duplicates, or ``"gap"``; the audit paper's is 0.5025.
+    alike
+        Recordings that are one sound under two names, such as ``["2-28314 = 2-30322"]``: what ``[data] group`` finds in a clip
+        id, or the id itself. They count as one recording.
     edges
         Of the bins of training frequency, as ``auscult evaluate`` has them: unseen classes are a bin of their own.
     """
@@ -43,6 +47,7 @@ class StudyTail:
     open: int = 6
     copies: float = 0.2
     tau: float | str = "gap"
+    alike: tuple[str, ...] = ()
     edges: tuple[int, ...] = (1, 4, 10)
 
     def __post_init__(self) -> None:
@@ -55,6 +60,7 @@ class StudyTail:
         if not 0 <= self.copies < 1:
             raise ValueError(f"[tail] copies should be in [0, 1), got {self.copies}")
         check_edges(self.edges)
+        Takes(alike=self.alike)
 
     @property
     def copied(self) -> int:
@@ -192,6 +198,11 @@ class LongtailConfig:
     def classes(self) -> int:
         """How many there are."""
         return len(self.tail.counts)
+
+    @property
+    def takes(self) -> Takes:
+        """Which clips are of one recording."""
+        return Takes(self.data.group, self.tail.alike)
 
     @property
     def source_clips(self) -> int:

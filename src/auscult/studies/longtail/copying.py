@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from ...vectors import Vectors
 from ..config import StudyAudits
 from ..flagging import is_flagged
 from .arms import AUDITS, Run
-from .drawing import class_of, origin
+from .config import LongtailConfig
+from .drawing import class_of
+from .takes import Takes, origin
 
-KINDS = ("own", "own_shown", "reference", "other")
+KINDS = ("own", "own_shown", "own_recording", "reference", "other")
 KIND_NAMES = {
     "own": "its prompt's clip",
     "own_shown": "its prompt's clip, whose duplicate was shown",
+    "own_recording": "another take of its prompt's recording",
     "reference": "a pair that was shown",
     "other": "another clip",
 }
@@ -45,6 +48,8 @@ class Seen:
         Pairs that the model was shown.
     match, score, flagged
         The nearest reference by the audit; None where nothing could be compared.
+    takes
+        Which clips are of one recording.
     """
 
     clip_id: str
@@ -54,6 +59,7 @@ class Seen:
     match: str | None
     score: float | None
     flagged: bool
+    takes: Takes = field(default_factory=Takes)
 
     @property
     def kind(self) -> str | None:
@@ -63,6 +69,8 @@ class Seen:
         what, shown = origin(self.match), {origin(one) for one in self.shown}
         if what == self.own:
             return "own_shown" if what in shown else "own"
+        if self.takes.recording(what) == self.takes.recording(self.own):
+            return "own_recording"
         return "reference" if what in shown else "other"
 
 
@@ -76,16 +84,19 @@ class SeedAudit:
         Of the clips of all ways.
     name, asked
         Its descriptor, and how clips are flagged.
+    takes
+        Which clips are of one recording.
     """
 
     audit: Audit
     name: str
     asked: StudyAudits
+    takes: Takes
 
     @classmethod
-    def open(cls, folder: Path, seed: int, name: str, asked: StudyAudits) -> SeedAudit:
+    def open(cls, config: LongtailConfig, folder: Path, seed: int, name: str) -> SeedAudit:
         """That of a study's folder."""
-        return cls(Audit.open(folder / AUDITS / f"s{seed}-{name}"), name, asked)
+        return cls(Audit.open(folder / AUDITS / f"s{seed}-{name}"), name, config.audits, config.takes)
 
     @property
     def null_clips(self) -> int:
@@ -113,6 +124,7 @@ class SeedAudit:
                     query["reference_id"] if compared else None,
                     query["score"],
                     compared and is_flagged(self.asked, self.name, query),
+                    self.takes,
                 )
             )
         return found

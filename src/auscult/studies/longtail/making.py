@@ -46,8 +46,9 @@ from .arms import (
     model_name,
 )
 from .config import LongtailConfig, train_config
-from .drawing import class_of, draw, origin, prompts_of, write_copies
+from .drawing import class_of, draw, prompts_of, write_copies
 from .reading import rows_of
+from .takes import Takes
 
 STORE_OF = {PLAIN: None, AUDIO: EXCLUDING, BOTH: EXCLUDING, ID: BY_ID}
 """The datastore that each kind of model is trained beside."""
@@ -85,7 +86,9 @@ def duplicates_stage(config: LongtailConfig, seed: int, place: Path, progress: P
 
 
 def store_stage(config: LongtailConfig, seed: int, kind: str, place: Path, progress: Progress) -> None:
-    """A datastore: that which excludes the target alone knows no duplicates, and lets equal captions in."""
+    """A datastore: no clip of a target's recording is its pair. That which excludes the target alone knows neither recordings
+    nor duplicates, and lets equal captions in.
+    """
     from ...generation.datastore import DatastoreConfig, build_datastore
 
     folder = place.parents[1]
@@ -93,8 +96,18 @@ def store_stage(config: LongtailConfig, seed: int, kind: str, place: Path, progr
     asked = config.retrieval
     kept = max(asked.neighbors, *asked.k)
     settings = DatastoreConfig(key=asked.key, model=asked.model, neighbors=kept, equal_captions=kind == BY_ID)
-    known = None if kind == BY_ID else folder / DUPLICATES / f"s{seed}"
-    build_datastore(open_corpus(source), output=place, duplicates=known, config=settings, progress=progress)
+    if kind == BY_ID:
+        build_datastore(open_corpus(source), output=place, config=settings, progress=progress)
+        return
+    ids = [clip.clip_id for clip in read_manifest(source)]
+    build_datastore(
+        open_corpus(source),
+        output=place,
+        duplicates=folder / DUPLICATES / f"s{seed}",
+        together=dict(zip(ids, config.takes.of(ids), strict=True)),
+        config=settings,
+        progress=progress,
+    )
 
 
 def train_stage(config: LongtailConfig, seed: int, model: str, place: Path, progress: Progress) -> None:
@@ -128,7 +141,7 @@ def _prompts(config: LongtailConfig, run: Run, folder: Path) -> Path:
     clips = read_manifest(sets / PROMPTS)
     usual = dataclasses.replace(run, swapped=False)
     shown = {row["reference"]: tuple(row["retrieved"]) for row in rows_of(folder, usual)}
-    partners = swap_partners(clips, shown, run.seed)
+    partners = swap_partners(clips, shown, run.seed, config.takes)
     rows = [
         {"clip_id": clip.clip_id, "caption": clip.caption, "labels": list(clip.labels), "pairs": list(shown[partner.clip_id])}
         for clip, partner in zip(clips, partners, strict=True)
@@ -138,9 +151,11 @@ def _prompts(config: LongtailConfig, run: Run, folder: Path) -> Path:
     return path
 
 
-def swap_partners(clips: Sequence[Clip], shown: dict[str, tuple[str, ...]], seed: int) -> list[Clip]:
+def swap_partners(
+    clips: Sequence[Clip], shown: dict[str, tuple[str, ...]], seed: int, takes: Takes | None = None
+) -> list[Clip]:
     """For each prompt another, whose pairs it is shown instead: of another class where there is one, never one that is
-    shown the prompt's own clip or its duplicate.
+    shown a take of the prompt's own recording.
 
     Raises
     ------
@@ -149,13 +164,15 @@ def swap_partners(clips: Sequence[Clip], shown: dict[str, tuple[str, ...]], seed
     """
     import numpy as np
 
+    takes = takes or Takes()
+    held = {one: {takes.recording(pair) for pair in shown[one]} for one in (clip.clip_id for clip in clips)}
     rng = np.random.default_rng([seed, 1])
     partners = []
     for clip in clips:
         able = [
             other
             for other in clips
-            if other.clip_id != clip.clip_id and clip.clip_id not in {origin(one) for one in shown[other.clip_id]}
+            if other.clip_id != clip.clip_id and takes.recording(clip.clip_id) not in held[other.clip_id]
         ]
         others = [other for other in able if class_of(other) != class_of(clip)] or able
         if not others:

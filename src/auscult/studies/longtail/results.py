@@ -30,10 +30,10 @@ from .arms import (
 )
 from .config import LongtailConfig
 from .copying import KINDS, SeedAudit, Seen, counts_of, nearer
-from .drawing import origin
 from .quality import INTERVAL as MEAN_INTERVAL
 from .quality import Mean, bins_of, of_bin, seed_mean
 from .reading import copies_found, frequency_of, rows_of
+from .takes import origin
 
 OWN_CLASS = "own_class"
 METRICS = {
@@ -60,8 +60,8 @@ SAID = (
 def results_of(config: LongtailConfig, folder: Path) -> dict[str, Any]:
     """All that a study has found, as its card holds it."""
     ways = runs_of(config, config.seeds[0])
-    asked = config.audits
-    audits = {(seed, name): SeedAudit.open(folder, seed, name, asked) for seed in config.seeds for name in asked.compared_by}
+    names = config.audits.compared_by
+    audits = {(seed, name): SeedAudit.open(config, folder, seed, name) for seed in config.seeds for name in names}
     return {
         "sets": [_set(config, folder, seed) for seed in config.seeds],
         "models": [_model(config, folder, seed, model) for seed in config.seeds for model in NAMES],

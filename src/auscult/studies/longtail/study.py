@@ -10,6 +10,7 @@ Source: Yuan et al., "Retrieval-Augmented Text-to-Audio Generation", ICASSP 2024
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ from .arms import (
 )
 from .auditing import audit_stage, evaluate_stage
 from .config import LongtailConfig
-from .drawing import draw
+from .drawing import Drawn, draw
 from .making import (
     duplicates_stage,
     generate_stage,
@@ -99,8 +100,26 @@ def _check_source(config: LongtailConfig, output: Path) -> None:
     if config.data.source != SOUNDS:
         clips = read_pool(config.data.source, audio_root=config.data.audio_root, encoding=config.data.encoding)
         for seed in config.seeds:
-            draw(clips, config.tail, seed, config.data.group)
+            _check_pairs(config, draw(clips, config.tail, seed, config.data.group))
     check_roles(config.data)
+
+
+def _check_pairs(config: LongtailConfig, drawn: Drawn) -> None:
+    """Refuse a k that a clip cannot have: no clip of its recording or of an equal caption is its pair."""
+    clips = [*drawn.training, *drawn.again]  # whose near-duplicates are of the same recordings and captions
+    names = config.takes.of([clip.clip_id for clip in clips])
+    captions = [clip.caption for clip in clips]
+    kept = Counter(names), Counter(captions), Counter(zip(names, captions, strict=True))
+    there = [
+        len(clips) - kept[0][name] - kept[1][caption] + kept[2][name, caption]
+        for name, caption in zip(names, captions, strict=True)
+    ]
+    if (most := max(*config.retrieval.k, *config.retrieval.counts)) > min(there):
+        raise ValueError(
+            f"[retrieval] asks for {most} pairs, and clip {clips[there.index(min(there))].clip_id!r} has {min(there)} in the "
+            f"datastore of {len(clips)} training clips, without takes of its recording and equal captions; lower k and counts, "
+            "or train on more"
+        )
 
 
 # --- the stages -------------------------------------------------------------------------------------------------------
