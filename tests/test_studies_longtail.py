@@ -33,7 +33,8 @@ from auscult.folders import read_card, write_text
 from auscult.generation.datastore import Datastore
 from auscult.guidance.amg import AmgConfig
 from auscult.guidance.index import ReferenceIndex
-from auscult.studies.config import PRESETS
+from auscult.identity import recordings
+from auscult.studies.config import PRESETS, StudyData
 from auscult.studies.longtail.arms import BOTH, ID, PLAIN, Run, clips_made, runs_of
 from auscult.studies.longtail.auditing import evaluate_stage
 from auscult.studies.longtail.config import (
@@ -54,6 +55,7 @@ from auscult.studies.longtail.reading import rows_of
 from auscult.studies.longtail.study import plan_longtail, stages_of, study_longtail
 from auscult.studies.longtail.takes import Takes, origin
 from auscult.studies.longtail.wording import sentence
+from auscult.studies.making import audit_group, check_group
 from auscult.studies.running import Study
 from auscult.studies.sets import read_manifest, write_manifest, write_sounds
 from auscult.studies.stages import read_times, run_stages
@@ -161,6 +163,22 @@ def test_takes_of_a_recording_are_no_pairs_unless_ids_alone_are_told_apart(tmp_p
             assert groups == [-1] * 8
         else:
             assert groups[0] == groups[1] == groups[6] == groups[7] and len(set(groups)) == 3 and min(groups) >= 0
+
+
+@pytest.mark.parametrize(
+    ("group", "fits"),
+    [(None, True), (r"^(\d+)-", True), (r"^(\d+)-[A-Z]$", True), (r"^(\d+-[A-Z]|\$)$", True), (r"^(.+)$", False)],
+)
+def test_repeated_clips_are_of_the_recording_of_the_clip(group: str | None, fits: bool) -> None:
+    ids = ["17-A", "18-B"]
+    data = StudyData(group=group)
+    if not fits:
+        with pytest.raises(ValueError, match="finds recording '17-A' in '17-A' and '17-A#copy-2' in 17-A#copy-2"):
+            check_group(data, ids)
+        check_group(replace(data, null="sounds"), ids)  # which no recordings are asked of
+        return
+    check_group(data, ids)
+    assert recordings([f"{one}#copy-12" for one in ids], str(audit_group(data))) == recordings(ids, group or "(.*)")
 
 
 def test_near_duplicates_are_the_same_sound_in_another_file(tmp_path: Path) -> None:

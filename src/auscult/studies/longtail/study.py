@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ...folders import CARD, Progress, no_progress
 from ..config import SOUNDS
-from ..making import SOURCE, check_roles, make_source, role_stages
+from ..making import SOURCE, check_group, check_roles, make_source, role_stages
 from ..running import Study, run_study, stated
 from ..sets import read_pool
 from ..stages import Plan, Stage, plan_stages
@@ -99,6 +99,7 @@ def _check_source(config: LongtailConfig, output: Path) -> None:
         return  # it is written down, and may have gone since
     if config.data.source != SOUNDS:
         clips = read_pool(config.data.source, audio_root=config.data.audio_root, encoding=config.data.encoding)
+        check_group(config.data, [clip.clip_id for clip in clips])
         for seed in config.seeds:
             _check_pairs(config, draw(clips, config.tail, seed, config.data.group))
     check_roles(config.data)
