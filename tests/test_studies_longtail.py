@@ -34,7 +34,8 @@ from auscult.generation.datastore import Datastore
 from auscult.guidance.amg import AmgConfig
 from auscult.guidance.index import ReferenceIndex
 from auscult.identity import recordings
-from auscult.studies.config import PRESETS, StudyData
+from auscult.studies.config import PRESETS, StudyAudits, StudyData
+from auscult.studies.flagging import is_undecided
 from auscult.studies.longtail.arms import BOTH, ID, PLAIN, Run, clips_made, runs_of
 from auscult.studies.longtail.auditing import evaluate_stage
 from auscult.studies.longtail.config import (
@@ -45,13 +46,14 @@ from auscult.studies.longtail.config import (
     load_longtail_config,
     train_config,
 )
-from auscult.studies.longtail.copying import KINDS, Likeness, Seen, counts_of, nearer
+from auscult.studies.longtail.copying import KINDS, Likeness, Seen, counts_of, nearer, with_pairs
 from auscult.studies.longtail.drawing import draw, prompts_of, write_copies
 from auscult.studies.longtail.figures import shares_svg
 from auscult.studies.longtail.guiding import OwnReferences
 from auscult.studies.longtail.making import store_stage, swap_partners
 from auscult.studies.longtail.quality import bins_of, of_bin, seed_mean
 from auscult.studies.longtail.reading import rows_of
+from auscult.studies.longtail.results import rates_of_kinds
 from auscult.studies.longtail.study import plan_longtail, stages_of, study_longtail
 from auscult.studies.longtail.takes import Takes, origin
 from auscult.studies.longtail.wording import sentence
@@ -236,9 +238,20 @@ def test_a_near_duplicate_counts_as_what_it_was_made_of(match: str | None, shown
     assert sum(counts[key] for key in (f"nearest_{name}" for name in KINDS)) == counts["compared"]
 
 
-def _planted(copied: bool) -> tuple[Likeness, list[Seen], list[Clip]]:
+def test_where_too_few_null_clips_are_there_nothing_has_a_rate() -> None:
+    seen = [Seen(f"g{n}", "a", "dog", ("b",), "b", 1.0, n == 0) for n in range(4)]
+    told, half, none = (rates_of_kinds([seen, seen], unknown) for unknown in ([False] * 2, [True, False], [True] * 2))
+    assert told["rate"] == half["rate"] == told["flagged_kinds"]["reference"]["rate"] == 0.25
+    assert (told["clips"], half["clips"], half["by_seed"], none["by_seed"]) == (8, 4, [None, 0.25], [None, None])
+    assert {none[key] for key in ("rate", "low", "high")} == {None}
+    assert all(one["rate"] is one["high"] is None for one in none["flagged_kinds"].values())
+    assert none["nearest_kinds"]["reference"]["rate"] == 1.0  # which no null clips are needed for
+    assert is_undecided(StudyAudits(level=0.01), "mel", 98) and not is_undecided(StudyAudits(level=0.01), "mel", 99)
+
+
+def _planted(copied: bool, draw: int = 1) -> tuple[Likeness, list[Seen], list[Clip]]:
     """24 references of 3 classes; 12 generated clips, each shown two of a class, and like the first of them, or like none."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(draw)
     references = [Clip(f"r{n}", "", labels=(CLASSES[n % 3],)) for n in range(24)]
     seen = [
         Seen(f"g{n}", f"r{n}", CLASSES[n % 3], (f"r{(n + 3) % 24}", f"r{(n + 6) % 24}"), "r0", 1.0, False) for n in range(12)
@@ -256,11 +269,25 @@ def test_copies_of_what_was_shown_are_nearer_and_clips_of_chance_are_not() -> No
     found = nearer(likeness, seen, references, 0)
     assert len(found["shown"]) == 12 and min(found["shown"]) > 0.4
     assert abs(np.mean(found["own"])) < 0.3
-    nothing = [value for seed in range(40) for value in nearer(*_planted(copied=False), seed)["shown"]]
-    assert abs(np.mean(nothing)) < 0.05  # two shown and two others, all drawn alike
     assert nearer(likeness, [replace(one, shown=()) for one in seen], references, 0) == {"shown": [], "own": []}
     instead = {one.own: one.shown for one in seen}
-    assert nearer(likeness, [replace(one, shown=()) for one in seen], references, 0, instead) == found
+    assert nearer(likeness, with_pairs([replace(one, shown=()) for one in seen], instead), references, 0) == found
+
+
+def test_chance_is_nearer_to_nothing() -> None:
+    """With near-duplicates among the pairs and the references, takes of one recording, and a pair of the prompt's own."""
+    found: dict[str, list[float]] = {"shown": [], "own": []}
+    for trial in range(150):
+        likeness, seen, references = _planted(copied=False, draw=trial)
+        again = [replace(clip, clip_id=f"{clip.clip_id}#copy-2") for clip in references[:9]]
+        both = {**likeness.references, **{clip.clip_id: 24 + row for row, clip in enumerate(again)}}
+        likeness = Likeness(likeness.generated, both, np.concatenate([likeness.cosines, likeness.cosines[:, :9]], 1))
+        takes = Takes(alike=("r0 = r3", "r1 = r13"))
+        seen = [replace(one, shown=(*one.shown, f"r{(row + 6) % 9}#copy-2"), takes=takes) for row, one in enumerate(seen)]
+        for key, values in nearer(likeness, seen, [*references, *again], trial).items():
+            found[key].append(float(np.mean(values)))
+    for values in found.values():
+        assert abs(np.mean(values)) < 3 * np.std(values, ddof=1) / np.sqrt(len(values)) < 0.02
 
 
 def test_likeness_is_the_best_of_all_windows() -> None:
