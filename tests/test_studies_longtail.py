@@ -435,6 +435,9 @@ def test_guidance_is_by_default_as_everywhere() -> None:
         ("[retrieval]\nshown = 7", "should be one of k"),
         ("[retrieval]\nk = [1, 12]\nshown = 1", "asks for 12 pairs, and a datastore of the 13 training clips .* 11 at most"),
         ('[train]\nsettings = ["optimizer.step=3"]', r"\[optimizer\]: unknown key 'step'"),
+        ("[guidance]\nthreshold_low = 0.5\nthreshold_high = 0.4", "low 0.5 should not be above threshold_high 0.4"),
+        ('[retrieval]\nkey = "audio"', "makes vectors of captions only, so it makes no key 'audio'"),
+        ('[tail]\ntau = "gaps"', "a number such as 0.5025, or 'gap', got 'gaps'"),
         ("seeds = [1, 1]", "each once"),
     ],
 )

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ...generation.datastore.encoding import Key
+from ...generation.datastore.encoding import HASHED, Key
 from ...generation.training_config import NO_ENCODER, TrainConfig
 from ...metrics.longtail import check_edges
 from ...sounds import FAMILIES
 from ..config import StudyAudits, StudyData, StudyRates, StudySampling, StudyTraining, load_study_config
 from .takes import Takes
 
+GAP = "gap"
 CLOSEST = 2  # pairs that no target may see at least: itself and its duplicate
 
 
@@ -59,6 +60,8 @@ class StudyTail:
             raise ValueError(f"[tail] held_out and open should be at least 1, got {self.held_out} and {self.open}")
         if not 0 <= self.copies < 1:
             raise ValueError(f"[tail] copies should be in [0, 1), got {self.copies}")
+        if isinstance(self.tau, str) and self.tau != GAP:
+            raise ValueError(f"[tail] tau should be a number such as 0.5025, or {GAP!r}, got {self.tau!r}")
         check_edges(self.edges)
         Takes(alike=self.alike)
 
@@ -110,6 +113,11 @@ class StudyRetrieval:
             raise ValueError(f"[retrieval] shown should be one of k {list(self.k)}, got {self.shown}")
         if max(self.counts, default=0) < 1:
             raise ValueError(f"[retrieval] counts should hold a number of pairs from 1, got {list(self.counts)}")
+        if self.model == HASHED and self.key != "text":
+            raise ValueError(
+                f"[retrieval] model = {HASHED!r} makes vectors of captions only, so it makes no key {self.key!r}; take "
+                "key = 'text', or a CLAP model"
+            )
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,11 @@ class StudyGuidance:
     dissimilarity: float = 3.0
     threshold_low: float | None = None
     threshold_high: float | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.threshold_low, self.threshold_high
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"[guidance] threshold_low {low:g} should not be above threshold_high {high:g}")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from .arms import (
     PLAIN,
     SETS,
     STORES,
+    THRESHOLDS,
     clips_made,
     model_name,
     runs_of,
@@ -51,6 +52,7 @@ from .making import (
     index_stage,
     make_set,
     store_stage,
+    thresholds_stage,
     train_stage,
 )
 from .page import write_longtail_page
@@ -144,9 +146,9 @@ def _stages_of_seed(config: LongtailConfig, seed: int) -> Iterator[Stage]:
         kind, make = "training" if model == PLAIN else "training with pairs", partial(train_stage, config, seed, model)
         yield Stage(f"{MODELS}/{model_name(seed, model)}", kind, config.train.steps, "training steps", make)
         if model in (BOTH, ID):
-            yield Stage(
-                f"{INDEXES}/{model_name(seed, model)}", "preparing", 1, "sets", partial(index_stage, config, seed, model)
-            )
+            place = f"{INDEXES}/{model_name(seed, model)}"
+            yield Stage(place, "preparing", 1, "sets", partial(index_stage, config, seed, model))
+            yield Stage(place + THRESHOLDS, "preparing", 1, "sets", partial(thresholds_stage, config, seed, model))
     runs = runs_of(config, seed)
     for run in runs:
         yield Stage(f"{MADE}/{run.name}", run.kind, clips_made(config, run), "clips", partial(generate_stage, config, run))
