@@ -249,6 +249,38 @@ def test_where_too_few_null_clips_are_there_nothing_has_a_rate() -> None:
     assert is_undecided(StudyAudits(level=0.01), "mel", 98) and not is_undecided(StudyAudits(level=0.01), "mel", 99)
 
 
+def test_the_sentence_compares_copies_with_what_comes_by_itself_and_guidance_with_its_cost() -> None:
+    def row(way: str, of_pairs: float | None, its: float | None) -> dict[str, object]:
+        kinds = {"reference": {"rate": of_pairs}, "its": {"rate": its}}
+        return {"way": way, "descriptor": "mel", "rate": of_pairs, "flagged_kinds": kinds}
+
+    def quality(metric: str, way: str, value: float) -> dict[str, object]:
+        row = {"metric": metric, "way": way, "bin": "all", "value": value}
+        return row | {"model": "both", "k": 3, "guided": way.endswith("guided"), "unseen": False}
+
+    ways = [("plain-training", 0.11, 0.02), ("both-training-k3", 0.47, 0.03), ("both-training-k3-swapped", 0.35, 0.01)]
+    ways += [("id-training-k3", 0.5, 0.4), ("id-training-k3-guided", 0.2, 0.1)]
+    content = {
+        "config": {"retrieval": {"shown": 3}},
+        "audits": [{"descriptor": "mel", "level": 0.01}],
+        "copying": [row(*way) for way in ways],
+        "quality": [
+            quality(metric, f"both-held-out-k3{end}", value)
+            for metric, end, value in [
+                ("own_class", "", 0.6),
+                ("own_class", "-guided", 0.45),
+                ("fd_per_clip", "", 7.0),
+                ("fd_per_clip", "-guided", 9.5),
+            ]
+        ],
+    }
+    said = sentence(content)
+    for part in ("47 % of its clips", "where 11 % of those without", "and 35 % match a pair of another", "from 50 % to 20 %"):
+        assert part in said, said
+    assert "clips that sound like their class from 60 % to 45 %; a clip's Fréchet distance from 7 to 9.5" in said
+    assert "too few null clips" in sentence(content | {"copying": [row(way, None, None) for way, _, _ in ways]})
+
+
 def _planted(copied: bool, draw: int = 1) -> tuple[Likeness, list[Seen], list[Clip]]:
     """24 references of 3 classes; 12 generated clips, each shown two of a class, and like the first of them, or like none."""
     rng = np.random.default_rng(draw)

@@ -234,19 +234,18 @@ def nearer(likeness: Likeness, seen: Sequence[Seen], references: Sequence[Clip],
     found: dict[str, list[float]] = {"shown": [], "own": []}
     label = {clip.clip_id: class_of(clip) for clip in references if origin(clip.clip_id) == clip.clip_id}
     label = {clip_id: name for clip_id, name in label.items() if likeness.has(clip_id)}
+    takes = seen[0].takes if seen else Takes()
+    names = dict(zip(label, takes.of(list(label)), strict=True))
     for one in seen:
-        names = {clip_id: one.takes.recording(clip_id) for clip_id in label}
+        own = one.takes.recording(one.own)
         pairs = list(dict.fromkeys(origin(pair) for pair in one.shown))
         gone = {names[what] for what in (*pairs, one.own) if what in names}
         left = [clip_id for clip_id in label if names[clip_id] not in gone]
-        pairs = [pair for pair in pairs if pair in names and names[pair] != one.takes.recording(one.own)]
+        pairs = [pair for pair in pairs if pair in names and names[pair] != own]
         for key, side in (("shown", pairs), ("own", [one.own] if one.own in label and one.shown else [])):
             control = _like(side, left, label, rng)
-            if (
-                side
-                and control
-                and not np.isnan(gain := likeness.best(one.clip_id, side) - likeness.best(one.clip_id, control))
-            ):
+            gain = likeness.best(one.clip_id, side) - likeness.best(one.clip_id, control)
+            if not np.isnan(gain):  # which it is where a side is empty
                 found[key].append(gain)
     return found
 

@@ -122,7 +122,7 @@ def _against_k(content: Mapping[str, Any], name: str) -> Markup:
         some = [rows[model, k]["flagged_kinds"] for k in ks]
         excluded = "(duplicates in)" if model == ID else "(duplicates out)"
         series.append(_series(f"its prompt's clip {excluded}", color, [plain["its"], *(row["its"] for row in some)]))
-        series.append(_series(f"a shown pair {excluded}", other, [{}, *(row["reference"] for row in some)]))
+        series.append(_series(f"a shown pair {excluded}", other, [plain["reference"], *(row["reference"] for row in some)]))
     return rates_picture(["none", *map(str, ks)], series, label="pairs shown", of=f"flagged by {name} as a copy of")
 
 
