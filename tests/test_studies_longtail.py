@@ -26,13 +26,16 @@ from typer.testing import CliRunner
 from auscult.audio import read_audio
 from auscult.cli import app
 from auscult.configuration import config_values, make_config
-from auscult.corpus import Clip
+from auscult.corpus import Clip, open_corpus
+from auscult.duplicates import DedupConfig, deduplicate
 from auscult.errors import OutputFolderError
 from auscult.folders import read_card, write_text
 from auscult.generation.datastore import Datastore
 from auscult.guidance.amg import AmgConfig
 from auscult.guidance.index import ReferenceIndex
-from auscult.studies.config import PRESETS
+from auscult.identity import recordings
+from auscult.studies.config import PRESETS, StudyAudits, StudyData
+from auscult.studies.flagging import is_undecided
 from auscult.studies.longtail.arms import BOTH, ID, PLAIN, Run, clips_made, runs_of
 from auscult.studies.longtail.auditing import evaluate_stage
 from auscult.studies.longtail.config import (
@@ -43,15 +46,18 @@ from auscult.studies.longtail.config import (
     load_longtail_config,
     train_config,
 )
-from auscult.studies.longtail.copying import KINDS, Likeness, Seen, counts_of, nearer
-from auscult.studies.longtail.drawing import draw, origin, prompts_of, write_copies
+from auscult.studies.longtail.copying import KINDS, Likeness, Seen, counts_of, nearer, with_pairs
+from auscult.studies.longtail.drawing import draw, prompts_of, write_copies
 from auscult.studies.longtail.figures import shares_svg
 from auscult.studies.longtail.guiding import OwnReferences
-from auscult.studies.longtail.making import swap_partners
+from auscult.studies.longtail.making import store_stage, swap_partners
 from auscult.studies.longtail.quality import bins_of, of_bin, seed_mean
 from auscult.studies.longtail.reading import rows_of
+from auscult.studies.longtail.results import rates_of_kinds
 from auscult.studies.longtail.study import plan_longtail, stages_of, study_longtail
+from auscult.studies.longtail.takes import Takes, origin
 from auscult.studies.longtail.wording import sentence
+from auscult.studies.making import audit_group, check_group
 from auscult.studies.running import Study
 from auscult.studies.sets import read_manifest, write_manifest, write_sounds
 from auscult.studies.stages import read_times, run_stages
@@ -94,6 +100,22 @@ def test_no_recording_is_on_two_sides_and_classes_have_their_counts() -> None:
     assert len(ranks) > 1
 
 
+def test_a_sound_of_two_names_is_one_recording_and_of_one_class() -> None:
+    """Chains of equal names are one; a recording that two classes have is of one of them alone, and so on one side."""
+    alike = (*(f"{name}-0 = {name}-{other}" for name in CLASSES for other in (1, 2)), "dog-3 = rain-4")
+    takes = Takes(GROUP, alike)
+    assert takes.of(["dog-2-1#copy-2", "dog-1-0", "dog-4-0"]) == [*takes.of(["dog-0-0"] * 2), "dog-4"]
+    tail = StudyTail(counts=(6, 4, 2, 0), held_out=3, open=4, copies=0.2, alike=alike)
+    for seed in range(12):
+        drawn = draw(_clips(), tail, seed, GROUP)
+        sides = [drawn.training, drawn.held_out, drawn.opened, drawn.rest]
+        names = [set(takes.of([clip.clip_id for clip in side])) for side in sides]
+        assert not any(one & other for one, other in itertools.combinations(names, 2))
+        assert not any(clip.clip_id.startswith("rain-4-") for side in sides for clip in side)
+    with pytest.raises(ValueError, match=r"no clip is of the recording 'cat-1'.* such as 'bell-0'"):
+        draw(_clips(), replace(tail, alike=("dog-1 = cat-1",)), 0, GROUP)
+
+
 def test_counts_go_to_classes_that_have_so_many_clips() -> None:
     """Of a source that is imbalanced itself, the frequent classes get the large counts, whatever the seed."""
     clips = [clip for rank, name in enumerate(CLASSES) for clip in _clips(4 * rank + 3, 1) if clip.labels == (name,)]
@@ -116,6 +138,49 @@ def test_counts_go_to_classes_that_have_so_many_clips() -> None:
 def test_sources_that_no_tail_can_be_drawn_of(clips: list[Clip], counts: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw(clips, StudyTail(counts=counts, held_out=3), 0, GROUP if len(clips) > 1 else None)
+
+
+def test_takes_of_a_recording_are_no_pairs_unless_ids_alone_are_told_apart(tmp_path: Path) -> None:
+    sounds = write_sounds(tmp_path / "sounds", 8, 0, 0.5)
+    clips = [replace(clip, clip_id=f"{clip.labels[0]}-{row // 2}-{row}") for row, clip in enumerate(sounds)]
+    names = [clip.clip_id.rpartition("-")[0] for clip in clips]
+    config = replace(_config(), data=replace(_config().data, group=r"-(\d)-"))
+    config = replace(config, tail=replace(config.tail, alike=("0 = 3",)))
+    (tmp_path / "sets" / "s0").mkdir(parents=True)
+    (tmp_path / "datastores").mkdir()
+    for name in ("with-copies.jsonl", "references.jsonl"):
+        write_manifest(tmp_path / "sets" / "s0" / name, clips)
+    deduplicate(
+        open_corpus(tmp_path / "sets" / "s0" / "references.jsonl"),
+        background=open_corpus(tmp_path / "sets" / "s0" / "references.jsonl"),
+        output=tmp_path / "duplicates" / "s0",
+        config=DedupConfig(duration_s=0.5, tau=0.9999),
+    )
+    for kind in ("excluding-duplicates", "open", "excluding-id"):
+        store_stage(config, 0, kind, tmp_path / "datastores" / f"s0-{kind}", lambda done, total, what: None)
+        pairs = Datastore.load(tmp_path / "datastores" / f"s0-{kind}").pairs
+        assert pairs.num_rows == len(names)
+        groups = pairs["cluster_id"].to_pylist()
+        if kind == "excluding-id":
+            assert groups == [-1] * 8
+        else:
+            assert groups[0] == groups[1] == groups[6] == groups[7] and len(set(groups)) == 3 and min(groups) >= 0
+
+
+@pytest.mark.parametrize(
+    ("group", "fits"),
+    [(None, True), (r"^(\d+)-", True), (r"^(\d+)-[A-Z]$", True), (r"^(\d+-[A-Z]|\$)$", True), (r"^(.+)$", False)],
+)
+def test_repeated_clips_are_of_the_recording_of_the_clip(group: str | None, fits: bool) -> None:
+    ids = ["17-A", "18-B"]
+    data = StudyData(group=group)
+    if not fits:
+        with pytest.raises(ValueError, match="finds recording '17-A' in '17-A' and '17-A#copy-2' in 17-A#copy-2"):
+            check_group(data, ids)
+        check_group(replace(data, null="sounds"), ids)  # which no recordings are asked of
+        return
+    check_group(data, ids)
+    assert recordings([f"{one}#copy-12" for one in ids], str(audit_group(data))) == recordings(ids, group or "(.*)")
 
 
 def test_near_duplicates_are_the_same_sound_in_another_file(tmp_path: Path) -> None:
@@ -156,24 +221,69 @@ def test_swapped_prompts_are_never_shown_their_own_clip() -> None:
         ("b", ("c", "b"), "reference"),
         ("b#copy-2", ("b",), "reference"),
         ("d", ("b", "c"), "other"),
+        ("e", ("b", "e"), "own_recording"),
+        ("e#copy-2", (), "own_recording"),
         ("d", (), "other"),
         (None, ("b",), None),
     ],
 )
 def test_a_near_duplicate_counts_as_what_it_was_made_of(match: str | None, shown: tuple[str, ...], kind: str | None) -> None:
-    one = Seen("x", "a", "dog", shown, match, None if match is None else 1.0, match is not None)
+    one = Seen("x", "a", "dog", shown, match, None if match is None else 1.0, match is not None, Takes(alike=("a = e",)))
     assert one.kind == kind
     counts = counts_of([one, replace(one, flagged=False)])
     assert counts["compared"] == 2 * (kind is not None) and counts["flagged"] == (kind is not None)
-    assert counts["nearest_its"] == 2 * bool(kind and kind.startswith("own"))
+    assert counts["nearest_its"] == 2 * (kind in ("own", "own_shown"))
     if kind:
         assert counts[f"nearest_{kind}"] == 2 and counts[f"flagged_{kind}"] == 1
     assert sum(counts[key] for key in (f"nearest_{name}" for name in KINDS)) == counts["compared"]
 
 
-def _planted(copied: bool) -> tuple[Likeness, list[Seen], list[Clip]]:
+def test_where_too_few_null_clips_are_there_nothing_has_a_rate() -> None:
+    seen = [Seen(f"g{n}", "a", "dog", ("b",), "b", 1.0, n == 0) for n in range(4)]
+    told, half, none = (rates_of_kinds([seen, seen], unknown) for unknown in ([False] * 2, [True, False], [True] * 2))
+    assert told["rate"] == half["rate"] == told["flagged_kinds"]["reference"]["rate"] == 0.25
+    assert (told["clips"], half["clips"], half["by_seed"], none["by_seed"]) == (8, 4, [None, 0.25], [None, None])
+    assert {none[key] for key in ("rate", "low", "high")} == {None}
+    assert all(one["rate"] is one["high"] is None for one in none["flagged_kinds"].values())
+    assert none["nearest_kinds"]["reference"]["rate"] == 1.0  # which no null clips are needed for
+    assert is_undecided(StudyAudits(level=0.01), "mel", 98) and not is_undecided(StudyAudits(level=0.01), "mel", 99)
+
+
+def test_the_sentence_compares_copies_with_what_comes_by_itself_and_guidance_with_its_cost() -> None:
+    def row(way: str, of_pairs: float | None, its: float | None) -> dict[str, object]:
+        kinds = {"reference": {"rate": of_pairs}, "its": {"rate": its}}
+        return {"way": way, "descriptor": "mel", "rate": of_pairs, "flagged_kinds": kinds}
+
+    def quality(metric: str, way: str, value: float) -> dict[str, object]:
+        row = {"metric": metric, "way": way, "bin": "all", "value": value}
+        return row | {"model": "both", "k": 3, "guided": way.endswith("guided"), "unseen": False}
+
+    ways = [("plain-training", 0.11, 0.02), ("both-training-k3", 0.47, 0.03), ("both-training-k3-swapped", 0.35, 0.01)]
+    ways += [("id-training-k3", 0.5, 0.4), ("id-training-k3-guided", 0.2, 0.1)]
+    content = {
+        "config": {"retrieval": {"shown": 3}},
+        "audits": [{"descriptor": "mel", "level": 0.01}],
+        "copying": [row(*way) for way in ways],
+        "quality": [
+            quality(metric, f"both-held-out-k3{end}", value)
+            for metric, end, value in [
+                ("own_class", "", 0.6),
+                ("own_class", "-guided", 0.45),
+                ("fd_per_clip", "", 7.0),
+                ("fd_per_clip", "-guided", 9.5),
+            ]
+        ],
+    }
+    said = sentence(content)
+    for part in ("47 % of its clips", "where 11 % of those without", "and 35 % match a pair of another", "from 50 % to 20 %"):
+        assert part in said, said
+    assert "clips that sound like their class from 60 % to 45 %; a clip's Fréchet distance from 7 to 9.5" in said
+    assert "too few null clips" in sentence(content | {"copying": [row(way, None, None) for way, _, _ in ways]})
+
+
+def _planted(copied: bool, draw: int = 1) -> tuple[Likeness, list[Seen], list[Clip]]:
     """24 references of 3 classes; 12 generated clips, each shown two of a class, and like the first of them, or like none."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(draw)
     references = [Clip(f"r{n}", "", labels=(CLASSES[n % 3],)) for n in range(24)]
     seen = [
         Seen(f"g{n}", f"r{n}", CLASSES[n % 3], (f"r{(n + 3) % 24}", f"r{(n + 6) % 24}"), "r0", 1.0, False) for n in range(12)
@@ -191,11 +301,25 @@ def test_copies_of_what_was_shown_are_nearer_and_clips_of_chance_are_not() -> No
     found = nearer(likeness, seen, references, 0)
     assert len(found["shown"]) == 12 and min(found["shown"]) > 0.4
     assert abs(np.mean(found["own"])) < 0.3
-    nothing = [value for seed in range(40) for value in nearer(*_planted(copied=False), seed)["shown"]]
-    assert abs(np.mean(nothing)) < 0.05  # two shown and two others, all drawn alike
     assert nearer(likeness, [replace(one, shown=()) for one in seen], references, 0) == {"shown": [], "own": []}
     instead = {one.own: one.shown for one in seen}
-    assert nearer(likeness, [replace(one, shown=()) for one in seen], references, 0, instead) == found
+    assert nearer(likeness, with_pairs([replace(one, shown=()) for one in seen], instead), references, 0) == found
+
+
+def test_chance_is_nearer_to_nothing() -> None:
+    """With near-duplicates among the pairs and the references, takes of one recording, and a pair of the prompt's own."""
+    found: dict[str, list[float]] = {"shown": [], "own": []}
+    for trial in range(150):
+        likeness, seen, references = _planted(copied=False, draw=trial)
+        again = [replace(clip, clip_id=f"{clip.clip_id}#copy-2") for clip in references[:9]]
+        both = {**likeness.references, **{clip.clip_id: 24 + row for row, clip in enumerate(again)}}
+        likeness = Likeness(likeness.generated, both, np.concatenate([likeness.cosines, likeness.cosines[:, :9]], 1))
+        takes = Takes(alike=("r0 = r3", "r1 = r13"))
+        seen = [replace(one, shown=(*one.shown, f"r{(row + 6) % 9}#copy-2"), takes=takes) for row, one in enumerate(seen)]
+        for key, values in nearer(likeness, seen, [*references, *again], trial).items():
+            found[key].append(float(np.mean(values)))
+    for values in found.values():
+        assert abs(np.mean(values)) < 3 * np.std(values, ddof=1) / np.sqrt(len(values)) < 0.02
 
 
 def test_likeness_is_the_best_of_all_windows() -> None:
@@ -338,10 +462,14 @@ def test_guidance_is_by_default_as_everywhere() -> None:
         ("[tail]\ncounts = [2, 4]", "falling numbers"),
         ("[tail]\ncopies = 1.0", r"should be in \[0, 1\)"),
         ("[tail]\nedges = [4, 1]", "edges should be rising"),
+        ('[tail]\nalike = ["2-28314"]', "names of recordings such as '2-28314 = 2-30322', got '2-28314'"),
         ("[retrieval]\nk = [3, 1]\nshown = 3", "rising numbers from 1"),
         ("[retrieval]\nshown = 7", "should be one of k"),
         ("[retrieval]\nk = [1, 12]\nshown = 1", "asks for 12 pairs, and a datastore of the 13 training clips .* 11 at most"),
         ('[train]\nsettings = ["optimizer.step=3"]', r"\[optimizer\]: unknown key 'step'"),
+        ("[guidance]\nthreshold_low = 0.5\nthreshold_high = 0.4", "low 0.5 should not be above threshold_high 0.4"),
+        ('[retrieval]\nkey = "audio"', "makes vectors of captions only, so it makes no key 'audio'"),
+        ('[tail]\ntau = "gaps"', "a number such as 0.5025, or 'gap', got 'gaps'"),
         ("seeds = [1, 1]", "each once"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from ..corpus import Clip, Corpus, open_corpus
 from ..descriptors.base import load_descriptor
 from ..errors import CorpusError
 from ..folders import Progress, write_card, write_text
+from ..identity import recordings
 from ..indexing import index
 from ..inputs import Source, is_store
 from ..pretrained.clap import CLAP
@@ -35,7 +37,46 @@ SOURCE, DESCRIBED = "source", "described"  # folders of a study
 CLIPS = "clips.jsonl"
 MADE_MANIFEST = "manifest.jsonl"
 ROLES = ("background", "null")
-ANY_ID = f"^(.+?)(?:#{COPY}-[0-9]+)?$"  # as a group: each clip is a recording, which repeated clips are of, too
+MAYBE_COPY = f"(?:#{COPY}-[0-9]+)?$"
+ANY_ID = f"^(.+?){MAYBE_COPY}"  # as a group: each clip is a recording, which repeated clips are of, too
+
+
+def audit_group(data: StudyData) -> str | None:
+    r"""The expression by which audits know a clip's recording, which finds that of a repeated clip (``x-A#copy-2``), too.
+
+    Examples
+    --------
+    >>> import re
+    >>> group = audit_group(StudyData(group=r"^(\d+)-[A-Z]$"))
+    >>> [re.search(group, name)[1] for name in ("17-A", "17-A#copy-2")]
+    ['17', '17']
+    """
+    if data.null != POOL:
+        return None
+    if data.group is None:
+        return ANY_ID
+    ended = re.search(r"(?<!\\)(?:\\\\)*\$$", data.group)
+    return f"{data.group[:-1]}{MAYBE_COPY}" if ended else data.group
+
+
+def check_group(data: StudyData, clip_ids: Sequence[str]) -> None:
+    """Refuse an expression that names another recording for a clip that is there a second time, before anything is made.
+
+    Raises
+    ------
+    ValueError
+        It does so, or does not fit an id.
+    """
+    group = audit_group(data)
+    if group is None:
+        return
+    again = [f"{clip_id}#{COPY}-2" for clip_id in clip_ids]
+    for clip_id, one, other in zip(clip_ids, recordings(clip_ids, group), recordings(again, group), strict=True):
+        if one != other:
+            raise ValueError(
+                f"[data] group = {data.group!r} finds recording {one!r} in {clip_id!r} and {other!r} in {clip_id}#{COPY}-2, as "
+                f"a study calls it where it is there a second time; let the group end before #, such as ([^#]+)"
+            )
 
 
 class StudyConfig(Protocol):
@@ -64,6 +105,7 @@ def make_source(config: StudyConfig, most: int, place: Path, progress: Progress)
         pool = write_sounds(place / SOUNDS, most, 0, duration_s)
     else:
         pool = read_pool(data.source, audio_root=data.audio_root, encoding=data.encoding)
+    check_group(data, [clip.clip_id for clip in pool])
     write_manifest(place / CLIPS, pool)
     for number, role in enumerate(ROLES, 1):
         if getattr(data, role) == SOUNDS:
@@ -235,7 +277,7 @@ def audit_clips(
         duration_s=mel_window_s(config) if name == "mel" else None,
         tau="fdr" if tau is None else tau,
         fdr=config.audits.fdr if tau is None else None,
-        group=(config.data.group or ANY_ID) if config.data.null == POOL else None,
+        group=audit_group(config.data),
     )
     background, null = (described(folder, name, role) for role in ROLES)
     finish: Callable[[Path], object] = partial(write_report, progress=progress)

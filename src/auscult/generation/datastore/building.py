@@ -8,7 +8,9 @@ equal captions go too, since a model that is shown a copy of what it should prod
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 
 from ...engine import HERE, Engine
 from ...folders import Progress, atomic_file, building, file_digests, no_progress, write_card, write_table
@@ -82,6 +85,7 @@ def build_datastore(
     *,
     output: str | Path,
     duplicates: str | Path | None = None,
+    together: Mapping[str, str] | None = None,
     config: DatastoreConfig | None = None,
     engine: Engine = HERE,
     overwrite: bool = False,
@@ -99,6 +103,9 @@ def build_datastore(
         Folder of the result. A run that was stopped is continued.
     duplicates
         Folder of a finished ``auscult dedup`` of the same clips.
+    together
+        By clip id: a name that clips share which count as duplicates though nobody would find them, such as takes of one
+        recording.
     config, engine, overwrite, progress
         As in ``audit``.
 
@@ -121,11 +128,16 @@ def build_datastore(
         "encoders": _specs(encoders),
         "sources": task_sources({"pairs": source}),
         "duplicates": None if known is None else known.digest,
+        **(
+            {}
+            if together is None
+            else {"together": xxhash.xxh3_64_hexdigest(json.dumps(dict(together), sort_keys=True).encode())}
+        ),
     }
     with building(local_path(output), KIND, task=task, overwrite=overwrite) as folder:
         stores = describe_sources({"pairs": source}, folder / "stores", encoders.audio, engine=engine, progress=progress)
         vectors = stores["pairs"].load(engine)
-        made = _make(vectors, known, encoders, config, progress)
+        made = _make(vectors, known, together or {}, encoders, config, progress)
         _write(folder, made, pa.concat_tables([skipped_table(stores), made.left_out]))
         content = _card(folder, stores["pairs"], encoders, known, config, made)
         ended = {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "seconds": round(time.time() - started, 1)}
@@ -133,10 +145,17 @@ def build_datastore(
     return Datastore.load(output, device=engine.device)
 
 
-def _make(vectors: Vectors, known: Known | None, encoders: Encoders, config: DatastoreConfig, progress: Progress) -> Made:
+def _make(
+    vectors: Vectors,
+    known: Known | None,
+    together: Mapping[str, str],
+    encoders: Encoders,
+    config: DatastoreConfig,
+    progress: Progress,
+) -> Made:
     """Clips -> pairs -> keys -> neighbors."""
     clips, left_out = usable_clips(vectors)
-    pairs = _pairs_table(vectors.clips.take(clips), known)
+    pairs = _pairs_table(vectors.clips.take(clips), known, together)
     captions = pairs["caption"].to_pylist()
     keys, queries, center = _keys(vectors, clips, captions, encoders, config.key, progress)
     clusters, equal = Groups.make(pairs["cluster_id"].to_numpy()), Groups.of_captions(captions)
@@ -153,9 +172,9 @@ def _specs(encoders: Encoders) -> dict[str, str | None]:
     return {"audio": str(encoders.audio.spec), "text": None if encoders.text is None else encoders.text.spec}
 
 
-def _pairs_table(clips: pa.Table, known: Known | None) -> pa.Table:
+def _pairs_table(clips: pa.Table, known: Known | None, together: Mapping[str, str]) -> pa.Table:
     columns = ["clip_id", "path", "start_s", "duration_s", "caption", "labels", "sha256", "sample_digest"]
-    groups = duplicate_groups(clips, known)
+    groups = duplicate_groups(clips, known, together)
     return clips.select(columns).append_column("cluster_id", pa.array(groups, pa.int64()))
 
 

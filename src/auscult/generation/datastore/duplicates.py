@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,11 @@ def _named(name: str, column: str) -> str:
     return os.path.realpath(name) if column == "path" and not is_url(name) else name
 
 
-def duplicate_groups(clips: pa.Table, known: Known | None) -> IntArray:
+def duplicate_groups(clips: pa.Table, known: Known | None, together: Mapping[str, str] | None = None) -> IntArray:
     """The group of each clip, -1 where it is alone.
 
     Two clips are together if their samples are identical, if they are stretches of one file that overlap, if a deduplication
-    put them into one cluster, or if a chain of these links them.
+    put them into one cluster, if they are named together, or if a chain of these links them.
 
     Parameters
     ----------
@@ -98,6 +99,8 @@ def duplicate_groups(clips: pa.Table, known: Known | None) -> IntArray:
         Rows of ``clips.parquet``.
     known
         A deduplication that has looked at all of them.
+    together
+        By clip id: a name that clips share which are together.
 
     Raises
     ------
@@ -118,6 +121,9 @@ def duplicate_groups(clips: pa.Table, known: Known | None) -> IntArray:
         kinds.append(
             [f"cluster {known.cluster[name]}" if name in known.cluster else f"row {row}" for row, name in enumerate(names)]
         )
+    if together:
+        ids = clips["clip_id"].to_pylist()
+        kinds.append([f"name {together[one]}" if one in together else f"row {row}" for row, one in enumerate(ids)])
     label = _joined(n, kinds)
     alone = np.bincount(label)[label] == 1
     return np.where(alone, -1, label).astype(np.int64)

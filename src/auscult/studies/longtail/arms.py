@@ -30,6 +30,7 @@ TRAINING, COPIES, HELD_OUT, OPEN, PROMPTS, UNSEEN, WITH_COPIES, ALL = (
     )
 )
 PLAIN, AUDIO, BOTH, ID = "plain", "audio", "both", "id"
+THRESHOLDS = "-thresholds"  # of the folder beside an index
 NAMES = {
     PLAIN: "no pairs",
     AUDIO: "sounds alone",

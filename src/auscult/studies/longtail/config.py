@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ...generation.datastore.encoding import Key
+from ...generation.datastore.encoding import HASHED, Key
 from ...generation.training_config import NO_ENCODER, TrainConfig
 from ...metrics.longtail import check_edges
 from ...sounds import FAMILIES
 from ..config import StudyAudits, StudyData, StudyRates, StudySampling, StudyTraining, check_sampling, load_study_config
+from .takes import Takes
 
+GAP = "gap"
 CLOSEST = 2  # pairs that no target may see at least: itself and its duplicate
 
 
@@ -34,6 +36,9 @@ class StudyTail:
         noise, under an id of its own and the same caption.
     tau
         Threshold by which ``auscult dedup`` looks for duplicates, or ``"gap"``; the audit paper's is 0.5025.
+    alike
+        Recordings that are one sound under two names, such as ``["2-28314 = 2-30322"]``: what ``[data] group`` finds in a clip
+        id, or the id itself. They count as one recording.
     edges
         Of the bins of training frequency, as ``auscult evaluate`` has them: unseen classes are a bin of their own.
     """
@@ -43,6 +48,7 @@ class StudyTail:
     open: int = 6
     copies: float = 0.2
     tau: float | str = "gap"
+    alike: tuple[str, ...] = ()
     edges: tuple[int, ...] = (1, 4, 10)
 
     def __post_init__(self) -> None:
@@ -54,7 +60,10 @@ class StudyTail:
             raise ValueError(f"[tail] held_out and open should be at least 1, got {self.held_out} and {self.open}")
         if not 0 <= self.copies < 1:
             raise ValueError(f"[tail] copies should be in [0, 1), got {self.copies}")
+        if isinstance(self.tau, str) and self.tau != GAP:
+            raise ValueError(f"[tail] tau should be a number such as 0.5025, or {GAP!r}, got {self.tau!r}")
         check_edges(self.edges)
+        Takes(alike=self.alike)
 
     @property
     def copied(self) -> int:
@@ -104,6 +113,11 @@ class StudyRetrieval:
             raise ValueError(f"[retrieval] shown should be one of k {list(self.k)}, got {self.shown}")
         if max(self.counts, default=0) < 1:
             raise ValueError(f"[retrieval] counts should hold a number of pairs from 1, got {list(self.counts)}")
+        if self.model == HASHED and self.key != "text":
+            raise ValueError(
+                f"[retrieval] model = {HASHED!r} makes vectors of captions only, so it makes no key {self.key!r}; take "
+                "key = 'text', or a CLAP model"
+            )
 
 
 @dataclass(frozen=True)
@@ -123,6 +137,11 @@ class StudyGuidance:
     dissimilarity: float = 3.0
     threshold_low: float | None = None
     threshold_high: float | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.threshold_low, self.threshold_high
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"[guidance] threshold_low {low:g} should not be above threshold_high {high:g}")
 
 
 @dataclass(frozen=True)
@@ -198,6 +217,11 @@ class LongtailConfig:
     def classes(self) -> int:
         """How many there are."""
         return len(self.tail.counts)
+
+    @property
+    def takes(self) -> Takes:
+        """Which clips are of one recording."""
+        return Takes(self.data.group, self.tail.alike)
 
     @property
     def source_clips(self) -> int:

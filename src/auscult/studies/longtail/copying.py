@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,17 @@ from ...search.exact import unit_rows
 from ...store import DescriptorStore
 from ...vectors import Vectors
 from ..config import StudyAudits
-from ..flagging import is_flagged
+from ..flagging import is_flagged, is_undecided
 from .arms import AUDITS, Run
-from .drawing import class_of, origin
+from .config import LongtailConfig
+from .drawing import class_of
+from .takes import Takes, origin
 
-KINDS = ("own", "own_shown", "reference", "other")
+KINDS = ("own", "own_shown", "own_recording", "reference", "other")
 KIND_NAMES = {
     "own": "its prompt's clip",
     "own_shown": "its prompt's clip, whose duplicate was shown",
+    "own_recording": "another take of its prompt's recording",
     "reference": "a pair that was shown",
     "other": "another clip",
 }
@@ -45,6 +48,8 @@ class Seen:
         Pairs that the model was shown.
     match, score, flagged
         The nearest reference by the audit; None where nothing could be compared.
+    takes
+        Which clips are of one recording.
     """
 
     clip_id: str
@@ -54,6 +59,7 @@ class Seen:
     match: str | None
     score: float | None
     flagged: bool
+    takes: Takes = field(default_factory=Takes)
 
     @property
     def kind(self) -> str | None:
@@ -63,6 +69,8 @@ class Seen:
         what, shown = origin(self.match), {origin(one) for one in self.shown}
         if what == self.own:
             return "own_shown" if what in shown else "own"
+        if self.takes.recording(what) == self.takes.recording(self.own):
+            return "own_recording"
         return "reference" if what in shown else "other"
 
 
@@ -76,21 +84,29 @@ class SeedAudit:
         Of the clips of all ways.
     name, asked
         Its descriptor, and how clips are flagged.
+    takes
+        Which clips are of one recording.
     """
 
     audit: Audit
     name: str
     asked: StudyAudits
+    takes: Takes
 
     @classmethod
-    def open(cls, folder: Path, seed: int, name: str, asked: StudyAudits) -> SeedAudit:
+    def open(cls, config: LongtailConfig, folder: Path, seed: int, name: str) -> SeedAudit:
         """That of a study's folder."""
-        return cls(Audit.open(folder / AUDITS / f"s{seed}-{name}"), name, asked)
+        return cls(Audit.open(folder / AUDITS / f"s{seed}-{name}"), name, config.audits, config.takes)
 
     @property
     def null_clips(self) -> int:
         """How many null scores p-values come from."""
         return int(self.audit.card["calibration"]["null_clips"])
+
+    @property
+    def undecided(self) -> bool:
+        """Whether these are too few for the level, so that nothing could be flagged."""
+        return is_undecided(self.asked, self.name, self.null_clips)
 
     @cached_property
     def by_id(self) -> dict[str, dict[str, Any]]:
@@ -113,6 +129,7 @@ class SeedAudit:
                     query["reference_id"] if compared else None,
                     query["score"],
                     compared and is_flagged(self.asked, self.name, query),
+                    self.takes,
                 )
             )
         return found
@@ -124,6 +141,18 @@ class SeedAudit:
         if stores[0].spec.name == "contrast":
             return None
         return Likeness.of(*(store.load() for store in stores))
+
+
+def with_pairs(seen: Sequence[Seen], shown: Mapping[str, tuple[str, ...]] | None) -> list[Seen]:
+    """Clips that were shown nothing, as if they had been: of a model without pairs, what matches those that it would have been
+    shown is how often that happens by itself.
+
+    Parameters
+    ----------
+    shown
+        Pairs by the prompt's clip; None: the clips as they are.
+    """
+    return list(seen) if shown is None else [replace(one, shown=shown.get(one.own, ())) for one in seen]
 
 
 def counts_of(seen: Sequence[Seen]) -> dict[str, Any]:
@@ -166,6 +195,11 @@ class Likeness:
         ids = [{clip_id: row for row, clip_id in enumerate(one.clip_ids.tolist())} for one in (generated, references)]
         return cls(ids[0], ids[1], found)
 
+    def has(self, clip_id: str) -> bool:
+        """Whether there is a vector of this reference."""
+        row = self.references.get(clip_id)
+        return row is not None and not bool(np.isnan(self.cosines[:, row]).all())
+
     def best(self, clip_id: str, among: Sequence[str]) -> float:
         """With the most similar of some references; NaN of none."""
         rows = [self.references[one] for one in among if one in self.references]
@@ -174,29 +208,22 @@ class Likeness:
         return float(values.max()) if len(values) else float("nan")
 
 
-def nearer(
-    likeness: Likeness,
-    seen: Sequence[Seen],
-    references: Sequence[Clip],
-    seed: int,
-    shown: Mapping[str, tuple[str, ...]] | None = None,
-) -> dict[str, list[float]]:
+def nearer(likeness: Likeness, seen: Sequence[Seen], references: Sequence[Clip], seed: int) -> dict[str, list[float]]:
     """How much nearer each clip is to what it was shown than to as many clips that it was not: the best cosine of the one less
-    that of the other, by class; and the same of its prompt's own clip, as ``own``.
+    that of the other; and of its prompt's own clip, the cosine less that of one other, as ``own``.
 
-    For each pair that was shown, one clip of its class is drawn that was not shown and is neither the prompt's clip nor a
-    near-duplicate of either; where its class has no other, any clip. So what is left is not that pairs are of the right class.
+    For each pair, one clip of its class is drawn that was not shown and is of neither the prompt's recording nor a pair's;
+    where its class has no other, any clip. So what is left is not that pairs are of the right class. A near-duplicate counts
+    as what it was made of, on both sides: each side is the best of equally many sounds, and chance gives 0.
 
     Parameters
     ----------
     likeness, seen
-        Of a seed.
+        Of a seed; ``shown`` of the clips of a model without pairs are those that it would have been shown.
     references
         All clips that there are.
     seed
         Of the draw.
-    shown
-        Pairs by the prompt's clip instead of those that were shown: what they would have been, for a model without any.
 
     Returns
     -------
@@ -205,22 +232,31 @@ def nearer(
     """
     rng = np.random.default_rng([seed, 2])
     found: dict[str, list[float]] = {"shown": [], "own": []}
-    label = {clip.clip_id: class_of(clip) for clip in references}
+    label = {clip.clip_id: class_of(clip) for clip in references if origin(clip.clip_id) == clip.clip_id}
+    label = {clip_id: name for clip_id, name in label.items() if likeness.has(clip_id)}
+    takes = seen[0].takes if seen else Takes()
+    names = dict(zip(label, takes.of(list(label)), strict=True))
     for one in seen:
-        pairs = one.shown if shown is None else shown.get(one.own, ())
-        if not pairs:
-            continue
-        gone = {origin(pair) for pair in pairs} | {one.own}
-        left = [clip.clip_id for clip in references if origin(clip.clip_id) not in gone]
-        control: list[str] = []
-        for pair in pairs:
-            there = [clip_id for clip_id in left if clip_id not in control]
-            alike = [clip_id for clip_id in there if label[clip_id] == label[pair]] or there
-            if alike:
-                control.append(alike[int(rng.integers(len(alike)))])
-        beside = likeness.best(one.clip_id, control)
-        pairs = tuple(pair for pair in pairs if origin(pair) != one.own)  # nearness to its own clip is told apart
-        for key, value in (("shown", likeness.best(one.clip_id, pairs)), ("own", likeness.best(one.clip_id, [one.own]))):
-            if not np.isnan(value - beside):
-                found[key].append(value - beside)
+        own = one.takes.recording(one.own)
+        pairs = list(dict.fromkeys(origin(pair) for pair in one.shown))
+        gone = {names[what] for what in (*pairs, one.own) if what in names}
+        left = [clip_id for clip_id in label if names[clip_id] not in gone]
+        pairs = [pair for pair in pairs if pair in names and names[pair] != own]
+        for key, side in (("shown", pairs), ("own", [one.own] if one.own in label and one.shown else [])):
+            control = _like(side, left, label, rng)
+            gain = likeness.best(one.clip_id, side) - likeness.best(one.clip_id, control)
+            if not np.isnan(gain):  # which it is where a side is empty
+                found[key].append(gain)
     return found
+
+
+def _like(side: Sequence[str], left: Sequence[str], label: Mapping[str, str], rng: np.random.Generator) -> list[str]:
+    """For each of these clips another of its class, each once; none at all where there are too few."""
+    control: list[str] = []
+    for clip_id in side:
+        there = [one for one in left if one not in control]
+        if not there:
+            return []
+        alike = [one for one in there if label[one] == label[clip_id]] or there
+        control.append(alike[int(rng.integers(len(alike)))])
+    return control

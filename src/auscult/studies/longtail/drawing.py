@@ -11,9 +11,9 @@ import soundfile as sf
 
 from ...audio import read_audio
 from ...corpus import Clip
-from ...identity import recordings
 from ..sets import COPY, chosen
 from .config import StudyTail
+from .takes import Takes
 
 COPY_GAIN = 0.5  # of a near-duplicate: 6 dB softer
 COPY_NOISE = 0.003  # of its own root mean square: 50 dB below it
@@ -66,9 +66,10 @@ def class_of(clip: Clip) -> str:
 def draw(clips: Sequence[Clip], tail: StudyTail, seed: int, group: str | None = None) -> Drawn:
     """Draw the clips of a seed.
 
-    Of each class, recordings are put into a random order: the first give the held-out clips, and what is left of these
-    recordings is not used. Each count is given to a random class that has so many clips of other recordings; these are
-    trained on, or, of an unseen class, go into the open datastore.
+    A recording is of the class of its first clip; what it has of other classes is not used. Of each class, recordings are
+    put into a random order: the first give the held-out clips, and what is left of these recordings is not used. Each count
+    is given to a random class that has so many clips of other recordings; these are trained on, or, of an unseen class, go
+    into the open datastore.
 
     Parameters
     ----------
@@ -77,12 +78,14 @@ def draw(clips: Sequence[Clip], tail: StudyTail, seed: int, group: str | None = 
     tail
         How many of what.
     group
-        Regular expression whose first group names the recording of a clip id; None: each clip is its own.
+        Regular expression whose first group names the recording of a clip id; None: each clip is its own. Recordings that
+        are one sound (``tail.alike``) are one.
 
     Raises
     ------
     ValueError
-        A clip has no label or does not fit the expression, there are fewer classes than counts, or too few clips of a class.
+        A clip has no label, ``alike`` names a recording that is not there, or an id does not fit the expression; there are
+        fewer classes than counts, or too few clips of a class.
 
     Examples
     --------
@@ -92,8 +95,13 @@ def draw(clips: Sequence[Clip], tail: StudyTail, seed: int, group: str | None = 
     ([5, 2, 0], 7, 6, 3, 11)
     """
     of_class: dict[str, list[Clip]] = {}
-    for clip in sorted(clips, key=lambda clip: clip.clip_id):
-        of_class.setdefault(class_of(clip), []).append(clip)
+    takes = Takes(group, tail.alike)
+    takes.check([clip.clip_id for clip in clips])
+    ordered = sorted(clips, key=lambda clip: clip.clip_id)
+    class_of_recording: dict[str, str] = {}
+    for clip, name in zip(ordered, takes.of([clip.clip_id for clip in ordered]), strict=True):
+        if class_of_recording.setdefault(name, class_of(clip)) == class_of(clip):
+            of_class.setdefault(class_of(clip), []).append(clip)
     if len(of_class) < len(tail.counts):
         raise ValueError(
             f"[tail] counts names {len(tail.counts)} classes, and the clips are of {len(of_class)} "
@@ -102,7 +110,7 @@ def draw(clips: Sequence[Clip], tail: StudyTail, seed: int, group: str | None = 
     rng = np.random.default_rng(seed)
     held_out, left = {}, {}
     for name in sorted(of_class):
-        held_out[name], left[name] = _taken(_recordings(of_class[name], group, rng), tail.held_out)
+        held_out[name], left[name] = _taken(_recordings(of_class[name], takes, rng), tail.held_out)
     frequency = _ranks(tail, {name: len(_flat(left[name])) for name in left if len(held_out[name]) == tail.held_out}, rng)
     training: list[Clip] = []
     opened: list[Clip] = []
@@ -135,10 +143,9 @@ def _ranks(tail: StudyTail, left: dict[str, int], rng: np.random.Generator) -> d
     return dict(sorted(frequency.items(), key=lambda item: -item[1]))
 
 
-def _recordings(clips: Sequence[Clip], group: str | None, rng: np.random.Generator) -> list[list[Clip]]:
-    ids = [clip.clip_id for clip in clips]
+def _recordings(clips: Sequence[Clip], takes: Takes, rng: np.random.Generator) -> list[list[Clip]]:
     found: dict[str, list[Clip]] = {}
-    for clip, name in zip(clips, ids if group is None else recordings(ids, group), strict=True):
+    for clip, name in zip(clips, takes.of([clip.clip_id for clip in clips]), strict=True):
         found.setdefault(name, []).append(clip)
     names = sorted(found)
     return [found[names[row]] for row in rng.permutation(len(names))]
@@ -164,15 +171,6 @@ def prompts_of(drawn: Drawn, count: int, seed: int) -> list[Clip]:
     others = [clip for clip in drawn.training if clip.clip_id not in ids]
     order = np.random.default_rng([seed, count]).permutation(len(others))
     return [*drawn.again, *(others[row] for row in order)][:count]
-
-
-def origin(clip_id: str) -> str:
-    """The clip that a near-duplicate was made of; any other clip itself.
-
-    >>> origin("1-100#copy-2"), origin("1-100")
-    ('1-100', '1-100')
-    """
-    return clip_id.partition(f"#{COPY}-")[0]
 
 
 def write_copies(folder: Path, clips: Sequence[Clip], seed: int) -> list[Clip]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...corpus import Clip, open_corpus
 from ...duplicates import DedupConfig, deduplicate
-from ...folders import Progress, write_card, write_text
+from ...folders import Progress, read_card, write_card, write_text
 from ..making import (
     CLIPS,
     SOURCE,
@@ -39,6 +39,7 @@ from .arms import (
     PROMPTS,
     SETS,
     STORES,
+    THRESHOLDS,
     TRAINING,
     UNSEEN,
     WITH_COPIES,
@@ -46,9 +47,11 @@ from .arms import (
     model_name,
 )
 from .config import LongtailConfig, train_config
-from .drawing import class_of, draw, origin, prompts_of, write_copies
+from .drawing import class_of, draw, prompts_of, write_copies
 from .reading import rows_of
+from .takes import Takes
 
+THRESHOLDS_CARD = "thresholds of guidance"
 STORE_OF = {PLAIN: None, AUDIO: EXCLUDING, BOTH: EXCLUDING, ID: BY_ID}
 """The datastore that each kind of model is trained beside."""
 
@@ -85,7 +88,9 @@ def duplicates_stage(config: LongtailConfig, seed: int, place: Path, progress: P
 
 
 def store_stage(config: LongtailConfig, seed: int, kind: str, place: Path, progress: Progress) -> None:
-    """A datastore: that which excludes the target alone knows no duplicates, and lets equal captions in."""
+    """A datastore: no clip of a target's recording is its pair. That which excludes the target alone knows neither recordings
+    nor duplicates, and lets equal captions in.
+    """
     from ...generation.datastore import DatastoreConfig, build_datastore
 
     folder = place.parents[1]
@@ -93,8 +98,18 @@ def store_stage(config: LongtailConfig, seed: int, kind: str, place: Path, progr
     asked = config.retrieval
     kept = max(asked.neighbors, *asked.k)
     settings = DatastoreConfig(key=asked.key, model=asked.model, neighbors=kept, equal_captions=kind == BY_ID)
-    known = None if kind == BY_ID else folder / DUPLICATES / f"s{seed}"
-    build_datastore(open_corpus(source), output=place, duplicates=known, config=settings, progress=progress)
+    if kind == BY_ID:
+        build_datastore(open_corpus(source), output=place, config=settings, progress=progress)
+        return
+    ids = [clip.clip_id for clip in read_manifest(source)]
+    build_datastore(
+        open_corpus(source),
+        output=place,
+        duplicates=folder / DUPLICATES / f"s{seed}",
+        together=dict(zip(ids, config.takes.of(ids), strict=True)),
+        config=settings,
+        progress=progress,
+    )
 
 
 def train_stage(config: LongtailConfig, seed: int, model: str, place: Path, progress: Progress) -> None:
@@ -114,7 +129,7 @@ def generate_stage(config: LongtailConfig, run: Run, place: Path, progress: Prog
     prompts = _prompts(config, run, folder)
     store = None if run.store is None else folder / STORES / f"s{run.seed}-{run.store}"
     pairs = {} if store is None else {"datastore": store, "k": run.k}
-    guide = _guide(config, run, model, folder) if run.guided else {}
+    guide = _guide(config, run, folder) if run.guided else {}
     generate_clips(config, model, prompts, run.seed, place, progress, **pairs, **guide)
 
 
@@ -128,7 +143,7 @@ def _prompts(config: LongtailConfig, run: Run, folder: Path) -> Path:
     clips = read_manifest(sets / PROMPTS)
     usual = dataclasses.replace(run, swapped=False)
     shown = {row["reference"]: tuple(row["retrieved"]) for row in rows_of(folder, usual)}
-    partners = swap_partners(clips, shown, run.seed)
+    partners = swap_partners(clips, shown, run.seed, config.takes)
     rows = [
         {"clip_id": clip.clip_id, "caption": clip.caption, "labels": list(clip.labels), "pairs": list(shown[partner.clip_id])}
         for clip, partner in zip(clips, partners, strict=True)
@@ -138,9 +153,11 @@ def _prompts(config: LongtailConfig, run: Run, folder: Path) -> Path:
     return path
 
 
-def swap_partners(clips: Sequence[Clip], shown: dict[str, tuple[str, ...]], seed: int) -> list[Clip]:
+def swap_partners(
+    clips: Sequence[Clip], shown: dict[str, tuple[str, ...]], seed: int, takes: Takes | None = None
+) -> list[Clip]:
     """For each prompt another, whose pairs it is shown instead: of another class where there is one, never one that is
-    shown the prompt's own clip or its duplicate.
+    shown a take of the prompt's own recording.
 
     Raises
     ------
@@ -149,13 +166,15 @@ def swap_partners(clips: Sequence[Clip], shown: dict[str, tuple[str, ...]], seed
     """
     import numpy as np
 
+    takes = takes or Takes()
+    held = {one: {takes.recording(pair) for pair in shown[one]} for one in (clip.clip_id for clip in clips)}
     rng = np.random.default_rng([seed, 1])
     partners = []
     for clip in clips:
         able = [
             other
             for other in clips
-            if other.clip_id != clip.clip_id and clip.clip_id not in {origin(one) for one in shown[other.clip_id]}
+            if other.clip_id != clip.clip_id and takes.recording(clip.clip_id) not in held[other.clip_id]
         ]
         others = [other for other in able if class_of(other) != class_of(clip)] or able
         if not others:
@@ -177,32 +196,46 @@ def index_stage(config: LongtailConfig, seed: int, model: str, place: Path, prog
     ReferenceIndex.from_audio(clips, LatentStatistics.of(pipe), progress=progress).save(place)
 
 
-def _guide(config: LongtailConfig, run: Run, model: Path, folder: Path) -> dict[str, Any]:
+def _guide(config: LongtailConfig, run: Run, folder: Path) -> dict[str, Any]:
     """Guidance away from the very pairs that the unguided run has shown, and what the card says of it."""
     from .guiding import AwayFromOwn
 
     shown = {row["clip_id"]: tuple(row["retrieved"]) for row in rows_of(folder, dataclasses.replace(run, guided=False))}
     index = folder / INDEXES / model_name(run.seed, run.model)
-    amg = amg_config(config, index, model)
+    amg = amg_config(config, index.with_name(index.name + THRESHOLDS))
     said = json.loads(json.dumps(dataclasses.asdict(amg), default=repr))
     return {"guide": AwayFromOwn(index, amg, shown), "guidance": {"away from": "own pairs", "amg": said}}
 
 
-def amg_config(config: LongtailConfig, index: Path, model: Path) -> Any:
-    """Guidance with thresholds that, where they are not given, are measured on the training clips."""
+def thresholds_stage(config: LongtailConfig, seed: int, model: str, place: Path, progress: Progress) -> None:
+    """What guidance by a model counts as similar, measured once on the training clips; what is given stays as it is."""
+    low, high = config.guidance.threshold_low, config.guidance.threshold_high
+    found: dict[str, Any] = {}
+    if low is None or high is None:
+        found = _measured(config, place.parents[1], model_name(seed, model))
+        high = max(found["high"], -1.0 if low is None else low) if high is None else high
+        low = min(found["low"], high) if low is None else low
+    place.mkdir(exist_ok=True)
+    write_card(place, THRESHOLDS_CARD, {"threshold_low": low, "threshold_high": high, "measured": found or None})
+    progress(1, 1, "thresholds")
+
+
+def _measured(config: LongtailConfig, folder: Path, name: str) -> dict[str, Any]:
     from ...generation.pipelines import load_pipeline, locate_pipeline
-    from ...guidance.amg import AmgConfig
     from ...guidance.index import ReferenceIndex
     from ...guidance.shifting import at_every_moment
     from ...guidance.statistics import LatentStatistics
     from ...guidance.thresholds import measured_thresholds
 
-    values = {key: value for key, value in vars(config.guidance).items() if value is not None}
-    if {"threshold_low", "threshold_high"} <= values.keys():
-        return AmgConfig(**values)
-    references = ReferenceIndex.load(index)
-    pipe = load_pipeline(locate_pipeline(str(model), offline=True), device="cpu")
-    found = measured_thresholds(references, others=at_every_moment(references, LatentStatistics.of(pipe)))
-    high = values.setdefault("threshold_high", max(found.high, values.get("threshold_low", found.high)))
-    values.setdefault("threshold_low", min(found.low, high))
-    return AmgConfig(**values)
+    references = ReferenceIndex.load(folder / INDEXES / name)
+    pipe = load_pipeline(locate_pipeline(str(folder / MODELS / name / "pipeline"), offline=True), device=config.device)
+    descriptor = LatentStatistics.of(pipe)
+    return dataclasses.asdict(measured_thresholds(references, others=at_every_moment(references, descriptor)))
+
+
+def amg_config(config: LongtailConfig, thresholds: Path) -> Any:
+    """Guidance with the thresholds of a card."""
+    from ...guidance.amg import AmgConfig
+
+    card = read_card(thresholds, THRESHOLDS_CARD)
+    return AmgConfig(**vars(config.guidance) | {key: card[key] for key in ("threshold_low", "threshold_high")})

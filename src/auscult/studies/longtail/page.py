@@ -21,10 +21,10 @@ from ..sets import read_manifest
 from .arms import ALL, AUDIO, BOTH, ID, NAMES, ON_TRAINING, PLAIN, SETS, Run, runs_of
 from .config import LongtailConfig
 from .copying import KIND_NAMES, KINDS, SeedAudit
-from .drawing import origin
 from .figures import shares_svg
 from .reading import rows_of
 from .results import METRICS, OWN_CLASS
+from .takes import origin
 from .wording import called, sentence
 
 GREEN, PURPLE = "#15803d", "#7e22ce"
@@ -32,10 +32,17 @@ COLORS = {PLAIN: NULL_COLOR, AUDIO: REFERENCE_COLOR, BOTH: QUERY_COLOR, ID: PURP
 SHORT_KINDS = {
     "own": "its prompt's clip",
     "own_shown": "the same, duplicate shown",
+    "own_recording": "another take of its recording",
     "reference": "a shown pair",
     "other": "another clip",
 }
-KIND_COLORS = {"own": QUERY_COLOR, "own_shown": PURPLE, "reference": REFERENCE_COLOR, "other": "#9ca3af"}
+KIND_COLORS = {
+    "own": QUERY_COLOR,
+    "own_shown": PURPLE,
+    "own_recording": "#a16207",
+    "reference": REFERENCE_COLOR,
+    "other": "#9ca3af",
+}
 
 
 def write_longtail_page(folder: Path, content: Mapping[str, Any], progress: Progress = no_progress) -> Path:
@@ -115,7 +122,7 @@ def _against_k(content: Mapping[str, Any], name: str) -> Markup:
         some = [rows[model, k]["flagged_kinds"] for k in ks]
         excluded = "(duplicates in)" if model == ID else "(duplicates out)"
         series.append(_series(f"its prompt's clip {excluded}", color, [plain["its"], *(row["its"] for row in some)]))
-        series.append(_series(f"a shown pair {excluded}", other, [{}, *(row["reference"] for row in some)]))
+        series.append(_series(f"a shown pair {excluded}", other, [plain["reference"], *(row["reference"] for row in some)]))
     return rates_picture(["none", *map(str, ks)], series, label="pairs shown", of=f"flagged by {name} as a copy of")
 
 
@@ -183,7 +190,7 @@ def _heard(folder: Path, content: Mapping[str, Any], name: str) -> list[dict[str
     config = make_config(LongtailConfig, dict(content["config"]))
     seed, k = config.seeds[0], config.retrieval.shown
     clips = {clip.clip_id: clip for clip in read_manifest(folder / SETS / f"s{seed}" / ALL)}
-    audit = SeedAudit.open(folder, seed, name, config.audits)
+    audit = SeedAudit.open(config, folder, seed, name)
     found = []
     for way in runs_of(config, seed):
         if way.prompts != ON_TRAINING or way.k not in (0, k):

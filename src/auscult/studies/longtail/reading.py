@@ -11,7 +11,7 @@ from ...folders import CARD
 from ...generation.clips import MANIFEST, Row, read_rows
 from ..sets import read_manifest
 from .arms import COPIES, DUPLICATES, MADE, SETS, Run
-from .drawing import origin
+from .takes import origin
 
 
 def frequency_of(folder: Path, seed: int) -> dict[str, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...folders import CARD, read_card
-from ..flagging import is_undecided, too_few_null_clips
+from ..flagging import is_undecided, rate_of, too_few_null_clips
 from ..rates import INTERVAL, pooled
 from ..sets import read_manifest
 from .arms import (
@@ -29,11 +29,11 @@ from .arms import (
     runs_of,
 )
 from .config import LongtailConfig
-from .copying import KINDS, SeedAudit, Seen, counts_of, nearer
-from .drawing import origin
+from .copying import KINDS, SeedAudit, Seen, counts_of, nearer, with_pairs
 from .quality import INTERVAL as MEAN_INTERVAL
 from .quality import Mean, bins_of, of_bin, seed_mean
 from .reading import copies_found, frequency_of, rows_of
+from .takes import origin
 
 OWN_CLASS = "own_class"
 METRICS = {
@@ -60,8 +60,8 @@ SAID = (
 def results_of(config: LongtailConfig, folder: Path) -> dict[str, Any]:
     """All that a study has found, as its card holds it."""
     ways = runs_of(config, config.seeds[0])
-    asked = config.audits
-    audits = {(seed, name): SeedAudit.open(folder, seed, name, asked) for seed in config.seeds for name in asked.compared_by}
+    names = config.audits.compared_by
+    audits = {(seed, name): SeedAudit.open(config, folder, seed, name) for seed in config.seeds for name in names}
     return {
         "sets": [_set(config, folder, seed) for seed in config.seeds],
         "models": [_model(config, folder, seed, model) for seed in config.seeds for model in NAMES],
@@ -95,7 +95,7 @@ def _audit(seed: int, name: str, one: SeedAudit) -> dict[str, Any]:
         "seed": seed,
         "descriptor": name,
         "level": None if name in one.asked.taus() else one.asked.level,
-        "undecided": is_undecided(one.asked, name, one.null_clips),
+        "undecided": one.undecided,
         "tau": threshold["tau"],
         "rule": threshold["rule"],
         "null_clips": one.null_clips,
@@ -111,20 +111,32 @@ def _seen(folder: Path, way: Run, seed: int, audit: SeedAudit) -> list[Seen]:
     return audit.seen(run, rows_of(folder, run))
 
 
+def _would(config: LongtailConfig, folder: Path, way: Run, seed: int) -> dict[str, tuple[str, ...]] | None:
+    """Pairs by the prompt's clip that a model without any would have been shown; None where it was shown its own."""
+    if way.model != PLAIN:
+        return None
+    usual = Run(seed, BOTH, way.prompts, config.retrieval.shown)
+    return {row["reference"]: tuple(row["retrieved"]) for row in rows_of(folder, usual)}
+
+
 def _copying(
     config: LongtailConfig, folder: Path, way: Run, name: str, audits: Mapping[tuple[int, str], SeedAudit]
 ) -> dict[str, Any]:
     """What the clips of one way match by one descriptor, over all seeds; of prompts whose clip has a near-duplicate besides."""
-    seen = {seed: _seen(folder, way, seed, audits[seed, name]) for seed in config.seeds}
+    seen = {
+        seed: with_pairs(_seen(folder, way, seed, audits[seed, name]), _would(config, folder, way, seed))
+        for seed in config.seeds
+    }
+    undecided = [audits[seed, name].undecided for seed in config.seeds]
     row: dict[str, Any] = {
         "way": way.way,
         "descriptor": name,
         **_facts(way),
-        **_rates(list(seen.values())),
+        **rates_of_kinds(list(seen.values()), undecided),
     }
     if way.prompts == ON_TRAINING and config.tail.copied:
         copied = {seed: {origin(clip.clip_id) for clip in read_manifest(folder / SETS / f"s{seed}" / COPIES)} for seed in seen}
-        row["copied"] = _rates([[one for one in seen[seed] if one.own in copied[seed]] for seed in seen])
+        row["copied"] = rates_of_kinds([[one for one in seen[seed] if one.own in copied[seed]] for seed in seen], undecided)
     return row
 
 
@@ -132,15 +144,29 @@ def _facts(way: Run) -> dict[str, Any]:
     return {key: value for key, value in asdict(way).items() if key != "seed"}
 
 
-def _rates(seen: Sequence[Sequence[Seen]]) -> dict[str, Any]:
+def rates_of_kinds(seen: Sequence[Sequence[Seen]], undecided: Sequence[bool]) -> dict[str, Any]:
+    """Rates of flagged clips and of what these and all match, over seeds; no rate of flags where an audit cannot tell.
+
+    Parameters
+    ----------
+    seen
+        Clips of each seed.
+    undecided
+        Whether each seed's audit has too few null clips to flag any.
+    """
     counts = [counts_of(one) for one in seen]
 
-    def rate(what: str) -> dict[str, Any]:
-        return asdict(pooled([(one[what], one["compared"], one["prompts"]) for one in counts]))
+    def rate(what: str, unknown: Sequence[bool]) -> dict[str, Any]:
+        pairs = zip(counts, unknown, strict=True)
+        return rate_of({**one, "flagged": one[what], "undecided": cannot} for one, cannot in pairs)
 
-    found = {**rate("flagged"), "by_seed": [one["flagged"] / one["compared"] if one["compared"] else None for one in counts]}
-    for what in ("flagged", "nearest"):
-        found[f"{what}_kinds"] = {kind: rate(f"{what}_{kind}") for kind in (*KINDS, "its")}
+    by_seed = [
+        one["flagged"] / one["compared"] if one["compared"] and not cannot else None
+        for one, cannot in zip(counts, undecided, strict=True)
+    ]
+    found = {**rate("flagged", undecided), "by_seed": by_seed}
+    for what, unknown in (("flagged", undecided), ("nearest", [False] * len(counts))):
+        found[f"{what}_kinds"] = {kind: rate(f"{what}_{kind}", unknown) for kind in (*KINDS, "its")}
     return found
 
 
@@ -155,12 +181,9 @@ def _nearer(
             audit = audits[seed, name]
             if audit.likeness is None:
                 break
-            instead = None
-            if way.model == PLAIN:  # what a model with pairs would have been shown
-                usual = Run(seed, BOTH, way.prompts, config.retrieval.shown)
-                instead = {row["reference"]: tuple(row["retrieved"]) for row in rows_of(folder, usual)}
+            seen = with_pairs(_seen(folder, way, seed, audit), _would(config, folder, way, seed))
             references = read_manifest(folder / SETS / f"s{seed}" / ALL)
-            values.append(nearer(audit.likeness, _seen(folder, way, seed, audit), references, seed, instead))
+            values.append(nearer(audit.likeness, seen, references, seed))
         if values:
             sides = {key: asdict(seed_mean([{"": one[key]} for one in values])) for key in ("shown", "own")}
             found.append({"way": way.way, "descriptor": name, **_facts(way), **sides})

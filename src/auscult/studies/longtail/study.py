@@ -10,13 +10,14 @@ Source: Yuan et al., "Retrieval-Augmented Text-to-Audio Generation", ICASSP 2024
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from ...folders import CARD, Progress, no_progress
 from ..config import SOUNDS
-from ..making import SOURCE, check_roles, make_source, role_stages
+from ..making import SOURCE, check_group, check_roles, make_source, role_stages
 from ..running import Study, run_study, stated
 from ..sets import read_pool
 from ..stages import Plan, Stage, plan_stages
@@ -37,19 +38,21 @@ from .arms import (
     PLAIN,
     SETS,
     STORES,
+    THRESHOLDS,
     clips_made,
     model_name,
     runs_of,
 )
 from .auditing import audit_stage, evaluate_stage
 from .config import LongtailConfig
-from .drawing import draw
+from .drawing import Drawn, draw
 from .making import (
     duplicates_stage,
     generate_stage,
     index_stage,
     make_set,
     store_stage,
+    thresholds_stage,
     train_stage,
 )
 from .page import write_longtail_page
@@ -98,9 +101,28 @@ def _check_source(config: LongtailConfig, output: Path) -> None:
         return  # it is written down, and may have gone since
     if config.data.source != SOUNDS:
         clips = read_pool(config.data.source, audio_root=config.data.audio_root, encoding=config.data.encoding)
+        check_group(config.data, [clip.clip_id for clip in clips])
         for seed in config.seeds:
-            draw(clips, config.tail, seed, config.data.group)
+            _check_pairs(config, draw(clips, config.tail, seed, config.data.group))
     check_roles(config.data, config.audits.clap, config.quality.clap)
+
+
+def _check_pairs(config: LongtailConfig, drawn: Drawn) -> None:
+    """Refuse a k that a clip cannot have: no clip of its recording or of an equal caption is its pair."""
+    clips = [*drawn.training, *drawn.again]  # whose near-duplicates are of the same recordings and captions
+    names = config.takes.of([clip.clip_id for clip in clips])
+    captions = [clip.caption for clip in clips]
+    kept = Counter(names), Counter(captions), Counter(zip(names, captions, strict=True))
+    there = [
+        len(clips) - kept[0][name] - kept[1][caption] + kept[2][name, caption]
+        for name, caption in zip(names, captions, strict=True)
+    ]
+    if (most := max(*config.retrieval.k, *config.retrieval.counts)) > min(there):
+        raise ValueError(
+            f"[retrieval] asks for {most} pairs, and clip {clips[there.index(min(there))].clip_id!r} has {min(there)} in the "
+            f"datastore of {len(clips)} training clips, without takes of its recording and equal captions; lower k and counts, "
+            "or train on more"
+        )
 
 
 # --- the stages -------------------------------------------------------------------------------------------------------
@@ -124,9 +146,9 @@ def _stages_of_seed(config: LongtailConfig, seed: int) -> Iterator[Stage]:
         kind, make = "training" if model == PLAIN else "training with pairs", partial(train_stage, config, seed, model)
         yield Stage(f"{MODELS}/{model_name(seed, model)}", kind, config.train.steps, "training steps", make)
         if model in (BOTH, ID):
-            yield Stage(
-                f"{INDEXES}/{model_name(seed, model)}", "preparing", 1, "sets", partial(index_stage, config, seed, model)
-            )
+            place = f"{INDEXES}/{model_name(seed, model)}"
+            yield Stage(place, "preparing", 1, "sets", partial(index_stage, config, seed, model))
+            yield Stage(place + THRESHOLDS, "preparing", 1, "sets", partial(thresholds_stage, config, seed, model))
     runs = runs_of(config, seed)
     for run in runs:
         yield Stage(f"{MADE}/{run.name}", run.kind, clips_made(config, run), "clips", partial(generate_stage, config, run))

@@ -61,12 +61,17 @@ def _points(gain: Mapping[str, Any]) -> str:
 def _said_of_copies(content: Mapping[str, Any], k: int) -> str:
     name = content["copying"][0]["descriptor"]
     rows = {row["way"]: row for row in content["copying"] if row["descriptor"] == name}
-    plain, both, by_id = (rows[way] for way in ("plain-training", f"both-training-k{k}", f"id-training-k{k}"))
-    shown = _percent(both["flagged_kinds"]["reference"]["rate"])
-    own = [_percent(row["flagged_kinds"]["its"]["rate"]) for row in (plain, both)]
+    ways = ("plain-training", f"both-training-k{k}", f"both-training-k{k}-swapped", f"id-training-k{k}")
+    plain, both, swapped, by_id = (rows[way] for way in ways)
+    if both["rate"] is None:
+        return f"By {name} nothing can be said of copies: there are too few null clips."
+    by_chance, shown, other = (_percent(row["flagged_kinds"]["reference"]["rate"]) for row in (plain, both, swapped))
+    own = [_percent(row["flagged_kinds"]["its"]["rate"]) for row in (plain, both, swapped)]
     parts = [
-        f"By {name}, {shown} of its clips from training captions are flagged as copies of a pair that was shown, "
-        f"and {own[1]} as copies of their prompt's clip ({own[0]} without pairs)"
+        f"By {name}, {shown} of its clips from training captions are flagged as copies of a pair that was shown, where "
+        f"{by_chance} of those without pairs match one that they would have been shown, and {other} match a pair of another "
+        "prompt if they are shown these",
+        f"{own[1]} are flagged as copies of their prompt's clip ({own[0]} without pairs, {own[2]} with another prompt's)",
     ]
     if by_id.get("copied"):
         allowed, excluded = (_percent(row["copied"]["flagged_kinds"]["its"]["rate"]) for row in (by_id, both))
@@ -86,7 +91,23 @@ def _said_of_guidance(content: Mapping[str, Any], k: int) -> str:
     if guided is None or before is None:
         return ""
     what = "With duplicates allowed, guidance away from what was shown takes the flagged clips"
-    return f"{what} from {_percent(before)} to {_percent(guided)}."
+    cost = [
+        f"{called} from {shown(plain)} to {shown(other)}"
+        for metric, called, shown in (
+            (OWN_CLASS, "clips that sound like their class", _percent),
+            ("fd_per_clip", "a clip's Fréchet distance", "{:.3g}".format),
+        )
+        for plain, other in [[_mean(content, metric, f"both-held-out-k{k}{end}") for end in ("", "-guided")]]
+        if plain is not None and other is not None
+    ]
+    paid = f" It costs, with held-out captions and duplicates out: {'; '.join(cost)}." if cost else ""
+    return f"{what} from {_percent(before)} to {_percent(guided)}.{paid}"
+
+
+def _mean(content: Mapping[str, Any], metric: str, way: str) -> float | None:
+    """Of all classes; None where it was not measured."""
+    rows = content["quality"]
+    return next((row["value"] for row in rows if (row["metric"], row["way"], row["bin"]) == (metric, way, "all")), None)
 
 
 def _percent(rate: float | None) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ...folders import CARD, Progress, no_progress
 from ..config import SOUNDS
-from ..making import SOURCE, check_roles, make_source, role_stages
+from ..making import SOURCE, check_group, check_roles, make_source, role_stages
 from ..running import Study, run_study, stated
 from ..sets import divide, read_pool
 from ..stages import Plan, Stage, plan_stages
@@ -79,6 +79,7 @@ def _check_source(config: MemorizationConfig, output: Path) -> None:
         return  # it is written down, and may have gone since
     if config.data.source != SOUNDS:
         clips = read_pool(config.data.source, audio_root=config.data.audio_root, encoding=config.data.encoding)
+        check_group(config.data, [clip.clip_id for clip in clips])
         divide(clips, config.sizes[-1], config.seeds[0], config.data.group)
     check_roles(config.data, config.audits.clap)
 

@@ -21,7 +21,7 @@ from ...folders import CARD, Progress, no_progress
 from ...generation.pipelines import locate_pipeline, scheduler_config
 from ...generation.schedules import check_steps
 from ..config import SOUNDS
-from ..making import CLIPS, DESCRIBED, SOURCE, check_roles, clips_of, make_source, role_stages
+from ..making import CLIPS, DESCRIBED, SOURCE, check_group, check_roles, clips_of, make_source, role_stages
 from ..running import Study, run_study, stated
 from ..sets import divide, read_manifest, read_pool
 from ..stages import Plan, Stage, plan_stages
@@ -114,6 +114,7 @@ def _training_clips(config: MitigationConfig, output: Path) -> int:
     if config.data.source == SOUNDS:
         return _synthesized(config) if given else config.size
     clips = read_pool(config.data.source, audio_root=config.data.audio_root, encoding=config.data.encoding)
+    check_group(config.data, [clip.clip_id for clip in clips])
     if not given:
         divide(clips, config.size, config.seeds[0], config.data.group)
     return len(clips) if given else config.size
