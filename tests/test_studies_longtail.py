@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from auscult.corpus import Clip, open_corpus
 from auscult.duplicates import DedupConfig, deduplicate
 from auscult.errors import OutputFolderError
 from auscult.folders import read_card, write_text
+from auscult.generation.clips import read_rows
 from auscult.generation.datastore import Datastore
 from auscult.guidance.amg import AmgConfig
 from auscult.guidance.index import ReferenceIndex
@@ -57,7 +59,7 @@ from auscult.studies.longtail.results import rates_of_kinds
 from auscult.studies.longtail.study import plan_longtail, stages_of, study_longtail
 from auscult.studies.longtail.takes import Takes, origin
 from auscult.studies.longtail.wording import sentence
-from auscult.studies.making import audit_group, check_group
+from auscult.studies.making import audit_group, check_group, generate_clips
 from auscult.studies.running import Study
 from auscult.studies.sets import read_manifest, write_manifest, write_sounds
 from auscult.studies.stages import read_times, run_stages
@@ -612,6 +614,40 @@ def test_a_study_leaves_what_it_promised(finished: Study) -> None:
     assert sentence(card) in page.replace("&#39;", "'") and "<script" not in page and page.count("<audio") >= 7
     with pytest.raises(OutputFolderError, match="generate.steps: 2 there, 3 here"):
         study_longtail(replace(config, generate=replace(config.generate, steps=3)), folder)
+
+
+@pytest.mark.slow
+def test_what_a_parrot_says_again_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each three clips a model's is put aside for a copy of its prompt's clip, of a pair that was shown, and for a new
+    sound; each is counted as what it is, and nothing else is flagged."""
+    config = replace(_config(), generate=replace(_config().generate, clips=9))
+    config = replace(config, audits=replace(config.audits, background_clips=12, null_clips=40, level=0.05))
+    planted: dict[str, Counter[str]] = {}
+
+    def parrot(config: LongtailConfig, model: Path, prompts: Path, seed: int, place: Path, *more: Any, **settings: Any) -> None:
+        generate_clips(config, model, prompts, seed, place, *more, **settings)
+        known = {clip.clip_id: clip.path for clip in read_manifest(place.parents[1] / "sets" / "s0" / "references.jsonl")}
+        kinds = planted[place.name.removeprefix("s0-")] = Counter()
+        for number, row in enumerate(read_rows(place / "manifest.jsonl")):
+            path, own, pairs = place / row["path"], row["reference"], row.get("retrieved") or []
+            rate_hz = sf.info(path).samplerate
+            said = [own, next(iter(pairs), None), None][number % 3] if own in known else None
+            if said is None:
+                swell = np.geomspace(1e-4, 0.3, sf.info(path).frames)
+                sf.write(path, swell * np.random.default_rng(number).standard_normal(len(swell)), rate_hz)
+                continue
+            sf.write(path, read_audio(known[said], sample_rate_hz=rate_hz).samples, rate_hz)
+            shown = own in {origin(pair) for pair in pairs}
+            kinds[("own_shown" if shown else "own") if origin(said) == own else "reference"] += 1
+
+    monkeypatch.setattr("auscult.studies.longtail.making.generate_clips", parrot)
+    card = study_longtail(config, tmp_path / "out").card
+    rows = [row for row in card["copying"] if row["prompts"] == "training"]
+    assert planted["both-training-k2"] == {"own": 3, "reference": 3} and planted["plain-training"] == {"own": 3}
+    assert planted["id-training-k2"]["own_shown"]
+    for row in rows:
+        found = {kind: one["flagged"] for kind, one in row["flagged_kinds"].items() if kind in KINDS and one["flagged"]}
+        assert found == dict(planted[row["way"]]), row["way"]
 
 
 _KILLED = """
