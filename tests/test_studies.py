@@ -93,6 +93,7 @@ def test_stages_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_a_plan_takes_the_measured_rate_and_else_the_stated_one(tmp_path: Path) -> None:
+    write_text(tmp_path / "task.json", "{}")  # of a study
     stages = [_stage(place, []) for place in "abc"] + [_stage("d", [], 6, "reading"), _stage("e", [], 1, "asking")]
     before = plan_stages(stages, tmp_path, {"writing": 5.0, "reading": 3.0})
     assert [(row.kind, row.stages, row.done, row.seconds, row.measured) for row in before.rows] == [
@@ -558,3 +559,11 @@ def test_a_killed_study_ends_as_one_that_was_never_stopped(finished: Study, tmp_
     assert sum(line["resumed"] for line in read_times(out)) >= 1
     for name in ("models", "curve", "epochs", "duplicates"):
         assert again.card[name] == finished.card[name]
+
+
+def test_a_folder_of_something_else_is_refused_before_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    result = CliRunner().invoke(app, ["study", "memorization", "--preset", "smoke", "-o", str(tmp_path / "out")])
+    assert isinstance(result.exception, OutputFolderError) and "time left" not in result.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]

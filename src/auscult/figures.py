@@ -167,7 +167,12 @@ def excerpt_mp3(samples: FloatArray, rate_hz: int) -> bytes:
 
 
 def histogram_svg(
-    sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]], *, tau: float | None, unit: str, narrow: bool = False
+    sets: Sequence[tuple[str, str, npt.NDArray[np.float64]]],
+    *,
+    tau: float | None,
+    unit: str,
+    narrow: bool = False,
+    line: str = "tau",
 ) -> str:
     """Histograms of top-1 scores on one axis, log counts, with tau as a line, as an SVG element.
 
@@ -181,6 +186,8 @@ def histogram_svg(
         What is counted, for the axis ("clips").
     narrow
         Drawn for a telephone: as high, half as wide, one entry of the legend a line. Both may stand in one page.
+    line
+        What ``tau`` is called in the legend.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -211,7 +218,7 @@ def histogram_svg(
             )
             top = max(top, float(np.max(counts)))
         if tau is not None:
-            axes.axvline(tau, color="#111827", linestyle="--", linewidth=1.5, label=f"tau = {tau:.4g}")
+            axes.axvline(tau, color="#111827", linestyle="--", linewidth=1.5, label=f"{line} = {tau:.4g}")
         axes.set_ylim(0.7, 1.5 * max(top, 2.0))
         axes.set_yscale("log")
         steps = (1.0, 2.0, 5.0) if top < 100 else (1.0,)

@@ -277,7 +277,7 @@ def load_study_config(
     if source is not None:
         values = merged(values, {"data": {"source": source}})
     if not values.get("data", {}).get("source"):
-        raise ValueError(f"{where}: no clips to draw training sets from; name captioned ones: [data] source = 'clips.csv'")
+        raise ValueError(f"{where}: no clips to train on; name captioned ones: [data] source = 'clips.csv', or --source")
     return make_config(kind, values, where=where)
 
 

@@ -13,10 +13,10 @@ from scipy.stats import t as student
 from ..metrics.intervals import share_interval
 
 INTERVAL = (
-    "Intervals are of 95 %: Clopper and Pearson's, for as many independent prompts as the rates of the models vary like "
-    "(Korn and Graubard, with Student's t for few models), and never for more than there are: clips of one prompt stand or "
-    "fall together. Where all clips agree, there is no variation to see, and every prompt of every model counts as "
-    "independent, which they are not quite: they share a model's weights."
+    "Intervals are of 95 %: Clopper and Pearson's, for that number of independent prompts whose rate would vary as much as the "
+    "rates of the models do (Korn and Graubard, with Student's t for few models), and never for more than there are: clips of "
+    "one prompt stand or fall together. Where all clips agree, there is no variation to see, and every prompt of every model "
+    "counts as independent, which they are not quite: they share a model's weights."
 )
 
 

@@ -113,6 +113,11 @@ def plan_stages(stages: Sequence[Stage], folder: Path, rates: Mapping[str, float
     rates
         Stated amounts per second by kind, which count until a stage of the kind was measured here.
 
+    Raises
+    ------
+    OutputFolderError
+        The folder is a file, or holds something that is not a study.
+
     Examples
     --------
     >>> def make(path, progress): ...
@@ -120,6 +125,7 @@ def plan_stages(stages: Sequence[Stage], folder: Path, rates: Mapping[str, float
     >>> plan_stages(stages, Path("nowhere"), {"training": 3.5}).seconds
     400.0
     """
+    _check_place(folder)
     measured = measured_rates(folder)
     rows = []
     for kind in dict.fromkeys(stage.kind for stage in stages):
@@ -209,10 +215,7 @@ def study_folder(output: Path, kind: str, task: Mapping[str, Any]) -> Iterator[P
     StoreError
         Another process works in it.
     """
-    if output.exists() and not output.is_dir():
-        raise OutputFolderError(f"{output}: exists and is a file; choose another -o")
-    if output.is_dir() and any(output.iterdir()) and not (output / TASK).is_file():
-        raise OutputFolderError(f"{output}: holds something that is not a study; choose another -o")
+    _check_place(output)
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
         remove_stale_temporaries(output)
@@ -222,6 +225,13 @@ def study_folder(output: Path, kind: str, task: Mapping[str, Any]) -> Iterator[P
         else:
             write_text(output / TASK, json.dumps(wanted, indent=1, sort_keys=True))
         yield output
+
+
+def _check_place(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise OutputFolderError(f"{output}: exists and is a file; choose another -o")
+    if output.is_dir() and any(output.iterdir()) and not (output / TASK).is_file():
+        raise OutputFolderError(f"{output}: holds something that is not a study; choose another -o")
 
 
 def _check_same(output: Path, wanted: dict[str, Any]) -> None:

@@ -100,7 +100,10 @@ class MemorizationConfig:
             raise ValueError(f"seeds should be one or more numbers from 0, each once, got {list(self.seeds)}")
         for name, size in (("duplicates", self.duplicates.size), ("epochs", self.epochs.size)):
             if size and size not in self.sizes:
-                raise ValueError(f"[{name}] size should be one of sizes {list(self.sizes)}, got {size}")
+                raise ValueError(
+                    f"[{name}] size should be one of sizes {list(self.sizes)}, or 0 to leave it out, got {size} (of the "
+                    "preset, if you did not name it)"
+                )
         if self.train.steps in self.epochs.steps:
             raise ValueError(f"[epochs] steps are beside those of [train], {self.train.steps:,}; leave these out")
 

@@ -59,18 +59,20 @@ def sentence(content: Mapping[str, Any]) -> str:
 
     Examples
     --------
-    >>> rows = [{"descriptor": "mel", "size": n, "rate": rate, "low": 0.0, "high": 1.0} for n, rate in ((8, 0.95), (240, 0.05))]
+    >>> rows = [{"descriptor": "mel", "size": n, "rate": rate, "low": rate / 2, "high": 1.0} for n, rate in ((8, 0.9), (240, 0.1))]
     >>> sentence({"curve": rows})
-    'By mel, 95 % of the clips that a model of 8 training clips makes are flagged as possible replicas, and 5 % with 240.'
-    """
+    'By mel, 90 % (45 to 100) of the clips that a model of 8 training clips makes are flagged as possible replicas, and 10 % (5 to 100) with 240.'
+    """  # noqa: E501 - a sentence
     name = content["curve"][0]["descriptor"]
     rows = [row for row in content["curve"] if row["descriptor"] == name]
-    shares = [
-        "none of which could be compared" if row["rate"] is None else f"{row['rate']:.0%}".replace("%", " %") for row in rows
-    ]
+    shares = ["a share that could not be told" if row["rate"] is None else _with_interval(row) for row in rows]
     first = f"By {name}, {shares[0]} of the clips that a model of {rows[0]['size']:,} training clips makes are flagged"
     last = f", and {shares[-1]} with {rows[-1]['size']:,}" if len(rows) > 1 else ""
     return f"{first} as possible replicas{last}."
+
+
+def _with_interval(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['rate']:.0f} % ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
 
 
 def _epochs(content: Mapping[str, Any], names: Sequence[str]) -> Markup | None:
@@ -118,7 +120,8 @@ def _histograms(folder: Path, content: Mapping[str, Any], names: Sequence[str]) 
                 ("training to training", REFERENCE_COLOR, training),
             ]
             tau = float(np.quantile(null, 1 - content["config"]["audits"]["level"], method="higher"))
-            wide, narrow = (histogram_svg(sets, tau=tau, unit="clips", narrow=narrow) for narrow in (False, True))
+            line = f"{content['config']['audits']['level']:.0%} of null clips above"
+            wide, narrow = (histogram_svg(sets, tau=tau, unit="clips", narrow=narrow, line=line) for narrow in (False, True))
             title = f"{row['size']:,} training clips, by {name}"
             picture = Markup(wide_and_narrow(wide, narrow))
             found.append({"title": title, "picture": picture, "separation": row["separation"]})

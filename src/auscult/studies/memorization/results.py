@@ -35,7 +35,7 @@ PUBLISHED = (
 )
 CONTROL = (
     "Control: the same clips against the training clips of the next seed, less recordings of their own model's. None of these "
-    "can have been copied: what is flagged there is false alarm. At the largest size nothing may be left to compare with."
+    "can have been copied: what is flagged there is false alarm. At the largest size there may be no such clips."
 )
 SEEN = 0.8  # of the most faithful copies; of a rule that flags fewer, low rates say little
 SENSITIVITY_IS = (
