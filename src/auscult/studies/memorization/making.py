@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,9 @@ def audit_stage(config: MemorizationConfig, arm: Arm, name: str, place: Path, pr
 def codec_stage(config: MemorizationConfig, arm: Arm, place: Path, progress: Progress) -> None:
     """The training clips of an arm's prompts behind its model's codec."""
     folder = place.parents[1]
-    asked = list({clip.clip_id: clip for clip in read_manifest(folder / SETS / arm.name / PROMPTS)}.values())
+    sets = folder / SETS / arm.name
+    wanted = {json.loads(line)["clip_id"] for line in (sets / PROMPTS).read_text("utf-8").splitlines()}  # some several times
+    asked = [clip for clip in read_manifest(sets / TRAINING) if clip.clip_id in wanted]
     through_codec(config, folder / MODELS / arm.model / "pipeline", asked, place, progress)
 
 
