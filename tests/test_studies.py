@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +32,7 @@ from auscult.studies.rates import pooled, separation
 from auscult.studies.running import Study
 from auscult.studies.sets import chosen, divide, read_manifest, read_pool, repeated, write_manifest
 from auscult.studies.stages import Stage, measured_rates, plan_stages, read_times, run_stages, study_folder
+from killed_study import kill_when_there
 
 # --- stages -----------------------------------------------------------------------------------------------------------
 
@@ -341,9 +337,9 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     assert alike.high - alike.low < 0.2 < 0.5 < unlike.high - unlike.low
 
 
-@pytest.mark.parametrize(("a", "b"), [(3.0, 3.0), (9.5, 0.5), (0.5, 9.5)])
+@pytest.mark.parametrize(("a", "b", "least"), [(3.0, 3.0, 0.93), (9.5, 0.5, 0.9), (0.5, 9.5, 0.9)])
 @pytest.mark.parametrize(("prompts", "each"), [(40, 1), (8, 5)])
-def test_intervals_over_seeds_cover(a: float, b: float, prompts: int, each: int) -> None:
+def test_intervals_over_seeds_cover(a: float, b: float, least: float, prompts: int, each: int) -> None:
     """Three models whose true rates vary, and whose prompts are copied as a whole, hold the mean rate as often as they say."""
     rng = np.random.default_rng(0)
     held = 0
@@ -352,7 +348,7 @@ def test_intervals_over_seeds_cover(a: float, b: float, prompts: int, each: int)
         found = pooled([(each * one, each * prompts, prompts) for one in copied])
         assert found.low is not None and found.high is not None
         held += found.low <= a / (a + b) <= found.high
-    assert held >= 0.9 * 400  # of 95 %: near 0 and 1 three models tell little of how rates vary
+    assert held >= least * 400  # 95 % less two standard errors of 400 trials; near 0 and 1 three models tell little of spread
 
 
 def test_separation_is_the_area_under_the_roc_curve() -> None:
@@ -529,28 +525,10 @@ def _no_training(config: Any, place: Path, progress: Any) -> None:
     write_card(place, "training", {"counts": {"trained_on": 1}})
 
 
-_KILLED = """
-import sys
-from test_studies import _config
-from auscult.studies.memorization.study import study_memorization
-if __name__ == "__main__":
-    study_memorization(_config(), sys.argv[1])
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_study_ends_as_one_that_was_never_stopped(finished: Study, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    script = tmp_path / "study.py"
-    script.write_text(_KILLED)
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")])
-    for place in ("models/n4-s0/checkpoints", "generated/n6-s0.partial"):
-        with subprocess.Popen([sys.executable, str(script), str(out)], env={**os.environ, "PYTHONPATH": paths}) as run:
-            while not (out / place).exists():
-                assert run.poll() is None, f"ended before {place} was there"
-                time.sleep(0.01)
-            run.send_signal(signal.SIGKILL)
-        assert not (out / "card.json").exists()
+    places = ("models/n4-s0/checkpoints", "generated/n6-s0.partial")
+    out = kill_when_there("test_studies", "memorization", tmp_path, places)
     again = study_memorization(_config(), out)
     assert sum(line["resumed"] for line in read_times(out)) >= 1
     for name in ("models", "curve", "epochs", "duplicates"):

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +58,7 @@ from auscult.studies.making import audit_group, check_group, generate_clips
 from auscult.studies.running import Study
 from auscult.studies.sets import read_manifest, write_manifest, write_sounds
 from auscult.studies.stages import read_times, run_stages
+from killed_study import kill_when_there
 
 CLASSES = ("bell", "dog", "gong", "rain", "train")
 GROUP = r"(\w+-\d+)-"
@@ -650,27 +646,14 @@ def test_what_a_parrot_says_again_is_counted(tmp_path: Path, monkeypatch: pytest
         assert found == dict(planted[row["way"]]), row["way"]
 
 
-_KILLED = """
-import sys
-from test_studies_longtail import _config
-from auscult.studies.longtail.study import study_longtail
-if __name__ == "__main__":
-    study_longtail(_config(), sys.argv[1])
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_study_ends_as_one_that_was_never_stopped(finished: Study, tmp_path: Path) -> None:
-    out, script = tmp_path / "out", tmp_path / "study.py"
-    script.write_text(_KILLED)
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")])
-    for place in ("models/s0-both/checkpoints", "generated/s0-id-training-k2-guided.partial"):
-        with subprocess.Popen([sys.executable, str(script), str(out)], env={**os.environ, "PYTHONPATH": paths}) as run:
-            while not (out / place).exists():
-                assert run.poll() is None, f"ended before {place} was there"
-                time.sleep(0.01)
-            run.send_signal(signal.SIGKILL)
-        assert not (out / "card.json").exists()
+    out = kill_when_there(
+        "test_studies_longtail",
+        "longtail",
+        tmp_path,
+        ("models/s0-both/checkpoints", "generated/s0-id-training-k2-guided.partial"),
+    )
     again = study_longtail(_config(), out)
     assert sum(line["resumed"] for line in read_times(out)) >= 1
     for name in ("copying", "nearer", "guided", "quality", "real"):

@@ -5,12 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +44,7 @@ from auscult.studies.mitigation.tables import StudyGuidance
 from auscult.studies.running import Study
 from auscult.studies.sets import read_manifest, write_manifest
 from auscult.studies.stages import Stage, read_times, run_stages
+from killed_study import kill_when_there
 
 # --- configuration and arms -------------------------------------------------------------------------------------------
 
@@ -521,28 +517,11 @@ def test_all_other_arms_run_on_two_models_with_measured_thresholds(finished: Stu
     assert "control [interval]" not in (finished.path / "report.html").read_text("utf-8")
 
 
-_KILLED = """
-import sys
-from test_studies_mitigation import _config
-from auscult.studies.mitigation.study import study_mitigation
-if __name__ == "__main__":
-    study_mitigation(_config(), sys.argv[1])
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_study_ends_as_one_that_was_never_stopped(finished: Study, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    script = tmp_path / "study.py"
-    script.write_text(_KILLED)
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")])
-    for place in ("generated/none-s0.partial", "audits/full-s0-mel.partial"):
-        with subprocess.Popen([sys.executable, str(script), str(out)], env={**os.environ, "PYTHONPATH": paths}) as run:
-            while not (out / place).exists():
-                assert run.poll() is None, f"ended before {place} was there"
-                time.sleep(0.01)
-            run.send_signal(signal.SIGKILL)
-        assert not (out / "card.json").exists()
+    out = kill_when_there(
+        "test_studies_mitigation", "mitigation", tmp_path, ("generated/none-s0.partial", "audits/full-s0-mel.partial")
+    )
     again = study_mitigation(_config(), out)
     assert sum(line["resumed"] for line in read_times(out)) >= 1
     first, second = (_untimed([*one.card["arms"], *(at["arm"] for at in one.card["sweeps"])]) for one in (again, finished))
