@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 KIND = "reference-index"
 VECTORS, ROWS = "vectors.safetensors", "index.jsonl"
 TIE = 1e-6  # cosines closer than this are equal: copies of one reference differ by rounding
+NOT_SHOWN = -1.0  # the least cosine: no threshold is below it
 _COSINES = 2**26  # computed at once: 256 MB
 _CLIPS = 8  # decoded at once
 
@@ -239,7 +240,7 @@ class ReferenceIndex:
             vectors=self.vectors[torch.tensor(kept, dtype=torch.long, device=self.vectors.device)],
         )
 
-    def nearest(self, vectors: torch.Tensor, k: int = 1) -> Nearest:
+    def nearest(self, vectors: torch.Tensor, k: int = 1, *, allowed: torch.Tensor | None = None) -> Nearest:
         """The references that are most similar, by comparing with all of them.
 
         Of references that are equally similar (within 1e-6) the lower row comes first, so that copies among the references
@@ -252,6 +253,8 @@ class ReferenceIndex:
             with all.
         k
             How many; an index of fewer gives all that it has.
+        allowed
+            (B, N) bool, the references that each vector is compared with; the others are at ``NOT_SHOWN``. None: all.
 
         Returns
         -------
@@ -278,6 +281,8 @@ class ReferenceIndex:
             some = slice(first, first + at_once)
             with float32_products(tf32=False), torch.autocast(vectors.device.type, enabled=False):
                 cosines = queries[some] @ references.T
+            if allowed is not None:
+                cosines = cosines.masked_fill(~allowed[some], NOT_SHOWN)
             for rank in range(k):
                 best = cosines.amax(1, keepdim=True)
                 row = (cosines >= best - TIE).to(torch.uint8).argmax(1, keepdim=True)  # the first of them

@@ -20,8 +20,6 @@ from ...guidance.index import Nearest, ReferenceIndex
 from ...guidance.shifting import at_every_moment
 from ...guidance.statistics import LatentStatistics
 
-NOT_SHOWN = -1.0  # the least cosine: no threshold is below it
-
 
 @dataclass(frozen=True, eq=False)
 class OwnReferences(ReferenceIndex):
@@ -51,7 +49,7 @@ class OwnReferences(ReferenceIndex):
         there = {field.name: getattr(index, field.name) for field in fields(index)}
         return cls(**there, allowed=allowed.to(index.vectors.device))
 
-    def nearest(self, vectors: torch.Tensor, k: int = 1) -> Nearest:
+    def nearest(self, vectors: torch.Tensor, k: int = 1, *, allowed: torch.Tensor | None = None) -> Nearest:
         """The most similar of each sample's own references; ``NOT_SHOWN`` where it has fewer than k.
 
         Raises
@@ -59,12 +57,10 @@ class OwnReferences(ReferenceIndex):
         ValueError
             There are other numbers of samples than this index is for.
         """
-        assert self.allowed is not None
-        if len(vectors) != len(self.allowed):
-            raise ValueError(f"expected {len(self.allowed)} samples, whose references are known, got {len(vectors)}")
-        cosines = self._units(vectors.detach()).float() @ self.vectors.T
-        found = cosines.masked_fill(~self.allowed, NOT_SHOWN).topk(min(k, len(self)), dim=1)
-        return Nearest(found.values, found.indices)
+        allowed = self.allowed if allowed is None else allowed
+        if allowed is not None and len(vectors) != len(allowed):
+            raise ValueError(f"expected {len(allowed)} samples, whose references are known, got {len(vectors)}")
+        return super().nearest(vectors, k, allowed=allowed)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...corpus import Corpus, open_corpus
-from ...folders import CARD, Progress, read_card, write_card
+from ...folders import Progress, read_card, write_card
 from ...guidance.guided import LatentChoice, LatentName
 from ...guidance.index import ReferenceIndex
 from ...guidance.shifting import at_every_moment
@@ -221,4 +221,3 @@ def quality_stage(config: MitigationConfig, runs: list[str], place: Path, progre
         scores = {one.name: {key: score.to_json() for key, score in one.scores.items()} for one in found.results}
     content = {"reference": count if scores else 0, "scores": scores}
     write_card(place, "scores of a study", content)
-    assert (place / CARD).is_file()
