@@ -36,6 +36,8 @@ ROOMS = [
     "alignment",
     "levels",
     "calibration",
+    "audit_config",
+    "null_scores",
     "comparison",
     "detection",
     "audit",

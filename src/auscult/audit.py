@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .comparison import AuditConfig, Comparison, compare, with_identical
+from .audit_config import AuditConfig
+from .comparison import Comparison, compare, with_identical
 from .detection import detect
 from .engine import HERE, Engine
 from .folders import Progress, building, file_digests, no_progress, read_card, write_card, write_table

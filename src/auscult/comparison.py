@@ -4,120 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from .audit_config import AuditConfig, choose_threshold, level
 from .calibration import (
     Threshold,
     conformal_p_values,
-    fdr_threshold,
-    fixed_threshold,
-    gap_threshold,
-    matched_threshold,
     null_from_training,
 )
 from .engine import HERE, Engine
-from .folders import Progress, no_progress, read_card
+from .folders import Progress, no_progress
 from .identity import (
     kept_apart,
-    recording_pattern,
     same_audio,
     same_place_warning,
     sample_clips,
     shared_audio,
-    unshared_rows,
 )
+from .null_scores import length_warning, null_rows, null_table, without_duplicates
 from .search import DoubleArray, FloatArray, IntArray, TopK
-from .search.approximate import FEWEST_ROWS, check_method
+from .search.approximate import FEWEST_ROWS
 from .search.recall import Recall, searched
-from .similarity import BACKGROUND_K, BETA, CLOSE_K, background_bias, close_group
+from .similarity import CLOSE_K, background_bias, close_group
 from .vectors import Vectors
 
-DEFAULT_FDR = 0.1
 GENERATED = "generated"  # the role of the clips that are audited
-UNLIKE_LENGTHS = 2.0
 EXACT_AFTER_ALL = f"The search was exact: with fewer than {FEWEST_ROWS:,} vectors no approximate index is built."
-
-
-@dataclass(frozen=True)
-class AuditConfig:
-    """Settings of an audit. Those of the normalization are the audit paper's; it read tau off its histograms.
-
-    Attributes
-    ----------
-    descriptor
-        Name of the descriptor; None: that of the given stores, or ``contrast``.
-    duration_s
-        Window of the descriptor in seconds; None: its default (10.242 for ``mel``).
-    k
-        Matches listed for each generated clip.
-    beta, background_k
-        Weight and number of neighbors of the background normalization (not for ``contrast``, which standardizes).
-    tau
-        A number (the paper: 0.5005 for ``mel`` at 10.242 s against 1,000 AudioSet clips); ``"fdr"``, from p-values;
-        ``"gap"``, read off the two histograms; ``"match:AUDIT"``, to flag as many clips as another audit did. None: ``fdr``
-        for ``contrast`` or if `fdr` is given, else ``gap``.
-    fdr
-        Share of false alarms that is tolerated among what is flagged; None: 0.1 where the rule is ``fdr``.
-    candidates
-        ``contrast``: training clips that are looked at closely for each generated clip.
-    background_sample
-        Without a background set, this many training clips take its place (``contrast`` takes 64 in either case).
-    training_sample
-        Training clips whose own top-1 scores make the training-to-training histogram (not for ``contrast``).
-    null_sample
-        ``contrast``: as many training clips are scored against the others, for that histogram and for p-values; with
-        null clips given, for the histogram only, and at most 250.
-    seed
-        Of the samples.
-    search
-        Of vectors (not for ``contrast``): ``exact``, or faiss's approximate ``ivf`` or ``hnsw``, whose lists may be
-        incomplete; what they find is then measured and reported.
-    group
-        Regular expression on clip ids whose first group names the recording. Where training or null clips are scored, none is
-        compared with clips of its own recording, so that takes of one recording do not pass for chance; null clips may then
-        be training clips, too, and those that score far above all others are taken for duplicates and left out.
-    """
-
-    descriptor: str | None = None
-    duration_s: float | None = None
-    k: int = 5
-    beta: float = BETA
-    background_k: int = BACKGROUND_K
-    tau: str | float | None = None
-    fdr: float | None = None
-    candidates: int = 100
-    background_sample: int = 1000
-    training_sample: int = 5000
-    null_sample: int = 1000
-    seed: int = 0
-    search: str = "exact"
-    group: str | None = None
-
-    def __post_init__(self) -> None:
-        check_method(self.search)
-        if self.group is not None:
-            recording_pattern(self.group)
-        if self.k < 1 or self.background_k < 1:
-            raise ValueError(f"k and background_k should be at least 1, got {self.k} and {self.background_k}")
-        for name in ("background_sample", "training_sample", "null_sample", "candidates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} should be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.beta <= 1:
-            raise ValueError(f"beta should be from 0 to 1, got {self.beta}")
-        if self.fdr is not None and not 0 < self.fdr < 1:
-            raise ValueError(f"fdr should be between 0 and 1, got {self.fdr}")
-        if self.tau is not None and parse_tau(self.tau)[0] != "fdr" and self.fdr is not None:
-            raise ValueError(f"fdr = {self.fdr} says where to cut, and so does tau = {self.tau}; give one of them")
-
-
-def level(config: AuditConfig) -> float:
-    """Share of false alarms that is tolerated among what is flagged by p-values."""
-    return DEFAULT_FDR if config.fdr is None else config.fdr
 
 
 @dataclass(frozen=True)
@@ -340,99 +256,6 @@ def with_identical(comparison: Comparison, generated: pa.Table, references: pa.T
         tables[name] = table.set_column(table.column_names.index("flagged"), "flagged", pa.array(values, pa.bool_()))
     note = f"{len(copied)} generated clips have exactly the samples of a training clip; they are flagged whatever their score."
     return replace(comparison, **tables, warnings=(*comparison.warnings, note))
-
-
-def null_rows(null: pa.Table, references: pa.Table, warnings: list[str], group: str | None = None) -> IntArray:
-    """Rows of the null clips that are no training clips; a warning is added if some are. With ``group``, training clips of its
-    own recording do not count, for no null clip is compared with them.
-
-    Raises
-    ------
-    ValueError
-        All of them are training clips.
-    """
-    rows = unshared_rows(null, references, group)
-    if len(rows) == 0:
-        raise ValueError("all null clips are also training clips; --null wants clips known not to be in the training set")
-    if shared := null.num_rows - len(rows):
-        warnings.append(
-            f"{shared:,} null clips are also training clips and were left out: they would pass off copies as chance."
-        )
-    return rows
-
-
-def without_duplicates(null_top: DoubleArray, group: str | None, warnings: list[str]) -> DoubleArray:
-    """Null scores as they are, or with ``group``, where null clips may be training clips, less those of duplicates.
-
-    What the same sound under the name of another recording scores is no chance; a warning is added if there is such.
-    """
-    heard = null_top[np.isfinite(null_top)]
-    if group is None:
-        return heard
-    kept = null_from_training(heard)
-    if gone := len(heard) - len(kept):
-        warnings.append(
-            f"{gone:,} null clips score far above all others with clips of other recordings; they were taken for duplicates "
-            "of these, and left out."
-        )
-    return kept
-
-
-def null_table(top: pa.Table, null_top: DoubleArray) -> pa.Table:
-    """The scores that p-values come from (``clip_id, nearest_id, score``), duplicates within the training set left out."""
-    heard = top["score"].to_numpy()
-    kept = heard <= np.max(null_top[np.isfinite(null_top)], initial=-np.inf)
-    return top.rename_columns(["clip_id", "nearest_id", "score"]).filter(pa.array(kept))
-
-
-def length_warning(generated: pa.Table, null: pa.Table) -> list[str]:
-    """A note if the clips that p-values come from are much shorter or longer than those they are for.
-
-    A longer clip has more chances to agree with something.
-    """
-    ours, theirs = (float(np.median(table["duration_s"].to_numpy())) for table in (generated, null))
-    if max(ours, theirs) <= UNLIKE_LENGTHS * min(ours, theirs):
-        return []
-    return [
-        f"P-values compare clips of unlike length: generated clips last {ours:.1f} s (median), null clips {theirs:.1f} s. "
-        "A longer clip has more chances to agree with something; give --null with clips as long as the generated ones."
-    ]
-
-
-def parse_tau(tau: str | float) -> tuple[str, float | str | None]:
-    """``("gap", None)``, ``("fdr", None)``, ``("fixed", number)`` or ``("match", folder)``.
-
-    Raises
-    ------
-    ValueError
-        It is none of these.
-    """
-    if isinstance(tau, str):
-        if tau in {"gap", "fdr"}:
-            return tau, None
-        if tau.startswith("match:"):
-            return "match", tau.removeprefix("match:")
-    try:
-        return "fixed", fixed_threshold(float(tau)).tau
-    except ValueError:
-        raise ValueError(f"tau should be a number, 'fdr', 'gap' or 'match:AUDIT', got {tau!r}") from None
-
-
-def choose_threshold(
-    config: AuditConfig, default: str, generated: DoubleArray, training: DoubleArray, null: DoubleArray
-) -> Threshold:
-    """The threshold that the configuration asks for, from top-1 scores (NaN: none)."""
-    asked = "fdr" if config.tau is None and config.fdr is not None else config.tau
-    rule, value = parse_tau(default if asked is None else asked)
-    heard = generated[np.isfinite(generated)]
-    if rule == "fixed":
-        return fixed_threshold(float(value or 0.0))
-    if rule == "match":
-        other = read_card(Path(str(value)), "audit")
-        return matched_threshold(heard, min(int(other["counts"]["flagged"]), len(heard)))
-    if rule == "fdr":
-        return fdr_threshold(generated, null, level(config))
-    return gap_threshold(heard, training[np.isfinite(training)])
 
 
 def _matches_table(best: _Best, generated: Vectors, references: Vectors, null_top: DoubleArray, tau: float) -> pa.Table:

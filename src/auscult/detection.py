@@ -18,23 +18,15 @@ import pyarrow as pa
 from .alignment.candidates import candidates
 from .alignment.scoring import MIN_BACKGROUND, Clips, prepare_clips, score
 from .alignment.spans import Alignment, MatchSpan, locate
+from .audit_config import AuditConfig, choose_threshold, level
 from .calibration import conformal_p_values, null_from_training
-from .comparison import (
-    GENERATED,
-    AuditConfig,
-    Comparison,
-    choose_threshold,
-    length_warning,
-    level,
-    null_rows,
-    null_table,
-    without_duplicates,
-)
+from .comparison import GENERATED, Comparison
 from .descriptors.contrast import Frames, Levels, fingerprint
 from .engine import HERE, Engine
 from .folders import Progress, no_progress
 from .identity import kept_apart, same_audio, same_place_warning, sample_clips, shared_audio
 from .levels import LevelSet
+from .null_scores import length_warning, null_rows, null_table, without_duplicates
 from .search import DoubleArray, IntArray
 from .search.checkpoint import Checkpoint
 

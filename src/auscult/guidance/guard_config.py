@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..comparison import AuditConfig
+from ..audit_config import AuditConfig
 from ..configuration import make_config
 from ..generation.order import GenerateConfig
 from .amg import AmgConfig
