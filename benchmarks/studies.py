@@ -1,6 +1,6 @@
 """The studies of real recordings that docs/results shows: ESC-10, folds 1-3, by the presets ``mini-cpu``.
 
-    python benchmarks/studies.py ../shared/data/esc10 memorization|mitigation|longtail [-o benchmarks/results]
+    python benchmarks/studies.py ../shared/data/esc10 memorization|mitigation|longtail [--threads N] [-o benchmarks/results]
 
 Captions are made of category, recording and take, so that each tells its clip apart; takes of one recording are known by the
 clip id. A study that was stopped goes on when the same command is given again.
@@ -21,7 +21,7 @@ ALIKE = {"longtail": '\n[tail]\nalike = ["2-28314 = 2-30322"]\n'}  # one sound u
 STUDIES = ("memorization", "mitigation", "longtail")
 
 
-def configuration(study: str, source: Path, output: Path) -> Path:
+def configuration(study: str, source: Path, output: Path, threads: int | None = None) -> Path:
     """The manifest of all clips, and a study's configuration over its preset."""
     folds = write_manifests(source, output / "sets")
     rows = sorted(
@@ -33,7 +33,8 @@ def configuration(study: str, source: Path, output: Path) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     config = output / f"{study}.toml"
-    data = f"preset = 'mini-cpu'\n\n[data]\nsource = '{clips.resolve()}'\ngroup = '{GROUP}'\n"
+    more = "" if threads is None else f"threads = {threads}\n"
+    data = f"preset = 'mini-cpu'\n{more}\n[data]\nsource = '{clips.resolve()}'\ngroup = '{GROUP}'\n"
     config.write_text(data + ALIKE.get(study, ""), encoding="utf-8")
     return config
 
@@ -42,9 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--threads", type=int, help="of the model, instead of the preset's 2")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
     given, more = parser.parse_known_args()
-    config = configuration(given.study, given.source, given.output)
+    config = configuration(given.study, given.source, given.output, given.threads)
     command = [sys.executable, "-m", "auscult", "study", given.study, str(config), "-o", str(given.output / given.study), *more]
     raise SystemExit(subprocess.run(command, check=False).returncode)
 
