@@ -444,15 +444,17 @@ RATE_HZ = 16_000
 
 def _parrot(clips: dict[str, Path]) -> Any:
     """Instead of a model: of each prompt with an even number its training clip, at another level; of the others a sound that
-    is nobody's."""
+    is nobody's, or where clips are repeated four times, one of these."""
     from auscult.sounds import FAMILIES, synthesise
 
     def generate(config: Any, model: Any, prompts: Path, seed: int, place: Path, progress: Any, **settings: Any) -> None:
         (place / "audio").mkdir(parents=True)
-        rows = []
+        rows, often = [], prompts.parent / "repeated.jsonl"
         for number, row in enumerate(read_rows(prompts)):
             path = place / "audio" / f"{number:03d}.flac"
-            if int(row["clip_id"].partition("-")[0]) % 2 == 0:
+            if "copies4" in place.name and int(row["clip_id"].partition("-")[0]) % 2:
+                samples = 0.6 * sf.read(clips[read_rows(often)[0]["clip_id"]])[0]
+            elif int(row["clip_id"].partition("-")[0]) % 2 == 0:
                 samples = 0.6 * sf.read(clips[row["clip_id"]])[0]
             else:
                 samples = synthesise(list(FAMILIES)[number % 4], np.random.default_rng([77, seed, number]), duration_s=2.56,
@@ -495,7 +497,7 @@ def test_copies_are_counted_and_nothing_else(tmp_path: Path, monkeypatch: pytest
         generate=replace(smoke.generate, clips=20),  # of 10 clips two each, and of 60 some
         audits=replace(smoke.audits, descriptors=("contrast", "mel"), level=0.02),
         epochs=replace(smoke.epochs, size=0),
-        duplicates=replace(smoke.duplicates, size=0),
+        duplicates=replace(smoke.duplicates, size=60, copies=(1, 4), deduplicate=False),
     )
     card = study_memorization(config, tmp_path / "out").card
     for row in card["curve"]:
@@ -507,6 +509,12 @@ def test_copies_are_counted_and_nothing_else(tmp_path: Path, monkeypatch: pytest
     small, large = ([row["control"] for row in card["curve"] if row["size"] == size] for size in (10, 60))
     assert all(row["rate"] <= 0.15 for row in small) and all(row["rate"] is None for row in large)  # nothing is left of 60
     assert all(50 <= audit["null_clips"] <= 60 for row in card["models"] for audit in row["audits"].values())
+    for row in card["duplicates"]:
+        replayed, made = row["replayed"], row["repeated"]["clips"] + row["once"]["clips"]
+        assert sum(replayed.values()) == row["repeated"]["flagged"] + row["once"]["flagged"]
+        if row["copies"] == 4:  # odd prompts call up a repeated clip, whether their own clip is repeated or not
+            assert row["once"]["flagged"] >= 0.9 * row["once"]["clips"] and replayed["repeated"] >= 0.45 * made, row
+            assert replayed["once"] > 0, row
 
 
 def _softer(config: Any, model: Any, clips: list[Clip], place: Path, progress: Any) -> None:

@@ -73,7 +73,9 @@ def rates_svg(places: Sequence[str], series: Sequence[Series], *, label: str, of
             axes.errorbar(x, rates, bars, fmt="o-", color=one.color, markersize=5, capsize=3, linewidth=1.5, label=one.label)
         axes.set_ylim(-0.03, 1.05)
         axes.set_yticks(np.linspace(0, 1, 6), [f"{percent}%" for percent in range(0, 101, 20)])
-        axes.set_xticks(range(len(places)), list(places))
+        # on a telephone a word a line, or neighbors run into each other
+        axes.set_xticks(range(len(places)), [place.replace(" ", "\n") if narrow else place for place in places])
+        axes.tick_params("x", labelsize=9 if narrow else 11)
         axes.set_xlim(-0.4, len(places) - 0.6)
         axes.set_xlabel(label)
         axes.set_ylabel(of)

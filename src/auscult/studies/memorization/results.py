@@ -15,7 +15,7 @@ from ...audit import Audit
 from ...folders import CARD, REVIEW_DB, read_card
 from ...review.verdicts import VerdictStore
 from ...review.verified import audit_rate
-from ..flagging import counted, rate_of, too_few_null_clips
+from ..flagging import counted, is_flagged, rate_of, too_few_null_clips
 from ..rates import INTERVAL, pooled, separation
 from ..sets import read_manifest
 from .arms import AUDITS, CONTROLS, DEDUPLICATED, MADE, MODELS, REPEATED, SENSITIVITY, SETS, Arm
@@ -119,6 +119,10 @@ def _audited(
         for key, wanted in (("repeated", True), ("once", False)):
             own = [row for row in rows if (prompt_of[row["query_id"]] in again) is wanted]
             found[key] = counted(config.audits, name, own, prompt_of, null)
+        # a prompt of a clip that is there once may call up one that is there often: whose sound it is says more
+        replayed = [row["reference_id"] for row in rows if is_flagged(config.audits, name, row)]
+        often = sum(one in again for one in replayed)
+        found["replayed"] = {"repeated": often, "once": len(replayed) - often}
     return found
 
 
@@ -163,7 +167,7 @@ def _epochs(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> list[
 
 
 def _duplicates(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each number of copies: the rates of prompts whose clip is repeated, and of the others."""
+    """For each number of copies: the rates of prompts whose clip is repeated, and of the others; whose sound is replayed."""
     found = []
     arms = dict.fromkeys((row["copies"], row["deduplicated"]) for row in rows if row["copies"] is not None)
     for copies, deduplicated in arms:
@@ -171,6 +175,7 @@ def _duplicates(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> l
         seen = sum(row["epochs"] for row in own) / len(own)
         for name in config.audits.compared_by:
             line: dict[str, Any] = {"copies": copies, "deduplicated": deduplicated, "descriptor": name}
+            line["replayed"] = {key: sum(row["audits"][name]["replayed"][key] for row in own) for key in ("repeated", "once")}
             for key, times in (("repeated", 1 if deduplicated else copies), ("once", 1)):
                 line[key] = {**rate_of([row["audits"][name][key] for row in own]), "exposures": round(seen * times, 1)}
             if deduplicated:
