@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--unseen", help="sound that was not trained on: ten clips a prompt let a single copy be told")
     parser.add_argument("--model", default="stabilityai/stable-audio-open-1.0", help="name on the hub, or a folder")
     for option, default in (("--steps", 100), ("--guidance-scale", 7.0), ("--duration-s", 10.0), ("--device", "cpu")):
-        parser.add_argument(option, type=type(default), default=default)
+        parser.add_argument(option, type=type(default), default=default, help=f"of sampling; {default} by default")
     args = parser.parse_args(arguments)
     try:
         config = GenerateConfig(steps=args.steps, guidance_scale=args.guidance_scale, duration_s=args.duration_s)
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = audit(source_of(made), clips, null=unseen, output=f"{args.output}/audit", overwrite=True, finish=write_report)
     except (AuscultError, ValueError, OSError) as error:
         parser.error(str(error))
-    print(audit_verdict(found.card), found.path / "report.html", sep="\n")
+    print(audit_verdict(found.card), *found.card["warnings"], found.path / "report.html", sep="\n")
     return 2 if undecided(found.card) else int(found.card["counts"]["flagged"] > 0)
 
 
