@@ -371,8 +371,8 @@ def test_what_could_not_be_decided_is_no_zero() -> None:
 
 
 def _arm(
-    name: str, rate: float | None, low: float, high: float, p: float | None = None, control: tuple[float, float, float] | None = None,
-    **more: Any,
+    name: str, rate: float | None, low: float, high: float, p: float | None = None,
+    control: tuple[float, float, float] | None = None, **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
     flags = {"rate": rate, "low": low, "high": high}
     known = None if control is None else dict(zip(("rate", "low", "high"), control, strict=True))
@@ -458,7 +458,7 @@ def test_a_plan_says_what_cannot_be_told(tmp_path: Path) -> None:
     assert {row.kind: row.amount for row in plan.rows}["scoring"] == 0  # so that no time is planned for it
     _run_sets(stages_of(few, few.size), tmp_path / "out")
     assert told.split()[5] == str(len(read_manifest(tmp_path / "out" / "sets" / "reference.jsonl")))
-    write_text(tmp_path / "out" / "task.json", "{}")
+    write_text(tmp_path / "out" / "task.json", '{"kind": "mitigation study"}')
     assert plan_mitigation(few, tmp_path / "out").warnings == plan.warnings  # of what is written down
     named = replace(few, quality=replace(few.quality, reference=few.data.source))
     assert plan_mitigation(named, tmp_path / "new").warnings == ()
@@ -521,7 +521,7 @@ def test_figures_show_every_arm_and_value() -> None:
         assert all(f">{n + 1}  arm {n}<" in svg for n in range(20)) and svg.count("stroke: #9ca3af") >= 20
         assert ">anti-memorization guidance<" in svg and ">other mitigations<" not in svg
         inside = [replace(point, cost=replace(point.cost, low=None, high=None)) for point in points]
-        # intervals up to 200 leave an axis that ends at 218.5 nowhere, those of an axis that ends at 119 at its end
+        # a head where an interval up to 200 goes on
         heads = [
             tradeoff_svg(some, cost="FD", rate="flagged", narrow=narrow).count("<use") for some in (points[:10], inside[:10])
         ]
