@@ -39,7 +39,8 @@ from auscult.studies.mitigation.config import MitigationConfig, load_mitigation_
 from auscult.studies.mitigation.figures import Point, Value, number_points, sweep_svg, tradeoff_svg
 from auscult.studies.mitigation.making import thresholds_of
 from auscult.studies.mitigation.page import _tradeoffs, sentence, traced_arm
-from auscult.studies.mitigation.results import _paired, _quality, _rates, _row
+from auscult.studies.mitigation.quality import mean_scores
+from auscult.studies.mitigation.results import _paired, _rates, _row
 from auscult.studies.mitigation.study import plan_mitigation, stages_of, study_mitigation
 from auscult.studies.mitigation.tables import StudyGuidance
 from auscult.studies.running import Study
@@ -391,7 +392,10 @@ def test_the_headline_says_no_more_than_can_be_told() -> None:
         (_arm("full", 0.1, 0.0, 0.4, p=0.2), "no difference can be told (sign-flip test, p = 0.2)."),
         (_arm("full", 0.8, 0.5, 0.9, p=0.001), "no difference can be told"),  # its rate may be that of none
         (_arm("full", 0.1, 0.0, 0.4), "no difference can be told."),
-        (_arm("full", 0.1, 0.0, 0.4, p=0.001, control=(0.2, 0.05, 0.5)), "cannot be told from the control, 20 % (5 to 50)"),
+        (
+            _arm("full", 0.1, 0.0, 0.4, p=0.001, control=(0.2, 0.05, 0.5)),
+            "cannot be told from the control's false alarms, 20 % (5 to 50)",
+        ),
         (_arm("full", None, 0.0, 0.0), "With full it could not be told: 240 null clips are too few."),
         (_arm("full", 0.9, 0.7, 1.0, p=1.0, never_acted=True), "nothing acted"),
     ):
@@ -402,7 +406,7 @@ def test_the_headline_says_no_more_than_can_be_told() -> None:
         assert told in text, text
     dull = _arm("none", 0.19, 0.0, 0.6, control=(0.2, 0.05, 0.5))
     text = sentence({"arms": [dull, _arm("full", 0.0, 0.0, 0.1, p=0.01)]})
-    assert "cannot be told from the control, 20 % (5 to 50)" in text and "fewer" not in text
+    assert "cannot be told from the control's false alarms, 20 % (5 to 50)" in text and "fewer" not in text
     assert sentence({"arms": [_arm("none", None, 0, 0)]}).endswith("could not be told: 240 null clips are too few.")
 
 
@@ -474,20 +478,20 @@ def test_a_dry_run_refuses_the_folder_of_another_kind_of_study(tmp_path: Path, k
 
 def test_quality_is_the_mean_over_models_with_students_interval() -> None:
     of = [{"fd": {"value": value, "low": value - 1, "high": value + 1}} for value in (8.0, 10.0, 15.0)]
-    assert (_quality(of[:1])["fd"]["low"], _quality(of[:1])["fd"]["high"]) == (7.0, 9.0)
-    found = _quality(of)["fd"]
+    assert (mean_scores(of[:1])["fd"]["low"], mean_scores(of[:1])["fd"]["high"]) == (7.0, 9.0)
+    found = mean_scores(of)["fd"]
     half = 4.302653 * np.std([8, 10, 15], ddof=1) / np.sqrt(3)
     assert (found["value"], found["low"], found["high"]) == pytest.approx((11.0, 11 - half, 11 + half), rel=1e-5)
     none: dict[str, Any] = {"value": None, "low": None, "high": None}
-    assert _quality([{"fd": none}]) == {}
+    assert mean_scores([{"fd": none}]) == {}
     # a model without a score has no ends to give, and a key that the first model lacks is no error
     for lacking in ({"fd": none}, {}):
-        one = _quality([lacking, of[1]])["fd"]
+        one = mean_scores([lacking, of[1]])["fd"]
         assert (one["value"], one["low"], one["high"], one["models"], one["by_seed"]) == (10.0, 9.0, 11.0, 1, [None, 10.0])
     far = [{"fd_logmel": {"value": value, "low": 0.0, "high": 99.0}} for value in (1.0, 9.0)]
-    assert _quality(far)["fd_logmel"]["low"] == 0.0 < _quality(far)["fd_logmel"]["high"]
+    assert mean_scores(far)["fd_logmel"]["low"] == 0.0 < mean_scores(far)["fd_logmel"]["high"]
     scores = [{"clap_score": {"value": value, "low": 0.0, "high": 99.0}} for value in (0.0, 0.5)]
-    assert _quality(scores)["clap_score"]["low"] < 0
+    assert mean_scores(scores)["clap_score"]["low"] < 0
 
 
 def test_labels_of_points_overlap_neither_each_other_nor_points() -> None:

@@ -228,7 +228,8 @@ def _print_longtail(result: Study) -> None:
 
 
 def _print_mitigation(result: Study) -> None:
-    from ..studies.mitigation.page import decimals_of, quality_keys, sentence
+    from ..studies.mitigation.page import decimals_of, sentence
+    from ..studies.mitigation.quality import quality_keys
     from ..studies.mitigation.results import unguided
 
     card = result.card
@@ -237,8 +238,9 @@ def _print_mitigation(result: Study) -> None:
     controlled = [name for name in names if unguided(card["arms"])["audits"][name]["control"]]
     shown = Table(title="Generated clips flagged, by what guides them", title_justify="left")
     rated = [head for name in names for head in (name, f"{name}, control")[: 1 + (name in controlled)]]
-    for name in ("guidance", *rated, *qualities, "seconds, × none"):
-        shown.add_column(name, justify="left" if name == "guidance" else "right")
+    shown.add_column("guidance", min_width=14)
+    for name in (*rated, *qualities, "seconds, × none"):
+        shown.add_column(name, justify="right")
     for row in card["arms"]:
         rates = []
         for name in names:

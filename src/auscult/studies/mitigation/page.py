@@ -25,7 +25,8 @@ from ..rates import decimals, percent
 from ..sets import read_manifest
 from .arms import AUDITS, MADE, SETS, TRACES, TRAINING
 from .figures import Point, Value, svg_of, sweep_svg, tradeoff_svg
-from .results import distance_key, quality_key, unguided
+from .quality import distance_key, quality_key, quality_keys
+from .results import unguided
 
 LEVEL = 0.05  # of the sign-flip test, for a difference to be told
 SHOWN = ("none", "full", "full-unshifted", "full-mel-latents")  # arms to see and hear; the last two can be evaded
@@ -69,11 +70,6 @@ def write_mitigation_page(folder: Path, content: Mapping[str, Any], progress: Pr
     write_text(folder / REPORT, page)
     progress(1, 1, "writing the report")
     return folder / REPORT
-
-
-def quality_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Scores of quality that any arm has."""
-    return list(dict.fromkeys(key for row in rows for key in row["quality"]))
 
 
 def decimals_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str], qualities: Sequence[str]) -> dict[str, int]:
@@ -131,7 +127,7 @@ def _above_control(audit: Mapping[str, Any]) -> bool:
 def _beside_control(audit: Mapping[str, Any]) -> str:
     if _above_control(audit):
         return ""
-    return f"; by the intervals this cannot be told from the control, {_share(audit['control'])}, where nothing can be a copy"
+    return f"; by the intervals this cannot be told from the control's false alarms, {_share(audit['control'])}"
 
 
 def _effect(plain: Mapping[str, Any], guided: Mapping[str, Any], name: str) -> str:
@@ -191,7 +187,7 @@ def _sweeps(content: Mapping[str, Any]) -> list[tuple[str, Markup]]:
             for name in rows[0]["audits"]
         ]
         costs = [None if key is None else _value(row["quality"][key]) for row in rows]
-        asked = f"{_knob(knob)}; one seed, {rows[0]['clips']} clips"
+        asked = f"{_knob(knob)}\n(one seed, {rows[0]['clips']} clips)"
         shown = [f"{point['value']:g}" if isinstance(point["value"], int | float) else point["value"] for point in points]
         wide, narrow = (sweep_svg(shown, rates, costs, knob=asked, cost=key or "quality", narrow=one) for one in (False, True))
         found.append((_knob(knob), Markup(wide_and_narrow(wide, narrow))))
@@ -203,7 +199,7 @@ def _knob(name: str) -> str:
         "c1": "c1, despecification",
         "c2": "c2, caption deduplication",
         "c3": "c3, dissimilarity",
-        "threshold_low": "low threshold (the high one is 0.1 above)",
+        "threshold_low": "low threshold (high: 0.1 above)",
         "nearest": "nearest references led away from",
         "every": "looks every so many steps",
         "stop": "stops at this share of the steps",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from ...audit import Audit
 from ...folders import CARD, read_card
@@ -34,13 +32,9 @@ from .arms import (
     swept_arms,
 )
 from .config import MitigationConfig
+from .quality import QUALITY_INTERVAL, mean_scores
 
 Row = dict[str, Any]
-QUALITY_INTERVAL = (
-    "Scores of quality are means over the models; their intervals are Student's, of the mean over the models, and with one "
-    "model those of its clips drawn again and again. A distance's interval ends at 0. Where a model has no score, the others' "
-    "mean is shown, with how many they are."
-)
 CONTROL = (
     "Control: the clips of no and of full guidance against the training clips of the next seed, less recordings of their own "
     "model's. As far as [data] group tells recordings apart, none of these can have been copied: what is flagged there is "
@@ -51,7 +45,6 @@ TEST = (
     "less than without guidance, from the same noise; by chance each of these changes could have had the other sign. Prompts "
     "count as independent, and so the change of each model stands beside. Of many tests, 1 in 20 has p <= 0.05 by chance."
 )
-_DISTANCES = ("fd_", "fad_", "kad_")
 PUBLISHED = (  # Chen, Liu, Xu, CVPR 2024: Stable Diffusion 1.4, DDIM, memorized prompts of LAION, similarity by SSCD
     {"guidance": "none", "above 0.5": "44.85 %", "FID": "106.41", "CLIP score": "28.04"},
     {"guidance": "AMG, main", "above 0.5": "0 %", "FID": "99.12", "CLIP score": "26.98"},
@@ -176,7 +169,7 @@ def _row(
         "unchanged": sum(row["sha256"] == before["sha256"] for row, before in shut) if watched and not arm.swept else None,
         "identical": None if arm.name == "none" else same,
         "never_acted": arm.name != "none" and 0 < len(clips) == same,
-        "quality": _quality([scores.get(run_name(arm, run["seed"]), {}) for run in own]),
+        "quality": mean_scores([scores.get(run_name(arm, run["seed"]), {}) for run in own]),
         "seconds_per_clip": seconds,
         "times_none": seconds / of_none if seconds and of_none else None,
     }
@@ -239,24 +232,6 @@ def _paired(pairs: Sequence[tuple[Row, Row]]) -> Row | None:
     return {"no_longer": gone, "only_now": came, "p_value": sign_flip(changes), "by_seed": nets}
 
 
-def _quality(scores: Sequence[Mapping[str, Row]]) -> Row:
-    """Means over the models that have a score, see ``QUALITY_INTERVAL``."""
-    found: Row = {}
-    for key in dict.fromkeys(key for one in scores for key in one):
-        known = [one[key] for one in scores if key in one and one[key]["value"] is not None]
-        if not known:
-            continue
-        values = [one["value"] for one in known]
-        mean, low, high = float(np.mean(values)), known[0]["low"], known[0]["high"]
-        if len(values) > 1:
-            half = float(student.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-            low, high = mean - half, mean + half
-            low = max(low, min(0.0, mean)) if key.startswith(_DISTANCES) else low  # an estimate may be below 0, no distance is
-        each = [one[key]["value"] if key in one else None for one in scores]
-        found[key] = {"value": mean, "low": low, "high": high, "models": len(values), "by_seed": each}
-    return found
-
-
 def _quantile(values: Sequence[float], at: float) -> float | None:
     return float(np.quantile(values, at)) if len(values) else None
 
@@ -286,18 +261,6 @@ def _thresholds(config: MitigationConfig, arms: Sequence[Arm], folder: Path) -> 
 def unguided(rows: Sequence[Row]) -> Row:
     """The row of no guidance, wherever it stands."""
     return next(row for row in rows if row["name"] == "none")
-
-
-def distance_key(rows: Sequence[Row]) -> str | None:
-    """The distance to real sound that all rows have: FD, or else KAD."""
-    fd = quality_key(rows, lambda key: key.startswith(_DISTANCES[:2]))
-    return fd or quality_key(rows, lambda key: key.startswith(_DISTANCES[2:]))
-
-
-def quality_key(rows: Sequence[Row], wanted: Callable[[str], bool]) -> str | None:
-    """The first score of quality that all rows have, of those that are wanted."""
-    keys = [key for key in (rows[0]["quality"] if rows else {}) if all(key in row["quality"] for row in rows)]
-    return next((key for key in keys if wanted(key)), None)
 
 
 def too_few_references(config: MitigationConfig, left: int) -> str:
