@@ -7,9 +7,11 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile as sf
 
@@ -26,6 +28,7 @@ from auscult.review.intervals import clopper_pearson
 from auscult.studies.config import PRESETS, StudyAudits
 from auscult.studies.figures import Series, rates_svg
 from auscult.studies.flagging import is_matched, is_undecided, too_few_null_clips
+from auscult.studies.hearing import pairs_to_hear
 from auscult.studies.memorization.arms import arms_of, clips_made
 from auscult.studies.memorization.config import MemorizationConfig, load_memorization_config, train_config
 from auscult.studies.memorization.results import _by_repetition, _duplicates, _point
@@ -445,6 +448,34 @@ def test_a_number_that_is_another_descriptors_by_construction_is_none() -> None:
     audits = StudyAudits(descriptors=("mel", "clap"), tau=("mel=0.5", "clap=match:mel"))
     assert [is_matched(audits, name) for name in ("mel", "clap")] == [False, True]
     assert not is_matched(StudyAudits(), "mel")
+
+
+def test_pairs_to_hear_are_flagged_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the level, not by the audit's own list, over all models, and undecided where null clips are too few."""
+
+    def opened(place: Path) -> Any:
+        p_value, listed, null = {"a": (0.2, True, 240), "b": (0.01, False, 240), "c": (0.01, True, 10)}[place.name]
+        score = {"a": 9.0, "b": 5.0, "c": 7.0}[place.name]
+        row = {"query_id": "0", "rank": 1, "score": score, "p_value": p_value, "flagged": listed}
+        table = pa.Table.from_pylist([row, {**row, "rank": 2, "score": 99.0}])
+        return SimpleNamespace(card={"calibration": {"null_clips": null}}, matches=lambda: table)
+
+    monkeypatch.setattr("auscult.studies.hearing.Audit", SimpleNamespace(open=opened))
+    monkeypatch.setattr("auscult.studies.hearing.pair_sides", lambda row: {})
+    found = pairs_to_hear(StudyAudits(level=0.05), "mel", [Path(name) for name in "abc"])
+    assert [(one["what"], one["audit"], one["said"]) for one in found] == [
+        ("the highest score", "a", "not flagged"),
+        ("the highest score that is flagged", "b", "flagged"),
+        ("the middle score", "c", "too few null clips to tell"),
+    ]
+
+
+def test_a_plan_says_that_null_clips_are_too_few() -> None:
+    config = load_memorization_config(preset="smoke")
+    few = replace(config, audits=replace(config.audits, null_clips=18, level=0.05))
+    plan = plan_memorization(few, Path("nowhere"))
+    assert len(plan.warnings) == 2 and all("18 null clips are too few" in text for text in plan.to_json()["warnings"])
+    assert plan_memorization(replace(few, audits=replace(few.audits, null_clips=19)), Path("nowhere")).warnings == ()
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from auscult.studies.mitigation.figures import Point, Value, number_points, swee
 from auscult.studies.mitigation.making import thresholds_of
 from auscult.studies.mitigation.page import _tradeoffs, sentence, traced_arm
 from auscult.studies.mitigation.quality import mean_scores
-from auscult.studies.mitigation.results import _paired, _rates, _row
+from auscult.studies.mitigation.results import _control, _paired, _rates, _row
 from auscult.studies.mitigation.study import plan_mitigation, stages_of, study_mitigation
 from auscult.studies.mitigation.tables import StudyGuidance
 from auscult.studies.running import Study
@@ -369,6 +369,12 @@ def test_what_could_not_be_decided_is_no_zero() -> None:
     assert _paired([(dead, dead)]) is None and _paired([(dead, live), (live, dead)]) is None
     assert _paired([(live, live), (dead, live)]) == {"no_longer": 0, "only_now": 0, "p_value": 1.0, "by_seed": [0.0, None]}
     assert rates["own_clip_nearest"] == 0.25  # which needs no null clips
+
+
+def test_a_control_by_as_many_as_another_descriptor_is_none(tmp_path: Path) -> None:
+    write_text(tmp_path / "card.json", "{}")  # which is not opened: its number is that of mel by construction
+    audits = StudyAudits(descriptors=("mel", "clap"), tau=("mel=0.5", "clap=match:mel"))
+    assert _control(MitigationConfig(audits=audits, arms=("none",)), "clap", tmp_path, {}) is None
 
 
 def _arm(
