@@ -7,9 +7,11 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile as sf
 
@@ -23,12 +25,15 @@ from auscult.corpus import Clip
 from auscult.errors import CorpusError, OutputFolderError, StoreError
 from auscult.folders import write_card, write_text
 from auscult.review.intervals import clopper_pearson
-from auscult.studies.config import PRESETS
+from auscult.studies.config import PRESETS, StudyAudits
 from auscult.studies.figures import Series, rates_svg
+from auscult.studies.flagging import is_matched, is_undecided, too_few_null_clips
+from auscult.studies.hearing import pairs_to_hear
 from auscult.studies.memorization.arms import arms_of, clips_made
 from auscult.studies.memorization.config import MemorizationConfig, load_memorization_config, train_config
+from auscult.studies.memorization.results import _by_repetition, _duplicates, _point
 from auscult.studies.memorization.study import plan_memorization, stages_of, study_memorization
-from auscult.studies.rates import pooled, separation
+from auscult.studies.rates import INTERVAL, pooled, separation
 from auscult.studies.running import Study
 from auscult.studies.sets import chosen, divide, read_manifest, read_pool, repeated, write_manifest
 from auscult.studies.stages import Stage, measured_rates, plan_stages, read_times, run_stages, study_folder
@@ -351,6 +356,26 @@ def test_intervals_over_seeds_cover(a: float, b: float, least: float, prompts: i
     assert held >= least * 400  # 95 % less two standard errors of 400 trials; near 0 and 1 three models tell little of spread
 
 
+def test_intervals_miss_half_of_the_time_where_models_copy_all_or_nothing() -> None:
+    """As the words beside every interval say: three models that agree by chance have nothing to tell them so."""
+    rng, held = np.random.default_rng(0), {}
+    for rate in (0.2, 0.5, 0.9):
+        found = [pooled([(40 * int(copied), 40, 8) for copied in rng.random(3) < rate]) for _ in range(400)]
+        held[rate] = sum(one.low <= rate <= one.high for one in found if one.low is not None and one.high is not None) / 400
+    agree = {rate: rate**3 + (1 - rate) ** 3 for rate in held}
+    assert held[0.2] == pytest.approx(1 - agree[0.2], abs=0.06) and held[0.5] == pytest.approx(1 - agree[0.5], abs=0.06)
+    assert held[0.9] > 0.95  # in reach of the interval of 24 prompts that agree
+    assert "up to half of all studies" in " ".join(INTERVAL.split())
+
+
+def test_what_a_level_needs_is_rounded_up() -> None:
+    for level, least in ((0.01, 99), (0.03, 33), (0.05, 19), (0.005, 199)):
+        audits = StudyAudits(level=level)
+        assert is_undecided(audits, "mel", least - 1) and not is_undecided(audits, "mel", least)
+        text = too_few_null_clips(audits, "mel", 5)
+        assert f"it takes {least}," in text and " 0 %" not in text
+
+
 def test_separation_is_the_area_under_the_roc_curve() -> None:
     rng = np.random.default_rng(0)
     high, low = rng.normal(1, 1, 40), rng.normal(0, 1, 30)
@@ -370,6 +395,87 @@ def test_the_curve_draws_every_rate_and_no_missing_one() -> None:
         assert "#123456" in svg and "training clips" in svg
     with pytest.raises(ValueError, match="expected 2 rates"):
         rates_svg(["8", "24"], [first], label="N", of="flagged")
+
+
+# --- what audits say --------------------------------------------------------------------------------------------------
+
+
+def _said(flagged: int, compared: int, *, undecided: bool = False, nearest: int = 0) -> dict[str, Any]:
+    counts = {"flagged": flagged, "compared": compared, "prompts": compared, "undecided": undecided}
+    rest = {"listed": flagged + 1, "own_clip_nearest": nearest, "separation": None, "verified": None}
+    return {**counts, **rest, "control": None, "sensitivity": None}
+
+
+def test_repeated_clips_are_told_from_the_others() -> None:
+    """Prompts r1, r2 (repeated) and o1, o2, o3: what is flagged, and whose sound it is, each by itself."""
+    rows = [
+        {"query_id": prompt, "reference_id": nearest, "score": 1.0, "p_value": p, "flagged": False}
+        for prompt, nearest, p in (
+            ("r1", "r1", 0.01), ("r2", "o1", 0.9), ("o1", "r2", 0.01), ("o2", "r1", 0.01), ("o3", "o3", 0.01),
+        )
+    ]  # fmt: skip
+    config, again = replace(_config(), audits=replace(_config().audits, level=0.01)), {"r1", "r2"}
+    found = _by_repetition(config, "mel", rows, {row["query_id"]: row["query_id"] for row in rows}, again, 240)
+    assert (found["repeated"]["flagged"], found["repeated"]["compared"]) == (1, 2)
+    assert (found["once"]["flagged"], found["once"]["compared"]) == (3, 3)
+    assert found["replayed"] == {"repeated": 3, "once": 1}
+
+    model = {"audits": {"mel": found}, "copies": 16, "epochs": 10.04, "deduplicated": False}
+    (line,) = _duplicates(config, [model, {**model, "epochs": 20.0}])
+    assert (line["repeated"]["flagged"], line["repeated"]["clips"], line["once"]["flagged"], line["once"]["clips"]) == (
+        2,
+        4,
+        6,
+        6,
+    )
+    assert line["replayed"] == {"repeated": 6, "once": 2}
+    # a repeated clip is seen 16 times as often, unless it was deduplicated
+    assert (line["repeated"]["exposures"], line["once"]["exposures"]) == (240.3, 15.0)
+    (line,) = _duplicates(config, [{**model, "deduplicated": True, "dropped": 30}])
+    assert (line["repeated"]["exposures"], line["once"]["exposures"], line["dropped"]) == (10.0, 10.0, [30])
+
+
+def test_a_point_counts_models_that_could_be_decided() -> None:
+    audits = [_said(3, 4, nearest=2), _said(0, 4, undecided=True, nearest=3)]
+    rows = [{"name": f"s{n}", "steps": 5, "epochs": 1.0, "audits": {"mel": audit}} for n, audit in enumerate(audits)]
+    point = _point(rows, "mel")
+    assert (point["by_seed"], point["listed"], point["rate"], point["undecided"]) == ([0.75, None], 4, 0.75, 1)
+    assert point["own_clip_nearest"] == pytest.approx(5 / 8)  # which needs no null clips
+    assert _point(rows[1:], "mel")["listed"] is None
+
+
+def test_a_number_that_is_another_descriptors_by_construction_is_none() -> None:
+    audits = StudyAudits(descriptors=("mel", "clap"), tau=("mel=0.5", "clap=match:mel"))
+    assert [is_matched(audits, name) for name in ("mel", "clap")] == [False, True]
+    assert not is_matched(StudyAudits(), "mel")
+
+
+def test_pairs_to_hear_are_flagged_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the level, not by the audit's own list, over all models, and undecided where null clips are too few."""
+
+    def opened(place: Path) -> Any:
+        p_value, listed, null = {"a": (0.2, True, 240), "b": (0.01, False, 240), "c": (0.01, True, 10)}[place.name]
+        score = {"a": 9.0, "b": 5.0, "c": 7.0}[place.name]
+        row = {"query_id": "0", "rank": 1, "score": score, "p_value": p_value, "flagged": listed}
+        table = pa.Table.from_pylist([row, {**row, "rank": 2, "score": 99.0}])
+        return SimpleNamespace(card={"calibration": {"null_clips": null}}, matches=lambda: table)
+
+    monkeypatch.setattr("auscult.studies.hearing.Audit", SimpleNamespace(open=opened))
+    monkeypatch.setattr("auscult.studies.hearing.pair_sides", lambda row: {})
+    found = pairs_to_hear(StudyAudits(level=0.05), "mel", [Path(name) for name in "abc"])
+    assert [(one["what"], one["audit"], one["said"]) for one in found] == [
+        ("the highest score", "a", "not flagged"),
+        ("the highest score that is flagged", "b", "flagged"),
+        ("the middle score", "c", "too few null clips to tell"),
+    ]
+
+
+def test_a_plan_says_that_null_clips_are_too_few() -> None:
+    config = load_memorization_config(preset="smoke")
+    few = replace(config, audits=replace(config.audits, null_clips=18, level=0.05))
+    plan = plan_memorization(few, Path("nowhere"))
+    assert len(plan.warnings) == 2 and all("18 null clips are too few" in text for text in plan.to_json()["warnings"])
+    assert plan_memorization(replace(few, audits=replace(few.audits, null_clips=19)), Path("nowhere")).warnings == ()
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
@@ -407,9 +513,9 @@ def test_a_study_leaves_what_it_promised(finished: Study) -> None:
     assert [(row["size"], row["descriptor"], row["clips"]) for row in card["curve"]] == [(4, "mel", 4), (6, "mel", 4)]
     models = sorted(path.name for path in (finished.path / "models").iterdir())
     assert models == sorted(name for name in names if name != "n6-s0-copies1")  # which is the plain one's
-    # 10 null clips cannot tell what 1 in 20 of them scores: no rate, and no 0 that would look like one
+    # 10 null clips are too few for a level of 5 %: no rate, and no 0 that would look like one
     assert [(row["rate"], row["undecided"]) for row in card["curve"]] == [(None, 1)] * 2
-    assert any("10 null clips cannot tell what 1 in 20" in warning for warning in card["warnings"])
+    assert any("10 null clips are too few to tell what 5 %" in warning for warning in card["warnings"])
     assert card["plan"]["seconds"] == 0 and all(row["measured"] for row in card["plan"]["stages"])
     assert make_config(MemorizationConfig, card["config"]) == _config()
     page = (finished.path / "report.html").read_text("utf-8")

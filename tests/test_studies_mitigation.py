@@ -22,11 +22,11 @@ from auscult.cli import app
 from auscult.configuration import config_values, make_config
 from auscult.corpus import Clip
 from auscult.errors import CorpusError, ModelError, OutputFolderError
-from auscult.folders import read_card
+from auscult.folders import read_card, write_text
 from auscult.generation.clips import read_rows
 from auscult.guidance.amg import AmgConfig
 from auscult.guidance.index import ReferenceIndex
-from auscult.studies.config import PRESETS
+from auscult.studies.config import PRESETS, StudyAudits
 from auscult.studies.longtail.config import load_longtail_config
 from auscult.studies.longtail.study import plan_longtail
 from auscult.studies.making import torch_threads
@@ -34,11 +34,13 @@ from auscult.studies.memorization.config import load_memorization_config
 from auscult.studies.memorization.config import train_config as memorization_train_config
 from auscult.studies.memorization.study import plan_memorization
 from auscult.studies.memorization.study import stages_of as memorization_stages
-from auscult.studies.mitigation.arms import arms_of, audited_by, clips_made, swept_arms
+from auscult.studies.mitigation.arms import arms_of, audited_by, clips_made, swept_arm, swept_arms
 from auscult.studies.mitigation.config import MitigationConfig, load_mitigation_config, train_config
 from auscult.studies.mitigation.figures import Point, Value, number_points, sweep_svg, tradeoff_svg
 from auscult.studies.mitigation.making import thresholds_of
-from auscult.studies.mitigation.results import _paired, _quality
+from auscult.studies.mitigation.page import _tradeoffs, sentence, traced_arm
+from auscult.studies.mitigation.quality import mean_scores
+from auscult.studies.mitigation.results import _control, _paired, _rates, _row
 from auscult.studies.mitigation.study import plan_mitigation, stages_of, study_mitigation
 from auscult.studies.mitigation.tables import StudyGuidance
 from auscult.studies.running import Study
@@ -109,6 +111,11 @@ def test_sweeps_share_the_point_of_full_guidance() -> None:
     assert amg["sweep-full"] == config.guidance.amg(0.1, 0.2)
     assert amg["sweep-c2-8"].deduplication == 8 and amg["sweep-every-5"].every == 5
     assert (amg["sweep-threshold_low-0.6"].threshold_low, amg["sweep-threshold_low-0.6"].threshold_high) == (0.6, 0.7)
+    # where the thresholds of full guidance lie further apart, the sweep's point is another
+    for high in (0.3, None):
+        wide = replace(config, guidance=replace(config.guidance, threshold_high=high))
+        assert swept_arm(wide, "threshold_low", 0.1).changes == {"threshold_low": 0.1, "threshold_high": 0.2}
+    assert swept_arm(config, "threshold_low", 0.1).name == "sweep-full"
 
 
 @pytest.mark.parametrize(
@@ -301,33 +308,196 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
 # --- numbers and figures ----------------------------------------------------------------------------------------------
 
 
-def test_pairs_of_clips_are_compared_by_mcnemars_exact_test() -> None:
+def _audit(flags: dict[str, bool], undecided: bool = False, listed: int = 0) -> dict[str, Any]:
+    """What an audit says of clips whose ids begin with their prompt: ``3-0``."""
+    prompts = {clip: clip.partition("-")[0] for clip in flags}
+    counts = {"flagged": sum(flags.values()), "compared": len(flags), "prompts": len(set(prompts.values()))}
+    return {
+        "score": dict.fromkeys(flags, 1.0),
+        "flagged": flags,
+        "prompt": prompts,
+        **{f"count_{key}": value for key, value in {**counts, "undecided": undecided}.items()},
+        "own_clip_nearest": 1,
+        "listed": listed,
+        "silent": 0,
+        "null_clips": 10 if undecided else 240,
+    }
+
+
+def _flags(rng: np.random.Generator, prompts: int, each: int, rate: float, whole: bool) -> dict[str, bool]:
+    """Of each prompt some clips, which stand or fall together, or each by itself."""
+    drawn = rng.random((prompts, 1 if whole else each)) < rate
+    return {f"{p}-{c}": bool(drawn[p, 0 if whole else c]) for p in range(prompts) for c in range(each)}
+
+
+def test_what_guidance_changes_is_tested_by_flipping_the_sign_of_each_prompt() -> None:
     rng = np.random.default_rng(0)
-    before, after = (
-        [{"flagged": {f"{n}": bool(flag) for n, flag in enumerate(rng.random(40) < rate)}} for _ in range(3)]
-        for rate in (0.8, 0.3)
-    )
-    del after[0]["flagged"]["7"]  # silent under guidance: not compared
+    before, after = ([_audit(_flags(rng, 4, 5, rate, False)) for _ in range(2)] for rate in (0.7, 0.4))
+    del after[0]["flagged"]["2-3"]  # silent under guidance: not compared
     found = _paired(list(zip(after, before, strict=True)))
-    pairs = [
-        (one["flagged"][clip], other["flagged"][clip])
-        for one, other in zip(after, before, strict=True)
-        for clip in one["flagged"]
+    assert found is not None
+    both = [
+        {clip: int(flag) - int(one["flagged"][clip]) for clip, flag in other["flagged"].items()}
+        for other, one in zip(after, before, strict=True)
     ]
-    gone, came = pairs.count((False, True)), pairs.count((True, False))
-    tail = sum(math.comb(gone + came, k) for k in range(min(gone, came) + 1)) / 2 ** (gone + came)
-    assert (found["no_longer"], found["only_now"]) == (gone, came)
-    assert found["p_value"] == pytest.approx(min(1.0, 2 * tail))
-    assert _paired([(before[0], before[0])]) == {"no_longer": 0, "only_now": 0, "p_value": 1.0}
+    nets = [sum(change for clip, change in model.items() if clip.startswith(f"{p}-")) for model in both for p in range(4)]
+    flipped = [sum(net * sign for net, sign in zip(nets, signs, strict=True)) for signs in itertools.product((-1, 1), repeat=8)]
+    assert found["p_value"] == pytest.approx(np.mean([abs(one) >= abs(sum(nets)) for one in flipped]))
+    assert found["by_seed"] == [sum(both[0].values()) / 19, sum(both[1].values()) / 20]
+    single = [change for model in both for change in model.values()]
+    assert (found["no_longer"], found["only_now"]) == (single.count(-1), single.count(1))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_test_against_no_guidance_holds_its_level_where_clips_of_a_prompt_stand_together(whole: bool) -> None:
+    rng, small = np.random.default_rng(1), 0
+    for _ in range(400):
+        pairs = [tuple(_audit(_flags(rng, 8, 5, 0.5, whole)) for _ in range(2)) for _ in range(3)]
+        found = _paired(pairs)  # type: ignore[arg-type]
+        assert found is not None
+        small += found["p_value"] <= 0.05
+    assert small <= 0.075 * 400  # 5 %, and two standard errors and a half of 400 trials
+
+
+def test_what_could_not_be_decided_is_no_zero() -> None:
+    flags = {"0-0": True, "0-1": True, "1-0": True, "1-1": True}
+    live, dead = _audit(flags, listed=3), _audit(dict.fromkeys(flags, False), undecided=True, listed=2)
+    rates = _rates([(live, None), (dead, None)])
+    assert rates["by_seed"] == [1.0, None] and rates["listed"] == 3 and rates["flagged"]["clips"] == 4
+    rates = _rates([(dead, None)])
+    assert rates["by_seed"] == [None] and rates["listed"] is None and rates["flagged"]["rate"] is None
+    assert _paired([(dead, dead)]) is None and _paired([(dead, live), (live, dead)]) is None
+    assert _paired([(live, live), (dead, live)]) == {"no_longer": 0, "only_now": 0, "p_value": 1.0, "by_seed": [0.0, None]}
+    assert rates["own_clip_nearest"] == 0.25  # which needs no null clips
+
+
+def test_a_control_by_as_many_as_another_descriptor_is_none(tmp_path: Path) -> None:
+    write_text(tmp_path / "card.json", "{}")  # which is not opened: its number is that of mel by construction
+    audits = StudyAudits(descriptors=("mel", "clap"), tau=("mel=0.5", "clap=match:mel"))
+    assert _control(MitigationConfig(audits=audits, arms=("none",)), "clap", tmp_path, {}) is None
+
+
+def _arm(
+    name: str, rate: float | None, low: float, high: float, p: float | None = None,
+    control: tuple[float, float, float] | None = None, **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    flags = {"rate": rate, "low": low, "high": high}
+    known = None if control is None else dict(zip(("rate", "low", "high"), control, strict=True))
+    audit = {"flagged": flags, "control": known, "null_clips": [240]}
+    tested = {} if name == "none" else {"contrast": None if p is None else {"p_value": p}}
+    return {
+        "name": name, "label": name, "audits": {"contrast": audit}, "against_none": tested, "quality": {}, "never_acted": False,
+        "descriptor": "latents", "similarity": {"guides": name != "none", "comparable": True}, **more,
+    }  # fmt: skip
+
+
+def test_the_headline_says_no_more_than_can_be_told() -> None:
+    none = _arm("none", 0.9, 0.7, 1.0, control=(0.02, 0.0, 0.1))
+    for full, told in (
+        (_arm("full", 0.1, 0.0, 0.4, p=0.001), "10 % (0 to 40): fewer (sign-flip test, p = 0.001)."),
+        (_arm("full", 0.1, 0.0, 0.4, p=0.2), "no difference can be told (sign-flip test, p = 0.2)."),
+        (_arm("full", 0.8, 0.5, 0.9, p=0.001), "no difference can be told"),  # its rate may be that of none
+        (_arm("full", 0.1, 0.0, 0.4), "no difference can be told."),
+        (
+            _arm("full", 0.1, 0.0, 0.4, p=0.001, control=(0.2, 0.05, 0.5)),
+            "cannot be told from the control's false alarms, 20 % (5 to 50)",
+        ),
+        (_arm("full", None, 0.0, 0.0), "With full it could not be told: 240 null clips are too few."),
+        (_arm("full", 0.9, 0.7, 1.0, p=1.0, never_acted=True), "nothing acted"),
+    ):
+        text = sentence({"arms": [full, none]})
+        assert text.startswith(
+            "By contrast, 90 % (70 to 100) of the clips made without guidance are flagged as possible replicas."
+        )
+        assert told in text, text
+    dull = _arm("none", 0.19, 0.0, 0.6, control=(0.2, 0.05, 0.5))
+    text = sentence({"arms": [dull, _arm("full", 0.0, 0.0, 0.1, p=0.01)]})
+    assert "cannot be told from the control's false alarms, 20 % (5 to 50)" in text and "fewer" not in text
+    assert sentence({"arms": [_arm("none", None, 0, 0)]}).endswith("could not be told: 240 null clips are too few.")
+
+
+def test_similarity_by_another_descriptor_is_not_drawn_beside_that_of_no_guidance() -> None:
+    arms = [
+        _arm("full-mel-latents", 0.1, 0.0, 0.4, similarity={"guides": True, "comparable": False}),
+        _arm("none", 0.9, 0.7, 1.0),
+        _arm("noise", 0.9, 0.7, 1.0, similarity={"guides": False, "comparable": True}),
+    ]
+    arms[1]["similarity"]["guides"] = False
+    assert traced_arm(arms) is None
+    assert traced_arm([*arms, _arm("full", 0.1, 0.0, 0.4)]) == "full"
+
+
+@pytest.mark.parametrize(("same", "acted"), [(3, False), (2, True)])
+def test_an_arm_that_changed_no_clip_never_acted(same: int, acted: bool) -> None:
+    def run(digests: str) -> dict[str, Any]:
+        made = {f"{n}-0": {"sha256": one, "fired_steps": 0, "similarity_last": 0.5} for n, one in enumerate(digests)}
+        return {"seed": 0, "made": made, "audits": {"mel": _audit(dict.fromkeys(made, True))}, "controls": {"mel": None}}
+
+    config = MitigationConfig(audits=StudyAudits(descriptors=("mel",)), arms=("none", "opposite", "full-unshifted"))
+    runs = {"none": [run("abc")], "opposite": [run("abc"[:same] + "xyz"[same:])], "full-unshifted": [run("xyz")]}
+    none, opposite, unshifted = (_row(config, arm, runs, {}, {}) for arm in arms_of(config))
+    assert (opposite["identical"], opposite["never_acted"]) == (same, not acted) and not none["never_acted"]
+    assert unshifted["never_acted"] is False and (unshifted["never_fired"], unshifted["unchanged"]) == (3, 0)
+    assert [row["similarity"]["comparable"] for row in (none, opposite, unshifted)] == [True, True, False]
+
+
+def test_points_have_the_numbers_of_the_tables_rows() -> None:
+    rows = [_arm("full-mel-latents", 0.1, 0.0, 0.4), _arm("none", 0.9, 0.7, 1.0), _arm("full", 0.1, 0.0, 0.4)]
+    for row in rows:
+        row["quality"] = {"fd_logmel": {"value": 1.0, "low": 0.5, "high": 2.0}}
+    del rows[0]["audits"]["contrast"]  # not judged by what the figure is of
+    ((_, picture),) = _tradeoffs({"arms": rows}, "contrast")
+    assert ">2  none<" in picture and ">3  full<" in picture and "mel-latents" not in picture
+
+
+def test_a_plan_says_what_cannot_be_told(tmp_path: Path) -> None:
+    config = load_mitigation_config(preset="mini-cpu", source=_pool(tmp_path, 60))
+    assert config.audits.level == 0.01
+    plan = plan_mitigation(config, tmp_path / "out")
+    told = [text for text in plan.warnings if "null clips" in text]
+    assert len(told) == 2 and all(
+        "60 null clips are too few to tell what 1 % of them score; it takes 99" in text for text in told
+    )
+    assert {row.kind: row.amount for row in plan.rows}["scoring"] > 0
+    few = replace(config, quality=replace(config.quality, least=50), audits=replace(config.audits, level=0.05))
+    plan = plan_mitigation(few, tmp_path / "out")
+    (told,) = plan.warnings
+    assert re.fullmatch(
+        r"Quality will not be measured: \d+ real clips are there .* it takes 50; give \[quality\] reference.", told
+    )
+    assert {row.kind: row.amount for row in plan.rows}["scoring"] == 0  # so that no time is planned for it
+    _run_sets(stages_of(few, few.size), tmp_path / "out")
+    assert told.split()[5] == str(len(read_manifest(tmp_path / "out" / "sets" / "reference.jsonl")))
+    write_text(tmp_path / "out" / "task.json", '{"kind": "mitigation study"}')
+    assert plan_mitigation(few, tmp_path / "out").warnings == plan.warnings  # of what is written down
+    named = replace(few, quality=replace(few.quality, reference=few.data.source))
+    assert plan_mitigation(named, tmp_path / "new").warnings == ()
+
+
+@pytest.mark.parametrize("kind", ["memorization", "mitigation"])
+def test_a_dry_run_refuses_the_folder_of_another_kind_of_study(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "task.json").write_text('{"kind": "long-tail study"}')
+    result = CliRunner().invoke(app, ["study", kind, "--preset", "smoke", "-o", str(tmp_path), "--dry-run"])
+    assert isinstance(result.exception, OutputFolderError)
+    assert f"another kind of study was begun here (a long-tail study, not a {kind} study)" in str(result.exception)
 
 
 def test_quality_is_the_mean_over_models_with_students_interval() -> None:
     of = [{"fd": {"value": value, "low": value - 1, "high": value + 1}} for value in (8.0, 10.0, 15.0)]
-    assert (_quality(of[:1])["fd"]["low"], _quality(of[:1])["fd"]["high"]) == (7.0, 9.0)
-    found = _quality(of)["fd"]
+    assert (mean_scores(of[:1])["fd"]["low"], mean_scores(of[:1])["fd"]["high"]) == (7.0, 9.0)
+    found = mean_scores(of)["fd"]
     half = 4.302653 * np.std([8, 10, 15], ddof=1) / np.sqrt(3)
     assert (found["value"], found["low"], found["high"]) == pytest.approx((11.0, 11 - half, 11 + half), rel=1e-5)
-    assert _quality([{"fd": {"value": None, "low": None, "high": None}}]) == {}
+    none: dict[str, Any] = {"value": None, "low": None, "high": None}
+    assert mean_scores([{"fd": none}]) == {}
+    # a model without a score has no ends to give, and a key that the first model lacks is no error
+    for lacking in ({"fd": none}, {}):
+        one = mean_scores([lacking, of[1]])["fd"]
+        assert (one["value"], one["low"], one["high"], one["models"], one["by_seed"]) == (10.0, 9.0, 11.0, 1, [None, 10.0])
+    far = [{"fd_logmel": {"value": value, "low": 0.0, "high": 99.0}} for value in (1.0, 9.0)]
+    assert mean_scores(far)["fd_logmel"]["low"] == 0.0 < mean_scores(far)["fd_logmel"]["high"]
+    scores = [{"clap_score": {"value": value, "low": 0.0, "high": 99.0}} for value in (0.0, 0.5)]
+    assert mean_scores(scores)["clap_score"]["low"] < 0
 
 
 def test_labels_of_points_overlap_neither_each_other_nor_points() -> None:
@@ -344,10 +514,10 @@ def test_labels_of_points_overlap_neither_each_other_nor_points() -> None:
         axes.plot(*np.array(places).T, "o", markersize=5)
         axes.set_ylim(-0.06, 1.06)
         canvas.draw()
-        labels = number_points(axes, places)
+        labels = number_points(axes, places, range(1, 21))
         canvas.draw()
         boxes = [Text.get_window_extent(label, canvas.get_renderer()) for label in labels]  # without their lines
-        assert [label.get_text() for label in labels] == [str(n) for n in range(1, 21)]
+        assert [label.get_text() for label in labels] == ["1, 2, 3, 4, 5, 6, 7, 8", *(str(n) for n in range(9, 21))]
         for first, second in itertools.combinations(boxes, 2):
             assert not first.overlaps(second)
         for x, y in axes.transData.transform(places):
@@ -355,10 +525,17 @@ def test_labels_of_points_overlap_neither_each_other_nor_points() -> None:
 
 
 def test_figures_show_every_arm_and_value() -> None:
-    points = [Point(f"arm {n}", Value(10.0 * n, 5.0, 200.0), Value(n / 20, 0.0, 1.0)) for n in range(20)]
+    points = [Point(f"arm {n}", Value(10.0 * n, 5.0, 200.0), Value(n / 20, 0.0, 1.0), number=n + 1) for n in range(20)]
     for narrow in (False, True):
         svg = tradeoff_svg(points, cost="FD", rate="flagged", narrow=narrow)
         assert all(f">{n + 1}  arm {n}<" in svg for n in range(20)) and svg.count("stroke: #9ca3af") >= 20
+        assert ">anti-memorization guidance<" in svg and ">other mitigations<" not in svg
+        inside = [replace(point, cost=replace(point.cost, low=None, high=None)) for point in points]
+        # a head where an interval up to 200 goes on
+        heads = [
+            tradeoff_svg(some, cost="FD", rate="flagged", narrow=narrow).count("<use") for some in (points[:10], inside[:10])
+        ]
+        assert heads[0] == heads[1] + 10
     rates: list[Any] = [("flagged", "#123456", [Value(0.5, 0.1, 0.9), None])]
     assert "#123456" in sweep_svg(["1", "3"], rates, [Value(10.0), Value(20.0)], knob="c3", cost="FD")
     assert ">FD<" not in sweep_svg(["1", "3"], rates, [None, None], knob="c3", cost="FD")
@@ -422,7 +599,8 @@ def test_a_study_leaves_what_it_promised(finished: Study) -> None:
     shut = rows["full-at-0.999"]
     assert (shut["fired_share"], shut["never_fired"], shut["unchanged"]) == (0.0, 4, 4)
     assert shut["audits"] == rows["none"]["audits"] and shut["quality"] == rows["none"]["quality"]
-    assert shut["against_none"]["mel"] == {"no_longer": 0, "only_now": 0, "p_value": 1.0}
+    assert shut["never_acted"] and not rows["full"]["never_acted"] and not rows["none"]["never_acted"]
+    assert shut["against_none"] == {"mel": None}  # of 10 null clips nothing can be told
     assert rows["full"]["similarity"]["median"] < rows["none"]["similarity"]["median"]
     assert [point["value"] for point in card["sweeps"]] == [3.0, 9.0] and card["sweeps"][0]["arm"]["name"] == "sweep-full"
     assert all("kad_logmel" in row["quality"] for row in rows.values())
@@ -431,6 +609,9 @@ def test_a_study_leaves_what_it_promised(finished: Study) -> None:
     assert card["plan"]["seconds"] == 0 and make_config(MitigationConfig, card["config"]) == _config()
     page = (finished.path / "report.html").read_text("utf-8")
     assert "44.85 %" in page and "<script" not in page
+    assert ">all three, thresholds 0.999 to 1.099 <strong>never acted</strong>" in page and "10 null clips are too few" in page
+    (link,) = set(re.findall(r'href="(audits/full-s0-mel/[^"]+)"', page))
+    assert (finished.path / link).is_file()
     assert page.count("<audio") == 2 * 2 * 2  # of no and of full guidance two pairs
     assert page.count('alt="mel spectrogram, ') == 3 * 4  # training clips, and what two arms made of four captions
 
@@ -513,7 +694,7 @@ def test_all_other_arms_run_on_two_models_with_measured_thresholds(finished: Stu
     theirs = [row["sha256"] for row in read_rows(finished.path / "generated" / "none-s0" / "manifest.jsonl")]
     assert not set(theirs) & set(digests["none"])  # the same model, other noise
     page = (found.path / "report.html").read_text("utf-8")
-    assert "mel: control [interval]" in page and "None of these can have been copied" in page
+    assert "mel: control [interval]" in page and "none of these can have been copied" in page
     assert "control [interval]" not in (finished.path / "report.html").read_text("utf-8")
 
 

@@ -131,6 +131,8 @@ def print_plan(plan: Plan) -> None:
         amount = f"{row.amount:,.0f} {row.unit}"
         shown.add_row(row.kind, f"{row.stages:,}", f"{row.done:,}", amount, duration(row.seconds), rate)
     out.print(shown)
+    for warning in plan.warnings:
+        out.print(Text(f"note: {warning}"))
     out.print(Text(f"time left: {duration(plan.seconds)}; what is done is kept, and the same command goes on"))
 
 
@@ -185,7 +187,7 @@ def _print_memorization(result: Study) -> None:
             f"{row['epochs']:,.0f}",
             row["descriptor"],
             str(row["models"]),
-            f"{row['flagged']} of {row['clips']}",
+            f"{row['flagged']} of {row['clips']}" if known else "-",
             percent(row["rate"]) if known else "not decided",
             f"{row['low']:.0%} to {row['high']:.0%}" if known else "-",
             percent(row["control"]["rate"]),
@@ -226,18 +228,29 @@ def _print_longtail(result: Study) -> None:
 
 
 def _print_mitigation(result: Study) -> None:
-    from ..studies.mitigation.page import sentence
+    from ..studies.mitigation.page import decimals_of, sentence
+    from ..studies.mitigation.quality import quality_keys
+    from ..studies.mitigation.results import unguided
 
     card = result.card
-    names, qualities = list(card["arms"][0]["audits"]), list(card["arms"][0]["quality"])
+    names, qualities = list(unguided(card["arms"])["audits"]), quality_keys(card["arms"])
+    digits = decimals_of(card["arms"], names, qualities)
+    controlled = [name for name in names if unguided(card["arms"])["audits"][name]["control"]]
     shown = Table(title="Generated clips flagged, by what guides them", title_justify="left")
-    for name in ("guidance", *names, *qualities, "seconds, × none"):
-        shown.add_column(name, justify="left" if name == "guidance" else "right")
+    rated = [head for name in names for head in (name, f"{name}, control")[: 1 + (name in controlled)]]
+    shown.add_column("guidance", min_width=14)
+    for name in (*rated, *qualities, "seconds, × none"):
+        shown.add_column(name, justify="right")
     for row in card["arms"]:
-        rates = [_rate(row["audits"][name]["flagged"]) if name in row["audits"] else "-" for name in names]
-        scores = [f"{row['quality'][key]['value']:.3g}" if key in row["quality"] else "-" for key in qualities]
+        rates = []
+        for name in names:
+            audit = row["audits"].get(name)
+            rates.append("-" if audit is None else _rate(audit["flagged"]))
+            if name in controlled:
+                rates.append("-" if audit is None or audit["control"] is None else percent(audit["control"]["rate"]))
+        scores = [f"{row['quality'][key]['value']:.{digits[key]}f}" if key in row["quality"] else "-" for key in qualities]
         times = "-" if row["times_none"] is None else f"{row['times_none']:.2f}"
-        shown.add_row(row["label"], *rates, *scores, times)
+        shown.add_row(row["label"] + (", never acted" if row["never_acted"] else ""), *rates, *scores, times)
     out.print(shown)
     for warning in card["warnings"]:
         out.print(Text(f"note: {warning}"))
@@ -248,4 +261,4 @@ def _print_mitigation(result: Study) -> None:
 def _rate(flags: Mapping[str, Any]) -> str:
     if flags["rate"] is None:
         return "not decided"
-    return f"{flags['rate']:.0%} ({flags['low']:.0%} to {flags['high']:.0%})"
+    return f"{flags['rate']:.0%} ({100 * flags['low']:.0f} to {100 * flags['high']:.0f})"

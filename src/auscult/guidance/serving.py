@@ -47,7 +47,8 @@ class Answer:
     path
         Of the clip, which no audit flags; None: it is withheld.
     flagged
-        Each time that a clip of it was flagged: ``attempt``, ``seed``, and the best match (``reference_path``, ``score``,
+        Of a prompt whose clip is withheld, each time that it was flagged; else empty, also where an earlier attempt was
+        flagged: ``attempt``, ``seed``, and the best match (``reference_path``, ``score``,
         ``p_value``, and where in both sounds).
     """
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from .config import StudyAudits
-from .rates import pooled
+from .config import MATCH, StudyAudits
+from .rates import percent, pooled
 
 Row = dict[str, Any]
 
@@ -29,6 +30,11 @@ def is_flagged(audits: StudyAudits, name: str, row: Mapping[str, Any]) -> bool:
 def is_undecided(audits: StudyAudits, name: str, null_clips: int) -> bool:
     """Whether there are too few null clips for the level, so that nothing could be flagged."""
     return name not in audits.taus() and audits.level * (null_clips + 1) < 1
+
+
+def is_matched(audits: StudyAudits, name: str) -> bool:
+    """Whether as many are flagged as by another descriptor: the number of a folder is then that one's, and says nothing new."""
+    return str(audits.taus().get(name)).startswith(MATCH)
 
 
 def counted(
@@ -58,9 +64,39 @@ def rate_of(found: Iterable[Row | None]) -> Row:
     return rate if decided else {**rate, "rate": None, "low": None, "high": None}
 
 
+def by_seed(found: Iterable[Row]) -> list[float | None]:
+    """The rate of each model; None where it could not be decided."""
+    return [one["flagged"] / one["compared"] if one["compared"] and not one["undecided"] else None for one in found]
+
+
+def listed(found: Iterable[Row]) -> int | None:
+    """How many clips the audits' own lists have, of the models of :func:`rate_of`; None where none could be decided."""
+    decided = [one["listed"] for one in found if not one["undecided"]]
+    return sum(decided) if decided else None
+
+
+def own_nearest(rows: Iterable[Mapping[str, Any]], prompt_of: Mapping[str, str]) -> int:
+    """Of how many rows of an audit's queries the nearest training clip is that of their prompt.
+
+    Examples
+    --------
+    >>> rows = [{"query_id": "0", "reference_id": "a"}, {"query_id": "1", "reference_id": "a"}]
+    >>> own_nearest(rows, {"0": "a", "1": "b"})
+    1
+    """
+    return sum(row["reference_id"] == prompt_of[row["query_id"]] for row in rows)
+
+
 def too_few_null_clips(audits: StudyAudits, name: str, null_clips: int) -> str:
-    """What a reader has to know where nothing could be flagged."""
+    """What a reader has to know where nothing could be flagged.
+
+    Examples
+    --------
+    >>> too_few_null_clips(StudyAudits(level=0.03), "mel", 20)
+    'mel: 20 null clips are too few to tell what 3 % of them score; it takes 33, or a higher [audits] level. Nothing can be flagged.'
+    """  # noqa: E501 - a sentence
+    least = math.ceil(1 / audits.level - 1e-9) - 1
     return (
-        f"{name}: {null_clips:,} null clips cannot tell what 1 in {1 / audits.level:,.0f} of them scores; it takes "
-        f"{round(1 / audits.level) - 1:,}, or a higher [audits] level."
+        f"{name}: {null_clips:,} null clips are too few to tell what {percent(audits.level)} of them score; it takes "
+        f"{least:,}, or a higher [audits] level. Nothing can be flagged."
     )

@@ -180,7 +180,7 @@ def generate_clips(
 
 
 def through_codec(config: StudyConfig, model: Path | str, clips: Sequence[Clip], place: Path, progress: Progress) -> None:
-    """What a model's codec makes of real clips, as a folder of sounds: the most faithful copies that it could give out."""
+    """What a model's codec makes of real clips, as a folder of sounds: about as faithful as its copies can be."""
     import torch
 
     from ..generation.pipelines import load_pipeline, locate_pipeline

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,10 @@ from ..metrics.intervals import share_interval
 INTERVAL = (
     "Intervals are of 95 %: Clopper and Pearson's, for that number of independent prompts whose rate would vary as much as the "
     "rates of the models do (Korn and Graubard, with Student's t for few models), and never for more than there are: clips of "
-    "one prompt stand or fall together. Where all clips agree, there is no variation to see, and every prompt of every model "
-    "counts as independent, which they are not quite: they share a model's weights."
+    "one prompt stand or fall together. Where all models agree on 0 or 100 %, there is no variation between them to see, and "
+    "every prompt counts as independent. Prompts of one model are not: they share its weights. Of models that copy either "
+    "everything or nothing, three may well agree by chance, and the interval then misses the true rate: in up to half of all "
+    "studies."
 )
 
 
@@ -72,6 +75,49 @@ def pooled(counts: Sequence[tuple[int, int, int]]) -> Rate:
         variance = float(rates.var(ddof=1)) / len(rates) * float(student.ppf(0.975, len(rates) - 1) / 1.96) ** 2
     found = share_interval(float(rates.mean()), variance, clips=prompts, items=prompts)
     return Rate(flagged, clips, prompts, found.value, found.low, found.high, len(rates))
+
+
+def percent(share: float) -> str:
+    """A share in words: small ones are never 0 %.
+
+    Examples
+    --------
+    >>> percent(0.95), percent(0.005), percent(0.0)
+    ('95 %', '0.5 %', '0 %')
+    """
+    return f"{100 * share:.2g} %" if 0 < share < 0.095 else f"{100 * share:.0f} %"
+
+
+def decimals(values: Iterable[float], digits: int = 3) -> int:
+    """With how many decimals the largest of these numbers has so many digits, so that a column can be printed alike.
+
+    Examples
+    --------
+    >>> decimals([149.2, 8.48]), decimals([0.012, -0.5]), decimals([])
+    (0, 3, 2)
+    """
+    largest = max((abs(value) for value in values), default=0.0)
+    return max(0, digits - 1 - (math.floor(math.log10(largest)) if largest else 0))
+
+
+def sign_flip(changes: Sequence[int]) -> float:
+    """Two-sided p-value of the sum of changes, where each could as well have gone the other way.
+
+    All changes of sign are counted, one change after the other: the p-value is exact.
+
+    Examples
+    --------
+    >>> sign_flip([-5, -5, -5, -5, -5, 0]), sign_flip([2, -2]), sign_flip([])
+    (0.0625, 1.0, 1.0)
+    """
+    sums = np.ones(1)  # the probability of each sum, from the lowest, in steps of 1
+    for change in np.abs(np.asarray(changes, np.int64)):
+        more = np.zeros(len(sums) + 2 * int(change))
+        more[: len(sums)] += sums / 2
+        more[2 * int(change) :] += sums / 2
+        sums = more
+    middle = len(sums) // 2
+    return float(sums[np.abs(np.arange(len(sums)) - middle) >= abs(sum(changes))].sum())
 
 
 def separation(high: npt.NDArray[np.float64], low: npt.NDArray[np.float64]) -> float | None:

@@ -86,9 +86,10 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study before it starts: a row for each kind of stages, in the order in which they first occur."""
+    """A study before it starts: a row for each kind of stages, in the order in which they first occur, and what to know."""
 
     rows: tuple[PlanRow, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float | None:
@@ -98,7 +99,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """As a card and ``--json`` hold it."""
-        return {"seconds": self.seconds, "stages": [vars(row) for row in self.rows]}
+        return {"seconds": self.seconds, "stages": [vars(row) for row in self.rows], "warnings": list(self.warnings)}
 
 
 def plan_stages(stages: Sequence[Stage], folder: Path, rates: Mapping[str, float]) -> Plan:
@@ -125,7 +126,7 @@ def plan_stages(stages: Sequence[Stage], folder: Path, rates: Mapping[str, float
     >>> plan_stages(stages, Path("nowhere"), {"training": 3.5}).seconds
     400.0
     """
-    _check_place(folder)
+    check_place(folder)
     measured = measured_rates(folder)
     rows = []
     for kind in dict.fromkeys(stage.kind for stage in stages):
@@ -211,11 +212,11 @@ def study_folder(output: Path, kind: str, task: Mapping[str, Any]) -> Iterator[P
     Raises
     ------
     OutputFolderError
-        It holds something else, or a study with other settings.
+        It holds something else, another kind of study, or one with other settings.
     StoreError
         Another process works in it.
     """
-    _check_place(output)
+    check_place(output, kind)
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
         remove_stale_temporaries(output)
@@ -227,19 +228,32 @@ def study_folder(output: Path, kind: str, task: Mapping[str, Any]) -> Iterator[P
         yield output
 
 
-def _check_place(output: Path) -> None:
+def check_place(output: Path, kind: str | None = None) -> None:
+    """Refuse a folder that holds something else, or a study of another kind than this.
+
+    Raises
+    ------
+    OutputFolderError
+        It does.
+    """
     if output.exists() and not output.is_dir():
         raise OutputFolderError(f"{output}: exists and is a file; choose another -o")
     if output.is_dir() and any(output.iterdir()) and not (output / TASK).is_file():
         raise OutputFolderError(f"{output}: holds something that is not a study; choose another -o")
+    if kind is not None and (output / TASK).is_file() and (there := _task(output).get("kind")) != kind:
+        raise OutputFolderError(f"{output}: another kind of study was begun here (a {there}, not a {kind}); choose another -o")
+
+
+def _task(output: Path) -> dict[str, Any]:
+    try:
+        there: dict[str, Any] = json.loads((output / TASK).read_text("utf-8"))
+    except ValueError as error:
+        raise OutputFolderError(f"{output / TASK}: cannot be read ({error}); choose another -o") from error
+    return there
 
 
 def _check_same(output: Path, wanted: dict[str, Any]) -> None:
-    try:
-        there = json.loads((output / TASK).read_text("utf-8"))
-    except ValueError as error:
-        raise OutputFolderError(f"{output / TASK}: cannot be read ({error}); choose another -o") from error
-    old, new = flat_values(there), flat_values(wanted)
+    old, new = flat_values(_task(output)), flat_values(wanted)
     changed = [key for key in {**new, **old} if old.get(key) != new.get(key)]
     if changed:
         told = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in changed[:_SHOWN])

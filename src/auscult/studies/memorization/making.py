@@ -124,7 +124,7 @@ def codec_stage(config: MemorizationConfig, arm: Arm, place: Path, progress: Pro
 
 
 def sensitivity_stage(config: MemorizationConfig, arm: Arm, name: str, place: Path, progress: Progress) -> None:
-    """How many of the most faithful copies that the model could give out are flagged?"""
+    """How many of the prompts' own clips are flagged, behind the model's codec?"""
     folder = place.parents[1]
     copies, training = folder / THROUGH_CODEC / arm.name / MADE_MANIFEST, folder / SETS / arm.name / TRAINING
     audit_clips(config, name, open_corpus(copies), open_corpus(training), folder, place, progress)

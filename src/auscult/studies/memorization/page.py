@@ -10,16 +10,17 @@ import numpy as np
 from markupsafe import Markup
 
 from ...audit import Audit
-from ...configuration import flat_values
+from ...configuration import flat_values, make_config
 from ...figures import NULL_COLOR, QUERY_COLOR, REFERENCE_COLOR, frequency_ticks, histogram_svg
 from ...folders import Progress, no_progress, package_versions, write_text
-from ...report.page import REPORT, pair_sides
+from ...report.page import REPORT
 from ...report.rendering import render
 from ...report.verification import wide_and_narrow
+from ..config import StudyAudits
 from ..figures import COLORS, Series, rates_picture
+from ..hearing import pairs_to_hear
+from ..rates import percent
 from .arms import AUDITS
-
-PAIRS = 2  # heard of each size
 
 
 def write_memorization_page(folder: Path, content: Mapping[str, Any], progress: Progress = no_progress) -> Path:
@@ -65,6 +66,8 @@ def sentence(content: Mapping[str, Any]) -> str:
     """  # noqa: E501 - a sentence
     name = content["curve"][0]["descriptor"]
     rows = [row for row in content["curve"] if row["descriptor"] == name]
+    if all(row["rate"] is None for row in rows):
+        return f"By {name}, how much is flagged could not be told: there are too few null clips."
     shares = ["a share that could not be told" if row["rate"] is None else _with_interval(row) for row in rows]
     first = f"By {name}, {shares[0]} of the clips that a model of {rows[0]['size']:,} training clips makes are flagged"
     last = f", and {shares[-1]} with {rows[-1]['size']:,}" if len(rows) > 1 else ""
@@ -72,7 +75,7 @@ def sentence(content: Mapping[str, Any]) -> str:
 
 
 def _with_interval(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['rate']:.0f} % ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
+    return f"{percent(row['rate'])} ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
 
 
 def _epochs(content: Mapping[str, Any], names: Sequence[str]) -> Markup | None:
@@ -118,8 +121,9 @@ def _histograms(folder: Path, content: Mapping[str, Any], names: Sequence[str]) 
             # duplicates among training clips score so high that all else would be one bar
             drawn = training[training <= max(generated.max(initial=-np.inf), null.max(initial=-np.inf))]
             sets = [("generated to training", QUERY_COLOR, generated), ("training to training", REFERENCE_COLOR, drawn)]
-            tau = float(np.quantile(null, 1 - content["config"]["audits"]["level"], method="higher"))
-            line = f"{content['config']['audits']['level']:.0%} of null clips above"
+            level = content["config"]["audits"]["level"]
+            tau = None if row["rate"] is None else float(np.quantile(null, 1 - level, method="higher"))
+            line = f"{percent(level)} of null clips above"
             wide, narrow = (histogram_svg(sets, tau=tau, unit="clips", narrow=narrow, line=line) for narrow in (False, True))
             title = f"{row['size']:,} training clips, by {name}"
             picture = Markup(wide_and_narrow(wide, narrow))
@@ -149,14 +153,9 @@ def _duplicates(content: Mapping[str, Any], names: Sequence[str]) -> list[tuple[
 
 
 def _heard(folder: Path, content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """The best-scoring pairs of each size, to look at and to hear."""
-    found = []
+    """Pairs of each size, of all its models."""
+    asked, found = make_config(StudyAudits, dict(content["config"]["audits"])), []
     for size in dict.fromkeys(row["size"] for row in content["curve"]):
-        arm = next(arm for arm in content["models"] if arm["size"] == size and arm["plain"])
-        matches = Audit.open(folder / AUDITS / f"{arm['name']}-{name}").matches().to_pylist()
-        best = sorted((row for row in matches if row["rank"] == 1), key=lambda row: (-row["score"], row["query_id"]))
-        # the middle one is what is typical, the first what is worst
-        shown = [("the highest score", best[0]), ("the middle score", best[len(best) // 2])][:PAIRS] if best else []
-        pairs = [{"what": what, "score": row["score"], "flagged": row["flagged"], **pair_sides(row)} for what, row in shown]
-        found.append({"size": size, "model": arm["name"], "pairs": pairs})
+        arms = [arm["name"] for arm in content["models"] if arm["size"] == size and arm["plain"]]
+        found.append({"size": size, "pairs": pairs_to_hear(asked, name, [folder / AUDITS / f"{arm}-{name}" for arm in arms])})
     return found

@@ -15,8 +15,8 @@ from ...audit import Audit
 from ...folders import CARD, REVIEW_DB, read_card
 from ...review.verdicts import VerdictStore
 from ...review.verified import audit_rate
-from ..flagging import counted, is_flagged, rate_of, too_few_null_clips
-from ..rates import INTERVAL, pooled, separation
+from ..flagging import by_seed, counted, is_flagged, is_matched, listed, own_nearest, rate_of, too_few_null_clips
+from ..rates import INTERVAL, percent, pooled, separation
 from ..sets import read_manifest
 from .arms import AUDITS, CONTROLS, DEDUPLICATED, MADE, MODELS, REPEATED, SENSITIVITY, SETS, Arm
 from .config import MemorizationConfig, train_config
@@ -34,13 +34,14 @@ PUBLISHED = (
     },
 )
 CONTROL = (
-    "Control: the same clips against the training clips of the next seed, less recordings of their own model's. None of these "
-    "can have been copied: what is flagged there is false alarm. At the largest size there may be no such clips."
+    "Control: the same clips against the training clips of the next seed, less recordings of their own model's. As far as "
+    "[data] group tells recordings apart, none of these can have been copied: what is flagged there is false alarm. At the "
+    "largest size there may be no such clips."
 )
-SEEN = 0.8  # of the most faithful copies; of a rule that flags fewer, low rates say little
+SEEN = 0.8  # of training clips behind the codec; of a rule that flags fewer, low rates say little
 SENSITIVITY_IS = (
-    "Sensitivity: the prompts' own training clips, through the model's codec and vocoder and nothing else. No copy that the "
-    "model gives out can be more faithful: what is not flagged of these could not be flagged at all."
+    "Sensitivity: the prompts' own training clips, through the model's codec and vocoder and nothing else. They are about as "
+    "faithful as the model can be; what the rule misses of these it would miss of its copies."
 )
 
 
@@ -96,7 +97,7 @@ def _audited(
         "silent": audit.card["counts"]["generated"] - len(rows),
         **counted(config.audits, name, rows, prompt_of, null),
         "listed": sum(row["flagged"] for row in rows),
-        "own_clip_nearest": sum(row["reference_id"] == prompt_of[row["query_id"]] for row in rows),
+        "own_clip_nearest": own_nearest(rows, prompt_of),
         "separation": separation(np.array([row["score"] for row in rows]), training),
         "tau": audit.card["threshold"]["tau"],
         "rule": audit.card["threshold"]["rule"],
@@ -105,6 +106,9 @@ def _audited(
         "control": None,
         "sensitivity": None,
     }
+    found |= _by_repetition(config, name, rows, prompt_of, again, null) if again else {}
+    if is_matched(config.audits, name):
+        return found
     place = folder / SENSITIVITY / f"{arm.name}-{name}"
     if (place / CARD).is_file():
         copies = Audit.open(place).queries().to_pylist()
@@ -115,15 +119,23 @@ def _audited(
         control = Audit.open(place)
         unseen = control.card["calibration"]["null_clips"]
         found["control"] = counted(config.audits, name, control.queries().to_pylist(), prompt_of, unseen)
-    if again:
-        for key, wanted in (("repeated", True), ("once", False)):
-            own = [row for row in rows if (prompt_of[row["query_id"]] in again) is wanted]
-            found[key] = counted(config.audits, name, own, prompt_of, null)
-        # a prompt of a clip that is there once may call up one that is there often: whose sound it is says more
-        replayed = [row["reference_id"] for row in rows if is_flagged(config.audits, name, row)]
-        often = sum(one in again for one in replayed)
-        found["replayed"] = {"repeated": often, "once": len(replayed) - often}
     return found
+
+
+def _by_repetition(
+    config: MemorizationConfig, name: str, rows: Sequence[dict[str, Any]], prompt_of: dict[str, str], again: set[str], null: int
+) -> dict[str, Any]:
+    """What is flagged of prompts whose clip is repeated (``again``) and of the others; and whose sound the flagged clips are.
+
+    A prompt of a clip that is there once may call up one that is there often, so that whose sound it is says more.
+    """
+    found: dict[str, Any] = {}
+    for key, wanted in (("repeated", True), ("once", False)):
+        own = [row for row in rows if (prompt_of[row["query_id"]] in again) is wanted]
+        found[key] = counted(config.audits, name, own, prompt_of, null)
+    replayed = [row["reference_id"] for row in rows if is_flagged(config.audits, name, row)]
+    often = sum(one in again for one in replayed)
+    return {**found, "replayed": {"repeated": often, "once": len(replayed) - often}}
 
 
 def _verified(audit: Audit) -> str | None:
@@ -147,10 +159,10 @@ def _point(own: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
         "epochs": own[0]["epochs"],
         **rate_of(audits),
         "undecided": sum(one["undecided"] for one in audits),
-        "by_seed": [one["flagged"] / one["compared"] if one["compared"] else None for one in audits],
+        "by_seed": by_seed(audits),
         "control": rate_of([one["control"] for one in audits]),
         "sensitivity": rate_of([one["sensitivity"] for one in audits]),
-        "listed": sum(one["listed"] for one in audits),
+        "listed": listed(audits),
         "own_clip_nearest": nearest.rate,
         "separation": [min(apart), sum(apart) / len(apart), max(apart)] if apart else None,
         "verified": [f"{row['name']}: {row['audits'][name]['verified']}" for row in own if row["audits"][name]["verified"]],
@@ -197,8 +209,8 @@ def _warnings(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> lis
         share = rate_of(own)["rate"]
         if share is not None and share < SEEN:
             told.append(
-                f"{name}, {size:,} training clips: only {share:.0%} of the most faithful copies that the model could give out "
-                "would be flagged, so that a low rate says little."
+                f"{name}, {size:,} training clips: only {percent(share)} of the training clips that went through the model's "
+                "codec are flagged. What the rule misses of these it would miss of copies, so that a low rate says little."
             )
     if "sounds" in (config.data.source, config.data.null):
         told.append("Training or null clips are synthesized ('sounds'): no result about recordings.")

@@ -11,15 +11,17 @@ sections 4.1 and 4.2.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from ...folders import CARD, Progress, no_progress
 from ..config import SOUNDS
-from ..making import SOURCE, check_group, check_roles, make_source, role_stages
+from ..making import SOURCE, check_roles, make_source, role_stages
+from ..planning import null_warnings, pool_of
 from ..running import Study, run_study, stated
-from ..sets import divide, read_pool
-from ..stages import Plan, Stage, plan_stages
+from ..sets import divide
+from ..stages import Plan, Stage, check_place, plan_stages
 from .arms import AUDITS, CONTROLS, DEDUPLICATED, MADE, MODELS, SENSITIVITY, SETS, THROUGH_CODEC, Arm, arms_of, clips_made
 from .config import MemorizationConfig
 from .making import (
@@ -45,9 +47,12 @@ def plan_memorization(config: MemorizationConfig, output: str | Path) -> Plan:
     ------
     CorpusError, ValueError
         The source cannot be used, or has too few clips.
+    OutputFolderError
+        The folder holds something else, or another kind of study.
     """
-    _check_source(config, Path(output))
-    return plan_stages(stages_of(config), Path(output), stated(config.rates))
+    pool = _checked(config, Path(output))
+    plan = plan_stages(stages_of(config), Path(output), stated(config.rates))
+    return replace(plan, warnings=tuple(null_warnings(config.data, config.audits, pool)))
 
 
 def study_memorization(config: MemorizationConfig, output: str | Path, *, progress: Progress = no_progress) -> Study:
@@ -69,19 +74,19 @@ def study_memorization(config: MemorizationConfig, output: str | Path, *, progre
     OutputFolderError
         The folder holds something else, or a study with other settings.
     """
-    _check_source(config, Path(output))  # before there is a folder
+    _checked(config, Path(output))  # before there is a folder
     results = partial(results_of, config, arms_of(config))
     return run_study(Path(output), KIND, config, stages_of(config), results, write_memorization_page, progress)
 
 
-def _check_source(config: MemorizationConfig, output: Path) -> None:
-    if (output / SOURCE / CARD).is_file():
-        return  # it is written down, and may have gone since
-    if config.data.source != SOUNDS:
-        clips = read_pool(config.data.source, audio_root=config.data.audio_root, encoding=config.data.encoding)
-        check_group(config.data, [clip.clip_id for clip in clips])
-        divide(clips, config.sizes[-1], config.seeds[0], config.data.group)
-    check_roles(config.data, config.audits.clap)
+def _checked(config: MemorizationConfig, output: Path) -> int:
+    """How many clips the source has; refuses one that is too small, and a folder of something else."""
+    check_place(output, KIND)
+    pool = pool_of(config.data, config.sizes[-1], output)
+    if not (output / SOURCE / CARD).is_file():  # it is written down, and may have gone since
+        divide(pool, config.sizes[-1], config.seeds[0], None if config.data.source == SOUNDS else config.data.group)
+        check_roles(config.data, config.audits.clap)
+    return len(pool)
 
 
 # --- the stages -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -122,6 +123,12 @@ def _thresholds(low: float) -> dict[str, Any]:
     return {"threshold_low": low, "threshold_high": round(low + GAP, 6)}
 
 
+def _gap_apart(config: MitigationConfig) -> bool:
+    """Whether the thresholds of full guidance lie as far apart as those of arms and sweeps that name the low one alone."""
+    low, high = config.guidance.threshold_low, config.guidance.threshold_high
+    return low is not None and high is not None and math.isclose(high - low, GAP)
+
+
 def swept_arm(config: MitigationConfig, knob: str, value: float | str) -> Arm:
     """The arm of a value in a sweep; that of full guidance's own value is one for all sweeps.
 
@@ -132,7 +139,7 @@ def swept_arm(config: MitigationConfig, knob: str, value: float | str) -> Arm:
     """
     by = config.guidance.descriptor
     shown = f"{value:g}" if isinstance(value, int | float) else value
-    if value == getattr(config.guidance, knob):
+    if value == getattr(config.guidance, knob) and (knob != "threshold_low" or _gap_apart(config)):
         return Arm("sweep-full", {}, by, swept=True)
     changes = _thresholds(float(value)) if knob == "threshold_low" else {KNOBS.get(knob, knob): value}
     return Arm(f"sweep-{knob}-{shown}", changes, by, swept=True)

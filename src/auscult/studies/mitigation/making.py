@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...corpus import Corpus, open_corpus
+from ...corpus import Clip, Corpus, open_corpus
 from ...folders import Progress, read_card, write_card
 from ...guidance.guided import LatentChoice, LatentName
 from ...guidance.index import ReferenceIndex
@@ -29,7 +30,7 @@ from ..making import (
     torch_threads,
     train_model,
 )
-from ..sets import divide, prompted, read_manifest, write_manifest, write_sounds
+from ..sets import Parts, divide, prompted, read_manifest, write_manifest, write_sounds
 from .arms import (
     GUIDES,
     MADE,
@@ -58,9 +59,7 @@ def make_sets(config: MitigationConfig, place: Path, progress: Progress) -> None
     Training sets are those of the memorization study. Prompts go round the captions, so that the first few are of all.
     """
     pool = read_manifest(place.parent / SOURCE / CLIPS)
-    group = config.data.group
-    size = len(pool) if config.model.pipeline else config.size
-    parts = {seed: divide(pool, size, seed, group) for seed in config.seeds}
+    parts = divided(config, pool)
     for seed, part in parts.items():
         folder = place / model_name(config, seed)
         write_manifest(folder / TRAINING, part.training)
@@ -68,10 +67,7 @@ def make_sets(config: MitigationConfig, place: Path, progress: Progress) -> None
         rows = [clip for _ in range(each) for clip in some]
         write_manifest(folder / PROMPTS, rows)
         write_manifest(folder / SWEPT_PROMPTS, rows[: config.sweeps.clips])
-    kept = set.intersection(*({clip.clip_id for clip in part.rest} for part in parts.values()))
-    rest = [clip for clip in parts[config.seeds[0]].rest if clip.clip_id in kept]
-    others = rest[: min(OTHERS, len(rest) // 3)]
-    left = rest[len(others) :][: config.quality.clips]
+    others, left = left_over(config, parts)
     if config.quality.reference == SOUNDS:
         left = write_sounds(place.parent / SOURCE / REFERENCE, config.quality.clips, len(ROLES) + 1, config.duration_s)
     found = {OTHER: others, REFERENCE: left}
@@ -79,6 +75,20 @@ def make_sets(config: MitigationConfig, place: Path, progress: Progress) -> None
         write_manifest(place / f"{role}.jsonl", clips)
     write_card(place, "sets of a study", {"counts": {role: len(clips) for role, clips in found.items()}})
     progress(1, 1, "sets")
+
+
+def divided(config: MitigationConfig, pool: Sequence[Clip]) -> dict[int, Parts]:
+    """By seed, the clips that its model is trained on, and those that it is not."""
+    size = len(pool) if config.model.pipeline else config.size
+    return {seed: divide(pool, size, seed, config.data.group) for seed in config.seeds}
+
+
+def left_over(config: MitigationConfig, parts: Mapping[int, Parts]) -> tuple[list[Clip], list[Clip]]:
+    """Of the clips that no model is trained on: those for guidance, and those that quality is measured by."""
+    kept = set.intersection(*({clip.clip_id for clip in part.rest} for part in parts.values()))
+    rest = [clip for clip in parts[config.seeds[0]].rest if clip.clip_id in kept]
+    others = rest[: min(OTHERS, len(rest) // 3)]
+    return others, rest[len(others) :][: config.quality.clips]
 
 
 def reference_of(config: MitigationConfig, folder: Path) -> Corpus | None:

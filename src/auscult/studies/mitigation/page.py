@@ -10,21 +10,25 @@ from typing import Any
 from markupsafe import Markup
 
 from ...audio import read_audio
-from ...audit import Audit
-from ...configuration import flat_values
+from ...configuration import flat_values, make_config
 from ...figures import SPECTROGRAM_RATE_HZ, frequency_ticks, spectrogram_png
 from ...folders import Progress, no_progress, package_versions, write_text
-from ...generation.clips import Row, read_rows
+from ...generation.clips import read_rows
 from ...guidance.trace import Trace
-from ...report.page import REPORT, pair_sides
+from ...report.page import REPORT
 from ...report.rendering import render
 from ...report.verification import wide_and_narrow
+from ..config import StudyAudits
 from ..figures import COLORS
+from ..hearing import pairs_to_hear
+from ..rates import decimals, percent
 from ..sets import read_manifest
 from .arms import AUDITS, MADE, SETS, TRACES, TRAINING
 from .figures import Point, Value, svg_of, sweep_svg, tradeoff_svg
-from .results import distance_key, quality_key
+from .quality import distance_key, quality_key, quality_keys
+from .results import unguided
 
+LEVEL = 0.05  # of the sign-flip test, for a difference to be told
 SHOWN = ("none", "full", "full-unshifted", "full-mel-latents")  # arms to see and hear; the last two can be evaded
 COLUMNS, COLUMN_PIXELS = 8, 160  # of the sheet
 LINES = 4  # of a trace
@@ -42,7 +46,7 @@ def write_mitigation_page(folder: Path, content: Mapping[str, Any], progress: Pr
         What its card holds.
     """
     progress(0, 1, "writing the report")
-    names = list(content["arms"][0]["audits"])
+    names, qualities = list(unguided(content["arms"])["audits"]), quality_keys(content["arms"])
     shown = [row for name in SHOWN for row in content["arms"] if row["name"] == name]
     page = render(
         "mitigation.html",
@@ -51,8 +55,10 @@ def write_mitigation_page(folder: Path, content: Mapping[str, Any], progress: Pr
         review_warnings=(),
         content=content,
         names=names,
+        plain=unguided(content["arms"]),
         controlled=any(one["control"] for row in shown for one in row["audits"].values()),
-        qualities=list(content["arms"][0]["quality"]),
+        qualities=qualities,
+        decimals=decimals_of(content["arms"], names, qualities),
         tradeoffs=_tradeoffs(content, names[0]),
         sweeps=_sweeps(content),
         trace=_trace(folder, content),
@@ -66,35 +72,80 @@ def write_mitigation_page(folder: Path, content: Mapping[str, Any], progress: Pr
     return folder / REPORT
 
 
+def decimals_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str], qualities: Sequence[str]) -> dict[str, int]:
+    """With how many decimals scores are printed, by descriptor and by score of quality: alike in a column."""
+    medians = {name: [row["audits"][name]["score"]["median"] for row in rows if name in row["audits"]] for name in names}
+    values = {key: [row["quality"][key]["value"] for row in rows if key in row["quality"]] for key in qualities}
+    return {key: decimals(value for value in found if value is not None) for key, found in {**medians, **values}.items()}
+
+
 def sentence(content: Mapping[str, Any]) -> str:
-    """What the study found, in a sentence: of no guidance and of full guidance, or what was guided first.
+    """What the study found: of no guidance and of full guidance, or what was guided first.
+
+    Nothing is said to differ that intervals, the control and the sign-flip test do not tell apart.
 
     Examples
     --------
-    >>> rate = {"rate": 0.95, "low": 0.8, "high": 1.0}
-    >>> rows = [{"name": name, "label": label, "quality": {"fd_logmel": {"value": fd}}, "audits": {"contrast": {"flagged": rate}}}
-    ...         for name, label, fd in (("none", "no guidance", 10), ("full", "all three terms", 149))]
-    >>> sentence({"arms": rows})
-    'By contrast, 95 % of the clips made without guidance are flagged as possible replicas, and 95 % with all three terms; fd_logmel goes from 10 to 149.'
+    >>> def row(name, label, fd, rate, low, high, control=0.02, p=None):
+    ...     audit = {"flagged": {"rate": rate, "low": low, "high": high}, "null_clips": [240],
+    ...              "control": {"rate": control, "low": 0.0, "high": 0.1}}
+    ...     return {"name": name, "label": label, "quality": {"fd_logmel": {"value": fd}}, "audits": {"contrast": audit},
+    ...             "against_none": {} if p is None else {"contrast": {"p_value": p}}, "never_acted": False}
+    >>> none = row("none", "no guidance", 10, 0.95, 0.8, 1.0)
+    >>> sentence({"arms": [none, row("full", "all three terms", 149, 0.9, 0.7, 1.0, p=0.5)]})
+    'By contrast, 95 % (80 to 100) of the clips made without guidance are flagged as possible replicas. With all three terms these are 90 % (70 to 100): no difference can be told (sign-flip test, p = 0.5). fd_logmel is 10 without guidance and 149 with it.'
     """  # noqa: E501 - a sentence
     rows = content["arms"]
-    plain = next(row for row in rows if row["name"] == "none")
+    plain = unguided(rows)
     guided = next((row for row in rows if row["name"] == "full"), next((row for row in rows if row is not plain), None))
     name = next(iter(plain["audits"]))
-    told = f"By {name}, {_share(plain['audits'][name]['flagged'])} of the clips made without guidance are flagged as possible "
-    told += "replicas"
+    own = plain["audits"][name]
+    if own["flagged"]["rate"] is None:
+        return f"By {name}, how much is flagged could not be told: {min(own['null_clips']):,} null clips are too few."
+    told = f"By {name}, {_share(own['flagged'])} of the clips made without guidance are flagged as possible replicas"
+    told += f"{_beside_control(own)}."
     if guided is None or name not in guided["audits"]:
-        return f"{told}."
-    told += f", and {_share(guided['audits'][name]['flagged'])} with {guided['label']}"
+        return told
+    told += f" {_effect(plain, guided, name)}"
     key = quality_key([plain, guided], lambda key: True)
-    if key is None:
-        return f"{told}."
+    if key is None or guided["never_acted"]:
+        return told
     before, after = (row["quality"][key]["value"] for row in (plain, guided))
-    return f"{told}; {key} goes from {before:.3g} to {after:.3g}."
+    return f"{told} {key} is {before:.3g} without guidance and {after:.3g} with it."
 
 
 def _share(flags: Mapping[str, Any]) -> str:
-    return "a share that could not be told" if flags["rate"] is None else f"{flags['rate']:.0%}".replace("%", " %")
+    return f"{percent(flags['rate'])} ({100 * flags['low']:.0f} to {100 * flags['high']:.0f})"
+
+
+def _above_control(audit: Mapping[str, Any]) -> bool:
+    """Whether the intervals tell the rate from its control's; True where there is none."""
+    control = audit["control"]
+    return control is None or control["rate"] is None or audit["flagged"]["low"] > control["high"]
+
+
+def _beside_control(audit: Mapping[str, Any]) -> str:
+    if _above_control(audit):
+        return ""
+    return f"; by the intervals this cannot be told from the control's false alarms, {_share(audit['control'])}"
+
+
+def _effect(plain: Mapping[str, Any], guided: Mapping[str, Any], name: str) -> str:
+    """What guidance changed, as far as it can be told."""
+    before, after, label = plain["audits"][name], guided["audits"][name], guided["label"]
+    if guided["never_acted"]:
+        return f"With {label} nothing acted: the clips are the same to the last bit."
+    if after["flagged"]["rate"] is None:
+        return f"With {label} it could not be told: {min(after['null_clips']):,} null clips are too few."
+    test, rate = guided["against_none"][name], after["flagged"]["rate"]
+    within = before["flagged"]["low"] <= rate <= before["flagged"]["high"]
+    fell = rate < before["flagged"]["rate"]
+    same = test is None or test["p_value"] > LEVEL or within or (fell and not _above_control(before))
+    what = "no difference can be told" if same else "fewer" if fell else "more"
+    p = "" if test is None else f" (sign-flip test, p = {test['p_value']:.2g})"
+    # where nothing fell, or nothing is above the control to begin with, a control says nothing more
+    control = _beside_control(after) if fell and not same else ""
+    return f"With {label} these are {_share(after['flagged'])}: {what}{p}{control}."
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -102,7 +153,9 @@ def _share(flags: Mapping[str, Any]) -> str:
 
 def _tradeoffs(content: Mapping[str, Any], name: str) -> list[tuple[str, Markup]]:
     """Rate against the distance to real sound, and against adherence to the prompt where it was measured."""
-    rows = [row for row in content["arms"] if name in row["audits"] and row["audits"][name]["flagged"]["rate"] is not None]
+    judged = [name in row["audits"] and row["audits"][name]["flagged"]["rate"] is not None for row in content["arms"]]
+    numbered = [(number, row) for number, (row, there) in enumerate(zip(content["arms"], judged, strict=True), 1) if there]
+    rows = [row for _, row in numbered]
     keys = [distance_key(rows), quality_key(rows, lambda key: "clap_score" in key)]
     found = []
     for key in dict.fromkeys(key for key in keys if key):
@@ -112,8 +165,9 @@ def _tradeoffs(content: Mapping[str, Any], name: str) -> list[tuple[str, Markup]
                 _value(row["quality"][key]),
                 _value(row["audits"][name]["flagged"], "rate"),
                 "none" if row["name"] == "none" else "guided" if row["similarity"]["guides"] else "other",
+                number,
             )
-            for row in rows
+            for number, row in numbered
         ]
         cost = f"{key} ({'higher' if 'clap_score' in key else 'lower'} is better)"
         wide, narrow = (tradeoff_svg(points, cost=cost, rate=f"flagged by {name}", narrow=one) for one in (False, True))
@@ -133,10 +187,9 @@ def _sweeps(content: Mapping[str, Any]) -> list[tuple[str, Markup]]:
             for name in rows[0]["audits"]
         ]
         costs = [None if key is None else _value(row["quality"][key]) for row in rows]
+        asked = f"{_knob(knob)}\n(one seed, {rows[0]['clips']} clips)"
         shown = [f"{point['value']:g}" if isinstance(point["value"], int | float) else point["value"] for point in points]
-        wide, narrow = (
-            sweep_svg(shown, rates, costs, knob=_knob(knob), cost=key or "quality", narrow=one) for one in (False, True)
-        )
+        wide, narrow = (sweep_svg(shown, rates, costs, knob=asked, cost=key or "quality", narrow=one) for one in (False, True))
         found.append((_knob(knob), Markup(wide_and_narrow(wide, narrow))))
     return found
 
@@ -146,7 +199,7 @@ def _knob(name: str) -> str:
         "c1": "c1, despecification",
         "c2": "c2, caption deduplication",
         "c3": "c3, dissimilarity",
-        "threshold_low": "low threshold (the high one is 0.1 above)",
+        "threshold_low": "low threshold (high: 0.1 above)",
         "nearest": "nearest references led away from",
         "every": "looks every so many steps",
         "stop": "stops at this share of the steps",
@@ -162,11 +215,11 @@ def _known(flags: Mapping[str, Any]) -> Value | None:
 
 
 def _trace(folder: Path, content: Mapping[str, Any]) -> Markup | None:
-    """Similarity over the steps of the first samples of one model, with guidance and without."""
+    """Similarity over the steps of the first samples of one model, with guidance and without, as both hear it alike."""
     import matplotlib as mpl
 
     seed = content["config"]["seeds"][0]
-    arm = next((row["name"] for row in content["arms"] if row["name"] not in ("none",) and row["similarity"]["guides"]), None)
+    arm = traced_arm(content["arms"])
     if arm is None:
         return None
     guided, plain = (_first_trace(folder / TRACES / f"{name}-s{seed}") for name in (arm, "none"))
@@ -176,6 +229,12 @@ def _trace(folder: Path, content: Mapping[str, Any]) -> Markup | None:
         with mpl.rc_context({"svg.hashsalt": f"auscult trace {size}", "svg.fonttype": "none"}):
             drawn.append(svg_of(guided.plot(plain, ids=ids, width_px=width)))
     return Markup(wide_and_narrow(*drawn))
+
+
+def traced_arm(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The first that guides by the similarity that is traced without guidance, too."""
+    alike = (row["name"] for row in rows if row["similarity"]["guides"] and row["similarity"]["comparable"])
+    return next(alike, None)
 
 
 def _first_trace(folder: Path) -> Trace:
@@ -211,15 +270,10 @@ def _picture(path: Path, start_s: float, duration_s: float) -> str:
 
 
 def _heard(folder: Path, content: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of the first model, the pair with the highest score of each shown arm and the one in the middle."""
-    seed, found = content["config"]["seeds"][0], []
+    """Of each shown arm, pairs of all models by the first descriptor that judges it."""
+    asked, found = make_config(StudyAudits, dict(content["config"]["audits"])), []
     for row in shown:
-        name = next(iter(row["audits"]))
-        matches = Audit.open(folder / AUDITS / f"{row['name']}-s{seed}-{name}").matches().to_pylist()
-        best = sorted((one for one in matches if one["rank"] == 1), key=lambda one: (-one["score"], one["query_id"]))
-        picked = [("the highest score", best[0]), ("the middle score", best[len(best) // 2])] if best else []
-        pairs: list[Row] = [
-            {"what": what, "score": one["score"], "flagged": one["flagged"], **pair_sides(one)} for what, one in picked
-        ]
-        found.append({"label": row["label"], "audit": f"{row['name']}-s{seed}-{name}", "pairs": pairs})
+        name = next(one for one in unguided(content["arms"])["audits"] if one in row["audits"])
+        places = [folder / AUDITS / f"{row['name']}-s{seed}-{name}" for seed in content["config"]["seeds"]]
+        found.append({"label": f"{row['label']}, by {name}", "pairs": pairs_to_hear(asked, name, places)})
     return found

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
-from scipy.stats import t as student
 
 from ...audit import Audit
 from ...folders import CARD, read_card
 from ...guidance.guided import FAMILY
-from ..flagging import counted, is_flagged, rate_of, too_few_null_clips
-from ..rates import INTERVAL
+from ..flagging import by_seed, counted, is_flagged, is_matched, listed, own_nearest, rate_of, too_few_null_clips
+from ..rates import INTERVAL, pooled, sign_flip
 from ..stages import read_times
 from .arms import (
     AUDITS,
@@ -35,16 +32,18 @@ from .arms import (
     swept_arms,
 )
 from .config import MitigationConfig
+from .quality import QUALITY_INTERVAL, mean_scores
 
 Row = dict[str, Any]
-QUALITY_INTERVAL = (
-    "Scores of quality are means over the models; their intervals are Student's, of the mean over the models, and with one "
-    "model those of its clips drawn again and again."
-)
 CONTROL = (
     "Control: the clips of no and of full guidance against the training clips of the next seed, less recordings of their own "
-    "model's. None of these can have been copied: what is flagged there is false alarm, and guidance that breaks the sound may "
-    "raise it. With one model there is none."
+    "model's. As far as [data] group tells recordings apart, none of these can have been copied: what is flagged there is "
+    "false alarm, and guidance that breaks the sound may raise it. With one model there is none."
+)
+TEST = (
+    "p: exact sign-flip test against no guidance. For each prompt of each model, how many of its clips are flagged more or "
+    "less than without guidance, from the same noise; by chance each of these changes could have had the other sign. Prompts "
+    "count as independent, and so the change of each model stands beside. Of many tests, 1 in 20 has p <= 0.05 by chance."
 )
 PUBLISHED = (  # Chen, Liu, Xu, CVPR 2024: Stable Diffusion 1.4, DDIM, memorized prompts of LAION, similarity by SSCD
     {"guidance": "none", "above 0.5": "44.85 %", "FID": "106.41", "CLIP score": "28.04"},
@@ -77,6 +76,7 @@ def results_of(config: MitigationConfig, folder: Path) -> Row:
         "interval": INTERVAL,
         "quality_interval": QUALITY_INTERVAL,
         "control": CONTROL,
+        "test": TEST,
         "published": [dict(row) for row in PUBLISHED],
         "warnings": _warnings(config, rows.values(), counts, scores),
     }
@@ -104,7 +104,7 @@ def _run(config: MitigationConfig, arm: Arm, seed: int, folder: Path) -> Row:
 
 def _control(config: MitigationConfig, name: str, place: Path, prompt_of: Mapping[str, str]) -> Row | None:
     """How many clips are flagged where none can have been copied; None where there was nothing to compare with."""
-    if not (place / CARD).is_file():
+    if not (place / CARD).is_file() or is_matched(config.audits, name):
         return None
     audit = Audit.open(place)
     null = audit.card["calibration"]["null_clips"]
@@ -119,6 +119,8 @@ def _audited(config: MitigationConfig, name: str, place: Path, prompt_of: Mappin
     return {
         "score": {clip: float(row["score"]) for clip, row in rows.items()},
         "flagged": {clip: is_flagged(asked, name, row) for clip, row in rows.items()},
+        "prompt": prompt_of,
+        "own_clip_nearest": own_nearest(rows.values(), prompt_of),
         **{f"count_{key}": value for key, value in counted(asked, name, rows.values(), prompt_of, null).items()},
         "listed": sum(row["flagged"] for row in rows.values()),
         "silent": audit.card["counts"]["generated"] - len(rows),
@@ -137,6 +139,7 @@ def _row(
     clips = [(row, before["made"].get(clip)) for run, before in _beside(own, plain) for clip, row in run["made"].items()]
     ends = [row["similarity_last"] for row, _ in clips if row.get("similarity_last") is not None]
     shut = [(row, before) for row, before in clips if not row["fired_steps"] and before is not None]
+    same = sum(before is not None and row["sha256"] == before["sha256"] for row, before in clips)
     seconds, of_none = (
         _mean([speed.get(run_name(one, run["seed"])) for run in runs_of])
         for one, runs_of in ((arm, own), (Arm("none"), plain[: len(own)]))
@@ -159,11 +162,14 @@ def _row(
             "median": _quantile(ends, 0.5),
             "highest_5_percent": _quantile(ends, 0.95),
             "guides": watched,
+            "comparable": arm.shifted and arm.descriptor == config.guidance.descriptor,  # with that of no guidance
         },
         "fired_share": sum(row["fired_steps"] > 0 for row, _ in clips) / max(1, len(clips)),
         "never_fired": len(shut) if watched else None,
         "unchanged": sum(row["sha256"] == before["sha256"] for row, before in shut) if watched and not arm.swept else None,
-        "quality": _quality([scores.get(run_name(arm, run["seed"]), {}) for run in own]),
+        "identical": None if arm.name == "none" else same,
+        "never_acted": arm.name != "none" and 0 < len(clips) == same,
+        "quality": mean_scores([scores.get(run_name(arm, run["seed"]), {}) for run in own]),
         "seconds_per_clip": seconds,
         "times_none": seconds / of_none if seconds and of_none else None,
     }
@@ -182,9 +188,12 @@ def _rates(found: Sequence[tuple[Row, Row | None]]) -> Row:
     counts = [{key: one[f"count_{key}"] for key in ("flagged", "compared", "prompts", "undecided")} for one in audits]
     return {
         "flagged": rate_of(counts),
-        "by_seed": [one["flagged"] / one["compared"] if one["compared"] else None for one in counts],
+        "by_seed": by_seed(counts),
         "control": rate_of(controls) if controls else None,
-        "listed": sum(one["listed"] for one in audits),
+        "listed": listed({**count, "listed": one["listed"]} for count, one in zip(counts, audits, strict=True)),
+        "own_clip_nearest": pooled(
+            [(one["own_clip_nearest"], one["count_compared"], one["count_prompts"]) for one in audits]
+        ).rate,
         "score": {"median": _quantile(scores, 0.5), "highest_5_percent": _quantile(scores, 0.95)},
         "silent": sum(one["silent"] for one in audits),
         "undecided": sum(one["undecided"] for one in counts),
@@ -192,34 +201,35 @@ def _rates(found: Sequence[tuple[Row, Row | None]]) -> Row:
     }
 
 
-def _paired(pairs: Sequence[tuple[Row, Row]]) -> Row:
-    """McNemar's exact test, clip by clip: of the clips that are flagged with or without guidance, but not both.
+def _paired(pairs: Sequence[tuple[Row, Row]]) -> Row | None:
+    """Exact sign-flip test of the net change of each prompt within its model, see ``TEST``; None where nothing was decided.
 
-    The same prompt, model and noise make a pair. Clips count as independent.
+    The same prompt, model and noise make a pair; a model is left out where one of its two audits could not be decided.
+
+    Returns
+    -------
+    dict
+        ``no_longer`` and ``only_now``: clips flagged without guidance alone, and with it alone; ``p_value``; ``by_seed``: the
+        net change of each model's rate, -1 to 1.
     """
     gone = came = 0
+    changes: list[int] = []
+    nets: list[float | None] = []
     for own, plain in pairs:
-        for clip, flag in own["flagged"].items():
-            before = plain["flagged"].get(clip)
-            gone += before is True and not flag
-            came += before is False and flag
-    p = float(binomtest(gone, gone + came, 0.5).pvalue) if gone + came else 1.0
-    return {"no_longer": gone, "only_now": came, "p_value": p}
-
-
-def _quality(scores: Sequence[Mapping[str, Row]]) -> Row:
-    """Means over the models, see ``QUALITY_INTERVAL``."""
-    found = {}
-    for key in dict.fromkeys(key for one in scores for key in one):
-        values = [one[key]["value"] for one in scores if key in one and one[key]["value"] is not None]
-        if not values:
+        clips = [clip for clip in own["flagged"] if clip in plain["flagged"]]
+        if own["count_undecided"] or plain["count_undecided"] or not clips:
+            nets.append(None)
             continue
-        mean, (low, high) = float(np.mean(values)), (scores[0][key]["low"], scores[0][key]["high"])
-        if len(values) > 1:
-            half = float(student.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-            low, high = mean - half, mean + half
-        found[key] = {"value": mean, "low": low, "high": high, "by_seed": values}
-    return found
+        of_prompts: Counter[str] = Counter()
+        for clip in clips:
+            change = int(own["flagged"][clip]) - int(plain["flagged"][clip])
+            gone, came = gone + (change < 0), came + (change > 0)
+            of_prompts[own["prompt"][clip]] += change
+        changes += of_prompts.values()
+        nets.append(sum(of_prompts.values()) / len(clips))
+    if not changes:
+        return None
+    return {"no_longer": gone, "only_now": came, "p_value": sign_flip(changes), "by_seed": nets}
 
 
 def _quantile(values: Sequence[float], at: float) -> float | None:
@@ -248,16 +258,15 @@ def _thresholds(config: MitigationConfig, arms: Sequence[Arm], folder: Path) -> 
     return found
 
 
-def distance_key(rows: Sequence[Row]) -> str | None:
-    """The distance to real sound that all rows have: FD, or else KAD."""
-    fd = quality_key(rows, lambda key: key.startswith(("fd_", "fad_")))
-    return fd or quality_key(rows, lambda key: key.startswith("kad_"))
+def unguided(rows: Sequence[Row]) -> Row:
+    """The row of no guidance, wherever it stands."""
+    return next(row for row in rows if row["name"] == "none")
 
 
-def quality_key(rows: Sequence[Row], wanted: Callable[[str], bool]) -> str | None:
-    """The first score of quality that all rows have, of those that are wanted."""
-    keys = [key for key in (rows[0]["quality"] if rows else {}) if all(key in row["quality"] for row in rows)]
-    return next((key for key in keys if wanted(key)), None)
+def too_few_references(config: MitigationConfig, left: int) -> str:
+    """Why quality is not measured."""
+    least = config.quality.least
+    return f"{left:,} real clips are there that no model has seen, and it takes {least:,}; give [quality] reference."
 
 
 def _warnings(config: MitigationConfig, rows: Any, counts: Mapping[str, int], scores: Row) -> list[str]:
@@ -268,10 +277,7 @@ def _warnings(config: MitigationConfig, rows: Any, counts: Mapping[str, int], sc
     ]
     rows = list(rows)
     if not scores:
-        told.append(
-            f"Quality was not measured: {counts['reference']} clips are left that no model has seen, and it takes "
-            f"{config.quality.least}; give [quality] reference."
-        )
+        told.append(f"Quality was not measured: {too_few_references(config, counts['reference'])}")
     lacking = [(key, score["reason"]) for one in scores.values() for key, score in one.items() if score["value"] is None]
     for (key, reason), count in Counter(lacking).items():
         told.append(f"{key} has no value for {count} of {len(scores)} sets of clips: {reason}.")

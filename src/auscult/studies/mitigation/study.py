@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +22,10 @@ from ...folders import CARD, Progress, no_progress
 from ...generation.pipelines import locate_pipeline, scheduler_config
 from ...generation.schedules import check_steps
 from ..config import SOUNDS
-from ..making import CLIPS, DESCRIBED, SOURCE, check_group, check_roles, clips_of, make_source, role_stages
+from ..making import DESCRIBED, SOURCE, check_roles, clips_of, make_source, role_stages
+from ..planning import clips_in, null_warnings, pool_of
 from ..running import Study, run_study, stated
-from ..sets import divide, read_manifest, read_pool
-from ..stages import Plan, Stage, plan_stages
+from ..stages import Plan, Stage, check_place, plan_stages
 from .arms import (
     AUDITS,
     CONTROLS,
@@ -47,14 +48,16 @@ from .making import (
     audit_stage,
     control_stage,
     describe_stage,
+    divided,
     generate_stage,
     guide_stage,
+    left_over,
     make_sets,
     quality_stage,
     train_stage,
 )
 from .page import write_mitigation_page
-from .results import results_of, seeds_of
+from .results import results_of, seeds_of, too_few_references
 
 KIND = "mitigation study"
 
@@ -66,11 +69,18 @@ def plan_mitigation(config: MitigationConfig, output: str | Path) -> Plan:
     ------
     CorpusError, ValueError
         The source cannot be used, or has too few clips.
+    OutputFolderError
+        The folder holds something else, or another kind of study.
     """
+    check_place(Path(output), KIND)
     with suppress(ModelError, MissingExtraError):  # a plan may be made before the model is there
         _check_pipeline(config, Path(output))
-    stages = stages_of(config, _training_clips(config, Path(output)))
-    return plan_stages(stages, Path(output), stated(config.rates))
+    there = _clips_there(config, Path(output))
+    stages = stages_of(config, there.training, scored=there.enough(config))
+    warnings = null_warnings(config.data, config.audits, there.pool)
+    if not there.enough(config):
+        warnings.append(f"Quality will not be measured: {too_few_references(config, there.reference)}")
+    return replace(plan_stages(stages, Path(output), stated(config.rates)), warnings=tuple(warnings))
 
 
 def study_mitigation(config: MitigationConfig, output: str | Path, *, progress: Progress = no_progress) -> Study:
@@ -96,28 +106,45 @@ def study_mitigation(config: MitigationConfig, output: str | Path, *, progress: 
     """
     import torch
 
+    check_place(Path(output), KIND)
     _check_pipeline(config, Path(output))
-    stages = stages_of(config, _training_clips(config, Path(output)))  # which checks, before there is a folder
+    there = _clips_there(config, Path(output))  # which checks, before there is a folder
+    stages = stages_of(config, there.training, scored=there.enough(config))
     results = partial(results_of, config)
     threads = config.threads or torch.get_num_threads()  # the last bits depend on it, and arms are compared by them
     return run_study(Path(output), KIND, config, stages, results, write_mitigation_page, progress, threads=threads)
 
 
-def _training_clips(config: MitigationConfig, output: Path) -> int:
-    """How many clips a model is trained on; refuses a source that is too small."""
-    given = config.model.pipeline is not None
-    if (output / SOURCE / CARD).is_file():  # it is written down, and may have gone since
-        return len(read_manifest(output / SOURCE / CLIPS)) if given else config.size
-    check_roles(config.data, config.audits.clap, config.quality.clap)
-    if config.quality.reference not in (None, SOUNDS):
-        clips_of(config.quality.reference)
-    if config.data.source == SOUNDS:
-        return _synthesized(config) if given else config.size
-    clips = read_pool(config.data.source, audio_root=config.data.audio_root, encoding=config.data.encoding)
-    check_group(config.data, [clip.clip_id for clip in clips])
-    if not given:
-        divide(clips, config.size, config.seeds[0], config.data.group)
-    return len(clips) if given else config.size
+@dataclass(frozen=True)
+class _There:
+    """How many clips there are: in the source, that a model is trained on, and for quality."""
+
+    pool: int
+    training: int
+    reference: int
+
+    def enough(self, config: MitigationConfig) -> bool:
+        """Whether quality can be measured."""
+        return self.reference >= config.quality.least
+
+
+def _clips_there(config: MitigationConfig, output: Path) -> _There:
+    """What a study has to begin with; refuses a source that is too small."""
+    if not (output / SOURCE / CARD).is_file():  # later it is written down, and may have gone
+        check_roles(config.data, config.audits.clap, config.quality.clap)
+        if config.quality.reference not in (None, SOUNDS):
+            clips_of(config.quality.reference)
+    pool = pool_of(config.data, _synthesized(config), output)
+    named = config.quality.reference
+    if config.data.source == SOUNDS:  # whose ids are no recordings' yet
+        config = replace(config, data=replace(config.data, group=None))
+    parts = divided(config, pool)
+    if named is None:
+        reference = len(left_over(config, parts)[1])
+    else:
+        found = config.quality.clips if named == SOUNDS else clips_in(named)
+        reference = config.quality.least if found is None else found
+    return _There(len(pool), len(parts[config.seeds[0]].training), reference)
 
 
 def _check_pipeline(config: MitigationConfig, output: Path) -> None:
@@ -136,8 +163,8 @@ def _synthesized(config: MitigationConfig) -> int:
 # --- the stages -------------------------------------------------------------------------------------------------------
 
 
-def stages_of(config: MitigationConfig, training: int) -> list[Stage]:
-    """All stages of a study, in order, with models of so many training clips."""
+def stages_of(config: MitigationConfig, training: int, *, scored: bool = True) -> list[Stage]:
+    """All stages of a study, in order, with models of so many training clips, whose clips are scored if quality can be."""
     config = windowed(config)
     arms, swept = arms_of(config), swept_arms(config)
     stages = [
@@ -161,7 +188,7 @@ def stages_of(config: MitigationConfig, training: int) -> list[Stage]:
         for seed in seeds_of(config, arm):
             stages += _stages_of_run(config, arm, seed, min(clips, config.sweeps.clips) if arm.swept else clips)
             runs.append((run_name(arm, seed), min(clips, config.sweeps.clips) if arm.swept else clips))
-    names, amount = [name for name, _ in runs], sum(count for _, count in runs)
+    names, amount = [name for name, _ in runs], sum(count for _, count in runs) if scored else 0
     stages.append(Stage(QUALITY, "scoring", amount, "clips", partial(quality_stage, config, names)))
     return stages
 
