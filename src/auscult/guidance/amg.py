@@ -247,7 +247,9 @@ class AntiMemorization:
         if moment.u is not None:
             guidance = coefficients.q * rows_like(moment.scale[at], gradient) * moment.direction[at]
         of: Literal["x0", "x_t"] = "x0" if config.gradient == "x0" else "x_t"
-        moved = dissimilarity_shift(gradient, coefficients, config.dissimilarity, config.units, of=of, guidance=guidance)
+        moved = dissimilarity_shift(
+            gradient, coefficients, config.dissimilarity, config.units, of=of, guidance=guidance, estimate=x0[at].detach()
+        )
         length = norms(gradient)
         _note(facts, at[length == 0], NO_GRADIENT)
         facts["gradient_norm"] = _spread(length, at, len(moment), nothing=None)
