@@ -46,7 +46,8 @@ class AmgConfig:
     schedule
         How the threshold goes from low to high, see :func:`~auscult.guidance.schedule.threshold`.
     units
-        See :func:`~auscult.guidance.rule.dissimilarity_shift`; ``"paper"`` and ``"released"`` need another c3 for every model.
+        See :func:`~auscult.guidance.rule.dissimilarity_shift`; ``"paper"`` and ``"released"`` need another c3 for every model,
+        and ``"estimate"`` one below 1, or thereabouts.
     gradient
         ``"x0"``: by the clean sample that is predicted, without a backward pass through the denoiser. ``"denoiser"``: by the
         noisy sample through it, as the papers have it.

@@ -154,7 +154,7 @@ def dissimilarity_shift(
         if guidance is None:
             raise ValueError(
                 "units 'norm' make the dissimilarity term a share of classifier-free guidance, and this sampler runs without; "
-                "take units 'paper'"
+                "take units 'estimate' or 'paper'"
             )
         return -c3 * _as_long_as(guidance, gradient)
     if units == "estimate":
