@@ -622,7 +622,7 @@ def test_a_prompt_without_effect_leaves_nothing_to_be_a_share_of() -> None:
     found = repelled(index_of(REFERENCES))(moment_of(u, x0, 4.0))
     assert found.acts is not None and found.acts.tolist() == [False, True]
     assert "share" in found.facts["reason"][0]
-    with pytest.raises(ValueError, match="units 'paper'"):
+    with pytest.raises(ValueError, match="units 'estimate' or 'paper'"):
         repelled(index_of(REFERENCES))(moment_of(None, x0, 1.0))
     assert repelled(index_of(REFERENCES), units="paper")(moment_of(None, x0, 1.0)).shift is not None
 

@@ -125,7 +125,7 @@ def cosines(x0: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("source", ["cond", "guided"])
-@pytest.mark.parametrize("units", ["paper", "released"])
+@pytest.mark.parametrize("units", ["paper", "released", "estimate"])
 @pytest.mark.parametrize("gradient", ["x0", "denoiser"])
 @pytest.mark.parametrize("sigma", [10.0, 1.0, 0.3])
 def test_every_parameterization_moves_x0_by_the_same(sigma: float, gradient: Any, units: Any, source: Any) -> None:
@@ -175,25 +175,38 @@ def test_the_gradient_is_that_of_a_finite_difference(family: str, gradient: Any)
     torch.testing.assert_close(found, -2 * factor * slope, atol=1e-7, rtol=1e-6)
 
 
-def test_units_of_guidance_do_not_depend_on_the_size_of_the_gradient() -> None:
-    gradient, guidance = random(3, 2, 4), random(3, 2, 4, seed=1)
+@pytest.mark.parametrize(("units", "measure"), [("norm", "guidance"), ("estimate", "estimate")])
+def test_shares_do_not_depend_on_the_size_of_the_gradient(units: Any, measure: str) -> None:
+    gradient, other = random(3, 2, 4), random(3, 2, 4, seed=1)
     gradient[1] *= 1e-9
     gradient[2] = 0
     level = FAMILIES["flow"](2.0)
     for of in ("x0", "x_t"):
-        found = dissimilarity_shift(gradient, level, 0.3, "norm", of=of, guidance=guidance)
-        torch.testing.assert_close(norms(found)[:2], 0.3 * norms(guidance)[:2])
+        # what they are no share of may be anything
+        given = {"guidance": 0 * other, "estimate": 0 * other, measure: other}
+        found = dissimilarity_shift(gradient, level, 0.3, units, of=of, **given)
+        torch.testing.assert_close(norms(found)[:2], 0.3 * norms(other)[:2])
         cosine = torch.nn.functional.cosine_similarity(found[:2].flatten(1), gradient[:2].flatten(1), dim=1, eps=1e-30)
         torch.testing.assert_close(cosine, -torch.ones(2, dtype=F64))
         assert not found[2].any()
-    with pytest.raises(ValueError, match="units 'paper'"):
-        dissimilarity_shift(gradient, level, 0.3, "norm", of="x0")
+    with pytest.raises(ValueError, match="units 'estimate' or 'paper'" if units == "norm" else "give estimate"):
+        dissimilarity_shift(gradient, level, 0.3, units, of="x0")
 
 
-@pytest.mark.parametrize("units", ["paper", "released", "norm"])
+def test_a_sample_that_needs_no_prompt_is_moved_by_shares_of_the_estimate_alone() -> None:
+    reference, moment = random(2, 6, seed=1), step("VE", 2.0, random(3, 6))
+    moment = replace(moment, u=moment.guided)  # the prompt makes no difference
+    assert not moved(dissimilar(reference, units="norm"), moment).any()
+    shift = moved(dissimilar(reference, units="estimate", dissimilarity=0.3), moment)
+    torch.testing.assert_close(norms(shift), 0.3 * norms(moment.x0()))
+
+
+@pytest.mark.parametrize("units", ["paper", "released", "norm", "estimate"])
 def test_pure_noise_gives_finite_numbers(units: Any) -> None:
     gradient = random(2, 4)
-    found = dissimilarity_shift(gradient, Coefficients(0.0, 1.0, 1.0, -1.0), 1.0, units, of="x_t", guidance=gradient)
+    found = dissimilarity_shift(
+        gradient, Coefficients(0.0, 1.0, 1.0, -1.0), 1.0, units, of="x_t", guidance=gradient, estimate=gradient
+    )
     assert torch.isfinite(found).all() and found.any()
 
 

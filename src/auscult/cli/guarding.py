@@ -78,7 +78,7 @@ Schedule = Annotated[
 ]
 UnitsOf = Annotated[
     str | None,
-    typer.Option("--amg.units", rich_help_panel=AMG, help="Of dissimilarity: norm, paper, released (default: norm)"),
+    typer.Option("--amg.units", rich_help_panel=AMG, help="Of dissimilarity: norm, estimate, paper, released (default: norm)"),
 ]
 Gradient = Annotated[
     str | None, typer.Option("--amg.gradient", rich_help_panel=AMG, help="Of the similarity: x0 or denoiser (default: x0)")

@@ -46,7 +46,8 @@ class AmgConfig:
     schedule
         How the threshold goes from low to high, see :func:`~auscult.guidance.schedule.threshold`.
     units
-        See :func:`~auscult.guidance.rule.dissimilarity_shift`; ``"paper"`` and ``"released"`` need another c3 for every model.
+        See :func:`~auscult.guidance.rule.dissimilarity_shift`; ``"paper"`` and ``"released"`` need another c3 for every model,
+        and ``"estimate"`` one below 1, or thereabouts.
     gradient
         ``"x0"``: by the clean sample that is predicted, without a backward pass through the denoiser. ``"denoiser"``: by the
         noisy sample through it, as the papers have it.
@@ -247,7 +248,9 @@ class AntiMemorization:
         if moment.u is not None:
             guidance = coefficients.q * rows_like(moment.scale[at], gradient) * moment.direction[at]
         of: Literal["x0", "x_t"] = "x0" if config.gradient == "x0" else "x_t"
-        moved = dissimilarity_shift(gradient, coefficients, config.dissimilarity, config.units, of=of, guidance=guidance)
+        moved = dissimilarity_shift(
+            gradient, coefficients, config.dissimilarity, config.units, of=of, guidance=guidance, estimate=x0[at].detach()
+        )
         length = norms(gradient)
         _note(facts, at[length == 0], NO_GRADIENT)
         facts["gradient_norm"] = _spread(length, at, len(moment), nothing=None)

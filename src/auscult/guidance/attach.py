@@ -191,7 +191,7 @@ class _Watch:
             raise ModelError(
                 f"{term.name}: despecification and deduplication lower classifier-free guidance, dissimilarity in units 'norm' "
                 "is a share of it, and this sampler runs without; give a guidance_scale above 1, or a dissimilarity in units "
-                "'paper'"
+                "'estimate' or 'paper'"
             )
         return term(replace(moment, state=state))
 

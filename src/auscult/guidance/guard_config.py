@@ -87,6 +87,6 @@ def checked_strengths(amg: AmgConfig | Mapping[str, Any] | None, config: Generat
         if checked.units == "norm":
             raise ValueError(
                 "units 'norm' count in shares of classifier-free guidance, and there is none with a guidance_scale of 1; give "
-                "units 'paper' and a dissimilarity for it, or a guidance_scale above 1"
+                "units 'estimate' or 'paper' and a dissimilarity for it, or a guidance_scale above 1"
             )
     return given

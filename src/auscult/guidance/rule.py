@@ -16,8 +16,8 @@ from .terms import norms, rows_like
 if TYPE_CHECKING:
     from .coefficients import Coefficients
 
-Units = Literal["norm", "paper", "released"]
-UNITS = ("norm", "paper", "released")
+Units = Literal["norm", "estimate", "paper", "released"]
+UNITS = ("norm", "estimate", "paper", "released")
 LEAST_SIGNAL = 0.05  # a of flow matching is 0 at the first step, where the rule divides by it
 
 
@@ -101,6 +101,7 @@ def dissimilarity_shift(
     *,
     of: Literal["x0", "x_t"],
     guidance: torch.Tensor | None = None,
+    estimate: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """By how much x0 is moved away from its nearest reference.
 
@@ -108,7 +109,8 @@ def dissimilarity_shift(
     ``d_x0 = -c3 (b^2 / a) g`` in the sampler's own coordinates; with g by x0 itself it is ``d_x0 = -c3 g``. ``"released"`` is
     that times ``1 / (sigma sqrt(1 + sigma^2))``, which is what the released code does: next to nothing at high noise, a lot at
     the end. ``"norm"`` moves by c3 times the length of what classifier-free guidance moves x0, whatever the size of g, so that
-    c3 means the same for every model and step.
+    c3 means the same for every model and step; but a model that knows a clip by heart may need no prompt to make it, and then
+    there is next to nothing to take a share of. ``"estimate"`` moves by c3 times the length of the estimated x0 itself.
 
     Parameters
     ----------
@@ -124,6 +126,8 @@ def dissimilarity_shift(
         What the gradient was taken by.
     guidance
         ``s0 q (c - u)``, (B, ...); needed for ``"norm"``.
+    estimate
+        x0 as it is predicted, (B, ...); needed for ``"estimate"``.
 
     Returns
     -------
@@ -133,7 +137,7 @@ def dissimilarity_shift(
     Raises
     ------
     ValueError
-        ``"norm"`` without guidance: there is nothing that c3 could be a share of.
+        ``"norm"`` without guidance, or ``"estimate"`` without an estimate: there is nothing that c3 could be a share of.
 
     References
     ----------
@@ -150,11 +154,13 @@ def dissimilarity_shift(
         if guidance is None:
             raise ValueError(
                 "units 'norm' make the dissimilarity term a share of classifier-free guidance, and this sampler runs without; "
-                "take units 'paper'"
+                "take units 'estimate' or 'paper'"
             )
-        length = norms(gradient)
-        share = torch.where(length > 0, norms(guidance) / length.clamp(min=torch.finfo(length.dtype).tiny), length)
-        return -c3 * rows_like(share, gradient) * gradient
+        return -c3 * _as_long_as(guidance, gradient)
+    if units == "estimate":
+        if estimate is None:
+            raise ValueError("units 'estimate' make the dissimilarity term a share of the estimated sample; give estimate")
+        return -c3 * _as_long_as(estimate, gradient)
     factor = c3
     if of == "x_t":
         factor *= coefficients.b**2 / max(coefficients.a, LEAST_SIGNAL)
@@ -162,3 +168,10 @@ def dissimilarity_shift(
         sigma = coefficients.b / max(coefficients.a, LEAST_SIGNAL)
         factor /= max(sigma, 1e-3) * math.sqrt(1 + sigma**2)
     return -factor * gradient
+
+
+def _as_long_as(other: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient, each row at the length of that of the other; zero where it is."""
+    length = norms(gradient)
+    share = torch.where(length > 0, norms(other) / length.clamp(min=torch.finfo(length.dtype).tiny), length)
+    return rows_like(share, gradient) * gradient

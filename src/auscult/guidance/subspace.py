@@ -212,7 +212,9 @@ class SubspaceRepulsion:
         if moment.u is not None:
             guidance = rows_like(moment.scale[rows], gradient) * at.q * moment.direction[rows]
         # away: up the distance, so the rule, which goes down its gradient, is given the opposite
-        moved = dissimilarity_shift(-gradient, at, self.strength, self.units, of="x0", guidance=guidance)
+        moved = dissimilarity_shift(
+            -gradient, at, self.strength, self.units, of="x0", guidance=guidance, estimate=moment.x0(self.source)[rows]
+        )
         lengths = norms(gradient)
         acts = torch.zeros(len(moment), dtype=torch.bool, device=gradient.device)
         acts[rows] = norms(moved) > 0
