@@ -55,7 +55,7 @@ from auscult.studies.longtail.making import store_stage, swap_partners
 from auscult.studies.longtail.page import write_longtail_page
 from auscult.studies.longtail.quality import bins_of, of_bin, seed_mean
 from auscult.studies.longtail.reading import rows_of
-from auscult.studies.longtail.results import _copying, rates_of_kinds
+from auscult.studies.longtail.results import _copying, _note_on_copies, rates_of_kinds
 from auscult.studies.longtail.study import plan_longtail, stages_of, study_longtail
 from auscult.studies.longtail.takes import Takes, origin
 from auscult.studies.longtail.wording import called, sentence
@@ -439,6 +439,16 @@ def test_what_does_not_vary_is_not_said_to_be_precise(tmp_path: Path, monkeypatc
     assert "cannot be told" in sentence(content) and "+0" not in sentence(content)
 
 
+def test_near_duplicates_that_were_not_found_are_told_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {0: (0, 2), 1: (2, 2), 2: (1, 2)}
+    monkeypatch.setattr("auscult.studies.longtail.results.copies_found", lambda folder, seed: counts[seed])
+    for seed in counts:
+        write_text(tmp_path / "duplicates" / f"s{seed}" / "card.json", json.dumps({"warnings": ["Too few clips."]}))
+    said = _note_on_copies(tmp_path, [0, 1, 2])
+    assert "found 0 of 2 for seed 0, 1 of 2 for seed 2." in said and said.endswith("It says: Too few clips.")
+    assert _note_on_copies(tmp_path, [1]) == ""
+
+
 # --- without a threshold ----------------------------------------------------------------------------------------------
 
 
@@ -553,6 +563,9 @@ def test_clips_that_sound_like_their_class_are_told_from_those_that_do_not(tmp_p
     config = replace(_config(), quality=StudyQuality(frechet=True))
     clips = write_sounds(tmp_path / "real", 28, 0, 2.0)  # two of each of 14 families
     real = [clip for clip in clips if clip.labels[0] in ("bell", "dog", "rain", "engine")]
+    config = replace(
+        config, tail=replace(config.tail, alike=(" = ".join(clip.clip_id for clip in real if clip.labels[0] == "bell"),))
+    )
     (rain,) = [clip for clip in write_sounds(tmp_path / "made", 5, 1, 2.0) if clip.labels == ("rain",)]
     write_manifest(tmp_path / "sets" / "s0" / "held-out.jsonl", real)
     for run in (run for run in runs_of(config, 0) if run.prompts == "held-out"):
@@ -575,7 +588,11 @@ def test_clips_that_sound_like_their_class_are_told_from_those_that_do_not(tmp_p
     shares = {way: np.mean(list(card["nearest"][way].values())) for way in (*ways, "real")}
     assert shares == {way: 0.25 if way == "plain-held-out" else shares["real"] for way in (*ways, "real")}
     assert 0.25 < shares["real"] < 1
-    assert set(card["nearest"]["chance"].values()) == {1 / 7}  # one other of the class among seven
+    chance = {clip.clip_id: 0.0 if clip.labels[0] == "bell" else 1 / 7 for clip in real}  # both bells are one sound
+    assert card["nearest"]["chance"] == chance
+    assert all(
+        not card["nearest"][way][one] for way, one in [("real", clip.clip_id) for clip in real if not chance[clip.clip_id]]
+    )
     assert set(card["nearest"]["real"].values()) <= {0.0, 1.0} and len(card["nearest"]["real"]) == len(real)
     distances = {way: list(card["metrics"]["fd_per_clip"][way].values()) for way in ways}
     assert all(len(values) == len(real) and np.isfinite(values).all() for values in distances.values())

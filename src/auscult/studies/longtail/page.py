@@ -20,7 +20,7 @@ from ..figures import Series, rates_picture
 from ..sets import read_manifest
 from .arms import ALL, AUDIO, BOTH, ID, NAMES, ON_TRAINING, PLAIN, SETS, Run, runs_of
 from .config import LongtailConfig
-from .copying import KIND_NAMES, KINDS, SeedAudit
+from .copying import KIND_NAMES, KINDS, SeedAudit, Seen
 from .figures import shares_svg
 from .reading import rows_of
 from .results import METRICS, OWN_CLASS
@@ -120,7 +120,7 @@ def _tail(content: Mapping[str, Any], bins: Sequence[str]) -> Markup:
     real = {row["bin"]: row for row in content["real"]}
     series.append(_series("real clips", COLORS["real"], [real.get(name, {}) for name in places]))
     labels = [f"{name}\n(unseen)" if name == "0" else name for name in places]
-    of = f"own class (chance {content['chance']:.0%})"
+    of = f"own class (chance {percent(content['chance'])})"
     return rates_picture(labels, series, label="training clips of the class", of=of)
 
 
@@ -234,18 +234,8 @@ def _heard(folder: Path, content: Mapping[str, Any], name: str) -> list[dict[str
         made = replace(
             clips[best.own], clip_id=best.clip_id, path=str(folder / "generated" / way.name / row["path"]), start_s=0.0
         )
-        shown = (
-            best.match
-            if best.match and origin(best.match) in {origin(one) for one in best.shown}
-            else next(iter(best.shown), None)
-        )
         sides = [("generated", _side(made, clips[best.own], "query"))]
-        sides.append(("its prompt's clip", _side(made, clips[best.own], "reference")))
-        if shown is not None:
-            what = "the pair it is nearest to" if shown == best.match else "the first pair that it was shown"
-            sides.append((what, _side(made, clips[shown], "reference")))
-        if best.match and origin(best.match) not in {origin(one) for one in (best.own, shown) if one}:
-            sides.append(("the clip it is nearest to", _side(made, clips[best.match], "reference")))
+        sides += [(what, _side(made, clips[one], "reference")) for what, one in compared_with(best)]
         found.append(
             {
                 "title": called(_facts(way)),
@@ -255,6 +245,28 @@ def _heard(folder: Path, content: Mapping[str, Any], name: str) -> list[dict[str
                 "sides": sides,
             }
         )
+    return found
+
+
+def compared_with(one: Seen) -> list[tuple[str, str]]:
+    """What a clip is seen and heard beside: its prompt's clip, one pair that was shown, and the nearest where that is neither.
+
+    Examples
+    --------
+    >>> compared_with(Seen("x", "a", "dog", ("b", "c"), "c#copy-2", 1.0, False))
+    [("its prompt's clip", 'a'), ('the pair it is nearest to', 'c')]
+    >>> compared_with(Seen("x", "a", "dog", ("b", "c"), "d", 1.0, False))
+    [("its prompt's clip", 'a'), ('the first pair that it was shown', 'b'), ('the clip it is nearest to', 'd')]
+    """
+    near = None if one.match is None else origin(one.match)
+    found = [("its prompt's clip", one.own)]
+    if one.shown:
+        pair = next((pair for pair in one.shown if origin(pair) == near), None)
+        found.append(
+            ("the first pair that it was shown", one.shown[0]) if pair is None else ("the pair it is nearest to", pair)
+        )
+    if one.match is not None and near not in {origin(there) for _, there in found}:
+        found.append(("the clip it is nearest to", one.match))
     return found
 
 
