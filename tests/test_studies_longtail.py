@@ -420,7 +420,7 @@ def test_the_page_and_the_terminal_have_a_row_for_each_way(
     _print_longtail(Study(tmp_path, content))
     printed = capsys.readouterr().out
     assert sum(" of 20" in line for line in printed.splitlines()) == len(training)
-    assert "pairs, guided" in printed and "duplicates allowed, swapped" in printed
+    assert all(word in printed for word in ("duplicates", "swapped", "guided")) and "…" not in printed
 
 
 def test_nothing_is_drawn_where_no_clip_can_be_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

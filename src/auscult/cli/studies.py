@@ -205,8 +205,9 @@ def _print_longtail(result: Study) -> None:
     from ..studies.longtail.wording import sentence, short
 
     shown = Table(title="Clips from training captions that are flagged, and as what", title_justify="left")
-    for name in ("model", "k", "audit", "flagged", "rate", "its prompt's clip", "a shown pair", "that by itself"):
-        shown.add_column(name, justify="left" if name in ("model", "audit") else "right", no_wrap=name in ("model", "flagged"))
+    shown.add_column("model", min_width=10)
+    for name in ("k", "audit", "flagged", "rate", "own clip", "shown pair", "by itself"):
+        shown.add_column(name, justify="left" if name == "audit" else "right", no_wrap=name in ("audit", "flagged"))
     for row in (row for row in result.card["copying"] if row["prompts"] == "training"):
         kinds, by_itself = row["flagged_kinds"], row["by_itself"]
         shown.add_row(
