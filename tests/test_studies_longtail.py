@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 
 from auscult.audio import read_audio
 from auscult.cli import app
+from auscult.cli.studies import _print_longtail
 from auscult.configuration import config_values, make_config
 from auscult.corpus import Clip, open_corpus
 from auscult.duplicates import DedupConfig, deduplicate
@@ -39,21 +42,23 @@ from auscult.studies.longtail.config import (
     LongtailConfig,
     StudyGuidance,
     StudyQuality,
+    StudyRetrieval,
     StudyTail,
     load_longtail_config,
     train_config,
 )
-from auscult.studies.longtail.copying import KINDS, Likeness, Seen, counts_of, nearer, with_pairs
+from auscult.studies.longtail.copying import KINDS, Likeness, SeedAudit, Seen, counts_of, nearer, with_pairs
 from auscult.studies.longtail.drawing import draw, prompts_of, write_copies
 from auscult.studies.longtail.figures import shares_svg
 from auscult.studies.longtail.guiding import OwnReferences
 from auscult.studies.longtail.making import store_stage, swap_partners
+from auscult.studies.longtail.page import write_longtail_page
 from auscult.studies.longtail.quality import bins_of, of_bin, seed_mean
 from auscult.studies.longtail.reading import rows_of
-from auscult.studies.longtail.results import rates_of_kinds
+from auscult.studies.longtail.results import _copying, _note_on_copies, rates_of_kinds
 from auscult.studies.longtail.study import plan_longtail, stages_of, study_longtail
 from auscult.studies.longtail.takes import Takes, origin
-from auscult.studies.longtail.wording import sentence
+from auscult.studies.longtail.wording import called, sentence
 from auscult.studies.making import audit_group, check_group, generate_clips
 from auscult.studies.running import Study
 from auscult.studies.sets import read_manifest, write_manifest, write_sounds
@@ -219,7 +224,9 @@ def test_swapped_prompts_are_never_shown_their_own_clip() -> None:
         ("b", ("c", "b"), "reference"),
         ("b#copy-2", ("b",), "reference"),
         ("d", ("b", "c"), "other"),
-        ("e", ("b", "e"), "own_recording"),
+        ("e", ("b", "c"), "own_recording"),
+        ("e", ("b", "e"), "own_recording_shown"),
+        ("e#copy-2", ("e",), "own_recording_shown"),
         ("e#copy-2", (), "own_recording"),
         ("d", (), "other"),
         (None, ("b",), None),
@@ -231,6 +238,7 @@ def test_a_near_duplicate_counts_as_what_it_was_made_of(match: str | None, shown
     counts = counts_of([one, replace(one, flagged=False)])
     assert counts["compared"] == 2 * (kind is not None) and counts["flagged"] == (kind is not None)
     assert counts["nearest_its"] == 2 * (kind in ("own", "own_shown"))
+    assert counts["nearest_pairs"] == 2 * counts["flagged_pairs"] == 2 * (kind in ("own_recording_shown", "reference"))
     if kind:
         assert counts[f"nearest_{kind}"] == 2 and counts[f"flagged_{kind}"] == 1
     assert sum(counts[key] for key in (f"nearest_{name}" for name in KINDS)) == counts["compared"]
@@ -247,36 +255,201 @@ def test_where_too_few_null_clips_are_there_nothing_has_a_rate() -> None:
     assert is_undecided(StudyAudits(level=0.01), "mel", 98) and not is_undecided(StudyAudits(level=0.01), "mel", 99)
 
 
-def test_the_sentence_compares_copies_with_what_comes_by_itself_and_guidance_with_its_cost() -> None:
-    def row(way: str, of_pairs: float | None, its: float | None) -> dict[str, object]:
-        kinds = {"reference": {"rate": of_pairs}, "its": {"rate": its}}
-        return {"way": way, "descriptor": "mel", "rate": of_pairs, "flagged_kinds": kinds}
+def test_the_more_pairs_the_more_often_one_is_matched_by_itself(tmp_path: Path) -> None:
+    """Clips that are no one's copies match a random clip of their class. With and without pairs alike, and more with each k."""
+    config = replace(_config(), retrieval=StudyRetrieval(k=(1, 3, 5), shown=3), tail=replace(_config().tail, copies=0.0))
+    prompts = [f"dog-{n}" for n in range(60)]
+    rng, counts = np.random.default_rng(0), {}
+    runs = [Run(0, PLAIN, "training"), *(Run(0, model, "training", k) for model in (BOTH, ID) for k in (1, 3, 5))]
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        more = (run.model == ID) * 100  # other pairs than those of the other model
+        rows = [
+            {"clip_id": f"{n}", "reference": one, "labels": ["dog"], "sha256": f"{run.way} {n}"}
+            | ({"retrieved": [f"r{more + m}" for m in range(run.k)]} if run.k else {})
+            for n, one in enumerate(prompts)
+        ]
+        write_text(tmp_path / "generated" / run.name / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        for row in rows:
+            near = f"r{int(rng.integers(10)) + int(rng.integers(2)) * 100}"
+            found[f"{run.way}/{row['clip_id']}"] = {"reference_id": near, "score": 1.0, "p_value": 0.001}
+    audit = SeedAudit(SimpleNamespace(card={"calibration": {"null_clips": 999}}), "mel", config.audits, Takes())  # type: ignore[arg-type]
+    audit.__dict__["by_id"] = found
+    for run in runs:
+        row = _copying(config, tmp_path, run, "mel", {(0, "mel"): audit})
+        assert row["prompts"] == "training" and row["captions"] == len(prompts)
+        assert (row["by_itself"] is None) == (run.model == PLAIN)
+        counts[run.model, run.k] = (row["by_itself"] or row)["flagged_kinds"]["pairs"]["flagged"]
+    assert counts[PLAIN, 0] == counts[BOTH, 3]  # its own row is of the pairs at ``shown``
+    for model, first in ((BOTH, 0), (ID, 100)):
+        near = [int(found[f"plain-training/{n}"]["reference_id"][1:]) - first for n in range(len(prompts))]
+        assert [counts[model, k] for k in (1, 3, 5)] == [sum(0 <= one < k for one in near) for k in (1, 3, 5)]
 
-    def quality(metric: str, way: str, value: float) -> dict[str, object]:
-        row = {"metric": metric, "way": way, "bin": "all", "value": value}
-        return row | {"model": "both", "k": 3, "guided": way.endswith("guided"), "unseen": False}
 
-    ways = [("plain-training", 0.11, 0.02), ("both-training-k3", 0.47, 0.03), ("both-training-k3-swapped", 0.35, 0.01)]
-    ways += [("id-training-k3", 0.5, 0.4), ("id-training-k3-guided", 0.2, 0.1)]
-    content = {
-        "config": {"retrieval": {"shown": 3}},
-        "audits": [{"descriptor": "mel", "level": 0.01}],
-        "copying": [row(*way) for way in ways],
-        "quality": [
-            quality(metric, f"both-held-out-k3{end}", value)
-            for metric, end, value in [
-                ("own_class", "", 0.6),
-                ("own_class", "-guided", 0.45),
-                ("fd_per_clip", "", 7.0),
-                ("fd_per_clip", "-guided", 9.5),
-            ]
+# --- words and page ---------------------------------------------------------------------------------------------------
+
+
+def _rate(flagged: int, clips: int = 20, decided: bool = True) -> dict[str, Any]:
+    ends = (flagged / clips, max(0.0, flagged / clips - 0.1), flagged / clips + 0.1) if decided else (None,) * 3
+    return {"flagged": flagged, "clips": clips, "prompts": clips, "models": 2} | dict(
+        zip(("rate", "low", "high"), ends, strict=True)
+    )
+
+
+def _content(copied: int = 10, by_itself: int = 2, gain: float = 0.3, fired: int = 20, decided: bool = True) -> dict[str, Any]:
+    """A card by hand: of all ways, 20 clips each; ``copied`` of those beside pairs match one that was shown."""
+    config = _config()
+
+    def kinds(pairs: int, sure: bool = decided) -> dict[str, Any]:
+        all_kinds = {kind: _rate(0, decided=sure) for kind in (*KINDS, "its", "pairs")}
+        return all_kinds | {"reference": _rate(pairs, decided=sure), "pairs": _rate(pairs, decided=sure)}
+
+    def copying(way: Run, pairs: int) -> dict[str, Any]:
+        seen = {"flagged_kinds": kinds(pairs), "nearest_kinds": kinds(pairs, True) | {"other": _rate(20 - pairs)}}
+        one = {**_rate(pairs, decided=decided), "by_seed": [pairs / 20] * 2, **seen}
+        del one["prompts"]
+        return one
+
+    def mean(value: float, least: float, *, share: bool = True) -> dict[str, Any]:
+        high = value + 0.1 if share else value
+        return {"value": value, "low": value - 0.1, "high": high, "clips": 20, "by_seed": [value - least, value + least]}
+
+    ways = runs_of(config, 0)
+    facts = {way.way: {key: value for key, value in vars(way).items() if key != "seed"} | {"way": way.way} for way in ways}
+    guided = [way for way in ways if way.guided]
+    same = {way.way: way.way.removesuffix("-guided") if way.guided and not fired else None for way in ways}
+    quality = [
+        facts[way.way]
+        | mean(0.3 + gain * (way.model != PLAIN), 0.0)
+        | {"metric": "own_class", "bin": name, "classes": 2}
+        | {"beyond_plain": None if way.model == PLAIN else mean(gain, 0.01)}
+        for way in ways
+        if way.prompts == "held-out"
+        for name in ("all", "0", "1-3", "4+")
+    ]
+    quality += [one | {"metric": "fd_per_clip", "value": None, "low": None, "high": None} for one in quality]
+    return {
+        "config": config_values(config),
+        "sets": [],
+        "models": [],
+        "audits": [{"seed": 0, "descriptor": "mel", "level": 0.005, "null_clips": 10, "compared": 20}],
+        "copying": [
+            {"descriptor": "mel", **facts[way.way], **copying(way, copied if way.k and not way.guided else by_itself)}
+            | {"by_itself": copying(way, by_itself) if way.k else None}
+            for way in ways
         ],
+        "nearer": [
+            facts[way.way]
+            | {"descriptor": "mel", "pairs": 40, "dropped": 7}
+            | dict.fromkeys(("shown", "own", "by_itself"), mean(0.0, 0.0))
+            for way in ways
+        ],
+        "same_clips": same,
+        "guided": [facts[way.way] | {"fired": _rate(fired)} for way in guided],
+        "quality": quality,
+        "real": [{"bin": name} | mean(0.5, 0.1) for name in ("all", "0", "1-3", "4+")],
+        "chance": 0.25,
+        "interval": "",
+        "published": [],
+        "said": [],
+        "warnings": [],
     }
-    said = sentence(content)
-    for part in ("47 % of its clips", "where 11 % of those without", "and 35 % match a pair of another", "from 50 % to 20 %"):
-        assert part in said, said
-    assert "clips that sound like their class from 60 % to 45 %; a clip's Fréchet distance from 7 to 9.5" in said
-    assert "too few null clips" in sentence(content | {"copying": [row(way, None, None) for way, _, _ in ways]})
+
+
+def _text(page: str) -> str:
+    """What a page says, tags left out."""
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", re.sub(r"(?s)<svg.*?</svg>|<style.*?</style>", "", page))))
+
+
+@pytest.mark.parametrize(
+    ("asked", "parts"),
+    [
+        (
+            {},
+            [
+                "Beside 2 pairs, more clips of unseen classes sound like their class (+30 points), more clips of classes",
+                "The audit by mel flags 50 % of clips as copies of a pair that was shown, beyond the 10 % that match these",
+                "With guidance, 10 % of clips are flagged instead of 50 % (by mel, duplicates allowed), and 60 % of",
+            ],
+        ),
+        ({"gain": -0.3}, ["fewer clips of unseen classes sound like their class (-30 points)"]),
+        (
+            {"gain": 0.05, "copied": 3, "fired": 0},
+            [
+                "rare or unseen classes cannot be told: 35 % of clips sound like their class beside 2 pairs, 30 % without any, "
+                "and 25 % would by chance.",
+                "15 % of clips as copies of a pair that was shown, which cannot be told from the 10 % that match",
+                "Guidance never acted.",
+            ],
+        ),
+        ({"copied": 0}, ["flags no clip as a copy"]),
+        ({"decided": False}, ["Of copies nothing can be said: there are too few null clips."]),
+    ],
+)
+def test_the_sentence_says_what_can_be_told(asked: dict[str, Any], parts: list[str]) -> None:
+    said = sentence(_content(**asked))
+    for part in parts:
+        assert part in said
+    assert said.count(". ") <= 2 and "costs" not in said
+
+
+def test_one_seed_tells_nothing_of_others() -> None:
+    content = _content()
+    for row in content["quality"]:
+        if row["beyond_plain"]:
+            row["beyond_plain"]["by_seed"] = row["beyond_plain"]["by_seed"][:1]
+    assert "cannot be told" in sentence(content)
+
+
+def test_the_page_and_the_terminal_have_a_row_for_each_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("auscult.studies.longtail.page._heard", lambda *given: [])
+    content = _content(fired=0)
+    page = write_longtail_page(tmp_path, content).read_text("utf-8")
+    assert page.count("<svg") == 2 * (1 + 2 + 1)  # by frequency, two against k, what the nearest is; wide and narrow
+    rows = [_text(row) for row in re.findall(r"(?s)<tr>.*?</tr>", page)]
+    training = [way for way in runs_of(_config(), 0) if way.prompts == "training"]
+    assert len(training) == 10
+    for way in training:
+        name = called(vars(way)) + " (changed nothing: the same clips, bit for bit)" * way.guided
+        flagged = "2 of 20" if way.guided or not way.k else "10 of 20"
+        assert any(row.strip().startswith(f"{name}trainingmel{flagged}") for row in rows), name
+    assert sum("7 of 40" in row for row in rows) == len(content["nearer"])
+    assert 'href="audits/s0-mel/report.html"' in page and "Fréchet" not in _text(page).partition("Configuration")[0]
+    _print_longtail(Study(tmp_path, content))
+    printed = capsys.readouterr().out
+    assert sum(" of 20" in line for line in printed.splitlines()) == len(training)
+    assert all(word in printed for word in ("duplicates", "swapped", "guided")) and "…" not in printed
+
+
+def test_nothing_is_drawn_where_no_clip_can_be_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("auscult.studies.longtail.page._heard", lambda *given: [])
+    page = write_longtail_page(tmp_path, _content(decided=False)).read_text("utf-8")
+    assert page.count("<svg") == 2 and "No audit has null clips enough" in page
+
+
+def test_what_does_not_vary_is_not_said_to_be_precise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("auscult.studies.longtail.page._heard", lambda *given: [])
+    content = _content()
+    for row in content["quality"]:
+        row["beyond_plain"] = row["beyond_plain"] and {**row["beyond_plain"], "value": 0.0, "low": 0.0, "high": 0.0}
+    said = _text(write_longtail_page(tmp_path, content).read_text("utf-8"))
+    assert "+0 (no spread to see)" in said and "[+0, +0]" not in said
+    assert "cannot be told" in sentence(content) and "+0" not in sentence(content)
+
+
+def test_near_duplicates_that_were_not_found_are_told_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {0: (0, 2), 1: (2, 2), 2: (1, 2)}
+    monkeypatch.setattr("auscult.studies.longtail.results.copies_found", lambda folder, seed: counts[seed])
+    for seed in counts:
+        write_text(tmp_path / "duplicates" / f"s{seed}" / "card.json", json.dumps({"warnings": ["Too few clips."]}))
+    said = _note_on_copies(tmp_path, [0, 1, 2])
+    assert "found 0 of 2 for seed 0, 1 of 2 for seed 2." in said and said.endswith("It says: Too few clips.")
+    assert _note_on_copies(tmp_path, [1]) == ""
+
+
+# --- without a threshold ----------------------------------------------------------------------------------------------
 
 
 def _planted(copied: bool, draw: int = 1) -> tuple[Likeness, list[Seen], list[Clip]]:
@@ -297,11 +470,13 @@ def _planted(copied: bool, draw: int = 1) -> tuple[Likeness, list[Seen], list[Cl
 def test_copies_of_what_was_shown_are_nearer_and_clips_of_chance_are_not() -> None:
     likeness, seen, references = _planted(copied=True)
     found = nearer(likeness, seen, references, 0)
-    assert len(found["shown"]) == 12 and min(found["shown"]) > 0.4
-    assert abs(np.mean(found["own"])) < 0.3
-    assert nearer(likeness, [replace(one, shown=()) for one in seen], references, 0) == {"shown": [], "own": []}
+    assert len(found.shown) == 12 and min(found.shown) > 0.4 and (found.pairs, found.dropped) == (24, 0)
+    assert abs(np.mean(found.own)) < 0.3
     instead = {one.own: one.shown for one in seen}
-    assert nearer(likeness, with_pairs([replace(one, shown=()) for one in seen], instead), references, 0) == found
+    alone = [replace(one, shown=()) for one in seen]
+    assert nearer(likeness, with_pairs(alone, instead), references, 0) == found
+    nothing = nearer(likeness, alone, references, 0)
+    assert nothing == replace(found, shown=[], pairs=0)  # nearness to the prompt's clip depends on no pairs
 
 
 def test_chance_is_nearer_to_nothing() -> None:
@@ -314,10 +489,35 @@ def test_chance_is_nearer_to_nothing() -> None:
         likeness = Likeness(likeness.generated, both, np.concatenate([likeness.cosines, likeness.cosines[:, :9]], 1))
         takes = Takes(alike=("r0 = r3", "r1 = r13"))
         seen = [replace(one, shown=(*one.shown, f"r{(row + 6) % 9}#copy-2"), takes=takes) for row, one in enumerate(seen)]
-        for key, values in nearer(likeness, seen, [*references, *again], trial).items():
-            found[key].append(float(np.mean(values)))
+        gains = nearer(likeness, seen, [*references, *again], trial)
+        found["shown"].append(float(np.mean(gains.shown)))
+        found["own"].append(float(np.mean(gains.own)))
     for values in found.values():
         assert abs(np.mean(values)) < 3 * np.std(values, ddof=1) / np.sqrt(len(values)) < 0.02
+
+
+def test_the_class_alone_is_nearer_to_nothing_at_any_k() -> None:
+    """Pairs of the prompt's class come first; small classes are used up before k = 10; clips are like all of their class."""
+    sizes = {"bell": 14, "dog": 8, "gong": 4, "rain": 2, "train": 1}
+    references = [Clip(f"{name}-{n}", "", labels=(name,)) for name, size in sizes.items() for n in range(size)]
+    label = {clip.clip_id: clip.labels[0] for clip in references}
+    rng = np.random.default_rng(0)
+    cosines = [[(0.5 if one == other else 0.2) for other in label.values()] for one in label.values()]
+    drawn = np.array(cosines) + 0.1 * rng.standard_normal((50, len(label), len(label)))
+    rows = {clip_id: row for row, clip_id in enumerate(label)}
+    own, dropped = set(), []
+    for k in range(1, 11):
+        seen = []
+        for one in label:
+            others = sorted((other for other in label if other != one), key=lambda other: label[other] != label[one])
+            seen.append(Seen(one, one, label[one], tuple(others[:k]), None, None, False))
+        found = [nearer(Likeness(rows, rows, one), seen, references, trial) for trial, one in enumerate(drawn)]
+        means = [np.mean(one.shown) for one in found]
+        assert abs(np.mean(means)) < 4 * np.std(means, ddof=1) / np.sqrt(len(means)) < 0.05, k
+        own.add(tuple(found[0].own))
+        dropped.append(found[0].dropped)
+        assert len(found[0].own) == sum(sizes.values()) - 1  # the class of one clip has no other
+    assert len(own) == 1 and dropped[0] < dropped[-1]
 
 
 def test_likeness_is_the_best_of_all_windows() -> None:
@@ -363,6 +563,9 @@ def test_clips_that_sound_like_their_class_are_told_from_those_that_do_not(tmp_p
     config = replace(_config(), quality=StudyQuality(frechet=True))
     clips = write_sounds(tmp_path / "real", 28, 0, 2.0)  # two of each of 14 families
     real = [clip for clip in clips if clip.labels[0] in ("bell", "dog", "rain", "engine")]
+    config = replace(
+        config, tail=replace(config.tail, alike=(" = ".join(clip.clip_id for clip in real if clip.labels[0] == "bell"),))
+    )
     (rain,) = [clip for clip in write_sounds(tmp_path / "made", 5, 1, 2.0) if clip.labels == ("rain",)]
     write_manifest(tmp_path / "sets" / "s0" / "held-out.jsonl", real)
     for run in (run for run in runs_of(config, 0) if run.prompts == "held-out"):
@@ -381,8 +584,15 @@ def test_clips_that_sound_like_their_class_are_told_from_those_that_do_not(tmp_p
     evaluate_stage(config, 0, tmp_path / "evaluated" / "s0", lambda done, total, what: None)
     card = read_card(tmp_path / "evaluated" / "s0", "scores of a study")
     ways = [run.way for run in runs_of(config, 0) if run.prompts == "held-out"]
-    shares = {way: np.mean(list(card["nearest"][way].values())) for way in ways}
-    assert shares == {way: 0.25 if way == "plain-held-out" else 1.0 for way in ways}
+    # the real clips themselves are no nearer to their class than the yardstick has it: their own recordings are passed over
+    shares = {way: np.mean(list(card["nearest"][way].values())) for way in (*ways, "real")}
+    assert shares == {way: 0.25 if way == "plain-held-out" else shares["real"] for way in (*ways, "real")}
+    assert 0.25 < shares["real"] < 1
+    chance = {clip.clip_id: 0.0 if clip.labels[0] == "bell" else 1 / 7 for clip in real}  # both bells are one sound
+    assert card["nearest"]["chance"] == chance
+    assert all(
+        not card["nearest"][way][one] for way, one in [("real", clip.clip_id) for clip in real if not chance[clip.clip_id]]
+    )
     assert set(card["nearest"]["real"].values()) <= {0.0, 1.0} and len(card["nearest"]["real"]) == len(real)
     distances = {way: list(card["metrics"]["fd_per_clip"][way].values()) for way in ways}
     assert all(len(values) == len(real) and np.isfinite(values).all() for values in distances.values())
@@ -397,12 +607,19 @@ def test_means_weigh_classes_alike_and_intervals_hold_what_varies() -> None:
     alike, unlike = seed_mean([{"": [0.0, 1.0] * 20}] * 3), seed_mean([{"": [one] * 40} for one in (0.0, 0.5, 1.0)])
     assert alike.value == unlike.value == 0.5
     assert alike.high - alike.low < 0.3 < unlike.high - unlike.low  # type: ignore[operator]
-    rng = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("effect", [0.0, 1.0])
+@pytest.mark.parametrize("seeds", [2, 3, 4])
+def test_intervals_of_means_cover_what_they_say(seeds: int, effect: float) -> None:
+    """Clips of one distribution, or of seeds that differ by an effect of their own."""
+    rng = np.random.default_rng(seeds)
     held = 0
-    for trial in range(100):  # clips of one distribution: the interval covers about as often as it says
-        mean = seed_mean([{"": rng.normal(size=15).tolist()} for _ in range(4)], resamples=200, seed=trial)
+    for trial in range(200):
+        shifts = effect * rng.normal(size=seeds)
+        mean = seed_mean([{"": (one + rng.normal(size=15)).tolist()} for one in shifts], resamples=60, seed=trial)
         held += mean.low <= 0 <= mean.high  # type: ignore[operator]
-    assert held >= 85  # four seeds know a little less of their spread than 95 % would need
+    assert held >= 184  # 92 %: three standard deviations below 95 %, about
 
 
 def test_bins_hold_every_class_once() -> None:
@@ -581,7 +798,7 @@ def test_a_study_leaves_what_it_promised(finished: Study) -> None:
     assert [row["way"] for row in card["copying"]] == [run.way for run in runs]
     assert all(row["clips"] == clips_made(config, run) for row, run in zip(card["copying"], runs, strict=True))
     for row in card["copying"]:
-        assert sum(one["flagged"] for name, one in row["nearest_kinds"].items() if name != "its") == row["clips"]
+        assert sum(row["nearest_kinds"][kind]["flagged"] for kind in KINDS) == row["clips"]
     assert CliRunner().invoke(app, ["info", str(folder)]).exit_code == 0
     copies = {origin(clip.clip_id) for clip in read_manifest(folder / "sets" / "s0" / "copies.jsonl")}
     assert copies and card["sets"][0]["copies"] == len(copies)
@@ -639,6 +856,7 @@ def test_what_a_parrot_says_again_is_counted(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("auscult.studies.longtail.making.generate_clips", parrot)
     card = study_longtail(config, tmp_path / "out").card
     rows = [row for row in card["copying"] if row["prompts"] == "training"]
+    assert [row["way"] for row in rows] == [run.way for run in runs_of(config, 0) if run.prompts == "training"]
     assert planted["both-training-k2"] == {"own": 3, "reference": 3} and planted["plain-training"] == {"own": 3}
     assert planted["id-training-k2"]["own_shown"]
     for row in rows:

@@ -204,21 +204,23 @@ def _print_memorization(result: Study) -> None:
 
 
 def _print_longtail(result: Study) -> None:
-    from ..studies.longtail.wording import called, sentence
+    from ..studies.longtail.wording import sentence, short
 
     shown = Table(title="Clips from training captions that are flagged, and as what", title_justify="left")
-    for name in ("model", "audit", "flagged", "rate", "95 % interval", "its prompt's clip", "a shown pair"):
-        shown.add_column(name, justify="left" if name in ("model", "audit") else "right")
+    shown.add_column("model", min_width=10)
+    for name in ("k", "audit", "flagged", "rate", "own clip", "shown pair", "by itself"):
+        shown.add_column(name, justify="left" if name == "audit" else "right", no_wrap=name in ("audit", "flagged"))
     for row in (row for row in result.card["copying"] if row["prompts"] == "training"):
-        known, kinds = row["rate"] is not None, row["flagged_kinds"]
+        kinds, by_itself = row["flagged_kinds"], row["by_itself"]
         shown.add_row(
-            called(row),
+            short(row),
+            str(row["k"] or "-"),
             row["descriptor"],
             f"{row['flagged']} of {row['clips']}",
-            f"{row['rate']:.0%}" if known else "not decided",
-            f"{row['low']:.0%} to {row['high']:.0%}" if known else "-",
-            str(kinds["own"]["flagged"] + kinds["own_shown"]["flagged"]),
-            str(kinds["reference"]["flagged"]),
+            _rate(row),
+            str(kinds["its"]["flagged"]),
+            str(kinds["pairs"]["flagged"]),
+            "-" if by_itself is None else str(by_itself["flagged_kinds"]["pairs"]["flagged"]),
         )
     out.print(shown)
     for warning in result.card["warnings"]:

@@ -129,7 +129,7 @@ class StudyGuidance:
     despecification, deduplication, dissimilarity
         See :class:`~auscult.guidance.amg.AmgConfig`, whose defaults these are (its module needs torch).
     threshold_low, threshold_high
-        Of the same; None: measured on the training clips.
+        Of the same; None: measured on all clips that could be shown, those of the open datastore among them.
     """
 
     despecification: float = 1.0

@@ -24,14 +24,17 @@ from .config import LongtailConfig
 from .drawing import class_of
 from .takes import Takes, origin
 
-KINDS = ("own", "own_shown", "own_recording", "reference", "other")
+KINDS = ("own", "own_shown", "own_recording", "own_recording_shown", "reference", "other")
 KIND_NAMES = {
     "own": "its prompt's clip",
     "own_shown": "its prompt's clip, whose duplicate was shown",
     "own_recording": "another take of its prompt's recording",
+    "own_recording_shown": "another take of its prompt's recording, which was shown",
     "reference": "a pair that was shown",
     "other": "another clip",
 }
+TOGETHER = {"its": ("own", "own_shown"), "pairs": ("own_recording_shown", "reference")}
+"""Kinds that are counted as one: the prompt's clip, whether a duplicate of it was shown or not; and all shown pairs."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Seen:
         if what == self.own:
             return "own_shown" if what in shown else "own"
         if self.takes.recording(what) == self.takes.recording(self.own):
-            return "own_recording"
+            return "own_recording_shown" if what in shown else "own_recording"
         return "reference" if what in shown else "other"
 
 
@@ -143,35 +146,33 @@ class SeedAudit:
         return Likeness.of(*(store.load() for store in stores))
 
 
-def with_pairs(seen: Sequence[Seen], shown: Mapping[str, tuple[str, ...]] | None) -> list[Seen]:
-    """Clips that were shown nothing, as if they had been: of a model without pairs, what matches those that it would have been
-    shown is how often that happens by itself.
+def with_pairs(seen: Sequence[Seen], shown: Mapping[str, tuple[str, ...]]) -> list[Seen]:
+    """Clips of a model without pairs as if they had been shown some: what of them matches these is how often that happens by
+    itself.
 
     Parameters
     ----------
     shown
-        Pairs by the prompt's clip; None: the clips as they are.
+        Pairs by the prompt's clip; clips of other prompts are left out.
     """
-    return list(seen) if shown is None else [replace(one, shown=shown.get(one.own, ())) for one in seen]
+    return [replace(one, shown=shown[one.own]) for one in seen if one.own in shown]
 
 
 def counts_of(seen: Sequence[Seen]) -> dict[str, Any]:
-    """How many are compared and flagged, what the flagged ones match (``flagged_KIND``), and all (``nearest_KIND``).
-
-    ``its`` is the prompt's clip, whether a duplicate of it was shown or not.
+    """How many are compared and flagged, what the flagged ones match (``flagged_KIND``), and all (``nearest_KIND``): each of
+    ``KINDS``, and those of ``TOGETHER``.
     """
     compared = [one for one in seen if one.kind is not None]
-    all_kinds = Counter(one.kind for one in compared)
-    flagged = Counter(one.kind for one in compared if one.flagged)
-    return {
+    found: dict[str, Any] = {
         "compared": len(compared),
         "prompts": len({one.own for one in compared}),
-        "flagged": sum(flagged.values()),
-        **{f"flagged_{kind}": flagged[kind] for kind in KINDS},
-        **{f"nearest_{kind}": all_kinds[kind] for kind in KINDS},
-        "flagged_its": flagged["own"] + flagged["own_shown"],
-        "nearest_its": all_kinds["own"] + all_kinds["own_shown"],
+        "flagged": sum(one.flagged for one in compared),
     }
+    for what, some in (("nearest", compared), ("flagged", [one for one in compared if one.flagged])):
+        kinds = Counter(one.kind for one in some)
+        found |= {f"{what}_{kind}": kinds[kind] for kind in KINDS}
+        found |= {f"{what}_{name}": sum(kinds[kind] for kind in together) for name, together in TOGETHER.items()}
+    return found
 
 
 # --- without a threshold ----------------------------------------------------------------------------------------------
@@ -202,19 +203,46 @@ class Likeness:
 
     def best(self, clip_id: str, among: Sequence[str]) -> float:
         """With the most similar of some references; NaN of none."""
-        rows = [self.references[one] for one in among if one in self.references]
-        values = self.cosines[self.generated[clip_id], rows]
-        values = values[~np.isnan(values)]
+        values = self._with(clip_id, among)
         return float(values.max()) if len(values) else float("nan")
 
+    def mean(self, clip_id: str, among: Sequence[str]) -> float:
+        """Of those with some references; NaN of none."""
+        values = self._with(clip_id, among)
+        return float(values.mean()) if len(values) else float("nan")
 
-def nearer(likeness: Likeness, seen: Sequence[Seen], references: Sequence[Clip], seed: int) -> dict[str, list[float]]:
+    def _with(self, clip_id: str, among: Sequence[str]) -> npt.NDArray[np.float64]:
+        rows = [self.references[one] for one in among if one in self.references]
+        values = self.cosines[self.generated[clip_id], rows]
+        return values[~np.isnan(values)]
+
+
+@dataclass(frozen=True)
+class Nearer:
+    """How much nearer clips are to some references than to others of the same classes: cosines less cosines.
+
+    Attributes
+    ----------
+    shown, own
+        To the pairs that were shown, and to the prompt's own clip: a number for each clip that has both sides.
+    pairs, dropped
+        How many pairs there are, and how many of them no clip of the same class can be set against.
+    """
+
+    shown: list[float]
+    own: list[float]
+    pairs: int
+    dropped: int
+
+
+def nearer(likeness: Likeness, seen: Sequence[Seen], references: Sequence[Clip], seed: int) -> Nearer:
     """How much nearer each clip is to what it was shown than to as many clips that it was not: the best cosine of the one less
-    that of the other; and of its prompt's own clip, the cosine less that of one other, as ``own``.
+    that of the other; and of its prompt's own clip, the cosine less the mean of those with all others of its class.
 
-    For each pair, one clip of its class is drawn that was not shown and is of neither the prompt's recording nor a pair's;
-    where its class has no other, any clip. So what is left is not that pairs are of the right class. A near-duplicate counts
-    as what it was made of, on both sides: each side is the best of equally many sounds, and chance gives 0.
+    For each pair, one clip of its class is drawn that was not shown and is of neither the prompt's recording nor a pair's.
+    A pair for which there is none is dropped: a clip of another class would say only that pairs are of the right one. A
+    near-duplicate counts as what it was made of, on both sides: each side is the best of equally many sounds of the same
+    classes, and chance gives 0.
 
     Parameters
     ----------
@@ -224,39 +252,38 @@ def nearer(likeness: Likeness, seen: Sequence[Seen], references: Sequence[Clip],
         All clips that there are.
     seed
         Of the draw.
-
-    Returns
-    -------
-    dict
-        ``shown`` and ``own``: a number for each clip that has both sides.
     """
     rng = np.random.default_rng([seed, 2])
-    found: dict[str, list[float]] = {"shown": [], "own": []}
     label = {clip.clip_id: class_of(clip) for clip in references if origin(clip.clip_id) == clip.clip_id}
     label = {clip_id: name for clip_id, name in label.items() if likeness.has(clip_id)}
     takes = seen[0].takes if seen else Takes()
     names = dict(zip(label, takes.of(list(label)), strict=True))
+    gains: dict[str, list[float]] = {"shown": [], "own": []}
+    counted = dropped = 0
     for one in seen:
-        own = one.takes.recording(one.own)
-        pairs = list(dict.fromkeys(origin(pair) for pair in one.shown))
-        gone = {names[what] for what in (*pairs, one.own) if what in names}
+        own = takes.recording(one.own)
+        there = [pair for pair in dict.fromkeys(origin(pair) for pair in one.shown) if pair in names]
+        gone = {own, *(names[pair] for pair in there)}
+        pairs = [pair for pair in there if names[pair] != own]
         left = [clip_id for clip_id in label if names[clip_id] not in gone]
-        pairs = [pair for pair in pairs if pair in names and names[pair] != own]
-        for key, side in (("shown", pairs), ("own", [one.own] if one.own in label and one.shown else [])):
-            control = _like(side, left, label, rng)
-            gain = likeness.best(one.clip_id, side) - likeness.best(one.clip_id, control)
-            if not np.isnan(gain):  # which it is where a side is empty
-                found[key].append(gain)
-    return found
+        side, control = _against(pairs, left, label, rng)
+        counted, dropped = counted + len(pairs), dropped + len(pairs) - len(side)
+        gains["shown"].append(likeness.best(one.clip_id, side) - likeness.best(one.clip_id, control))
+        if one.own in label:
+            others = [other for other in label if label[other] == label[one.own] and names[other] != own]
+            gains["own"].append(likeness.best(one.clip_id, [one.own]) - likeness.mean(one.clip_id, others))
+    shown, its = ([gain for gain in gains[key] if not np.isnan(gain)] for key in ("shown", "own"))  # NaN: a side is empty
+    return Nearer(shown, its, counted, dropped)
 
 
-def _like(side: Sequence[str], left: Sequence[str], label: Mapping[str, str], rng: np.random.Generator) -> list[str]:
-    """For each of these clips another of its class, each once; none at all where there are too few."""
+def _against(
+    pairs: Sequence[str], left: Sequence[str], label: Mapping[str, str], rng: np.random.Generator
+) -> tuple[list[str], list[str]]:
+    """The pairs that have one, and of each another clip of its class, each once."""
+    side: list[str] = []
     control: list[str] = []
-    for clip_id in side:
-        there = [one for one in left if one not in control]
-        if not there:
-            return []
-        alike = [one for one in there if label[one] == label[clip_id]] or there
-        control.append(alike[int(rng.integers(len(alike)))])
-    return control
+    for pair in pairs:
+        if alike := [one for one in left if label[one] == label[pair] and one not in control]:
+            side.append(pair)
+            control.append(alike[int(rng.integers(len(alike)))])
+    return side, control

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...figures import only_ids_in_use
 
-NARROW_CHARACTERS = 36  # of a line on a telephone
+NARROW_CHARACTERS = 30  # of a line on a telephone
 
 
 def shares_svg(

@@ -208,7 +208,8 @@ def _guide(config: LongtailConfig, run: Run, folder: Path) -> dict[str, Any]:
 
 
 def thresholds_stage(config: LongtailConfig, seed: int, model: str, place: Path, progress: Progress) -> None:
-    """What guidance by a model counts as similar, measured once on the training clips; what is given stays as it is."""
+    """What guidance by a model counts as similar, measured once on all clips that could be shown, near-duplicates
+    and those of the open datastore among them; what is given stays as it is."""
     low, high = config.guidance.threshold_low, config.guidance.threshold_high
     found: dict[str, Any] = {}
     if low is None or high is None:

@@ -20,12 +20,12 @@ from ..figures import Series, rates_picture
 from ..sets import read_manifest
 from .arms import ALL, AUDIO, BOTH, ID, NAMES, ON_TRAINING, PLAIN, SETS, Run, runs_of
 from .config import LongtailConfig
-from .copying import KIND_NAMES, KINDS, SeedAudit
+from .copying import KIND_NAMES, KINDS, SeedAudit, Seen
 from .figures import shares_svg
 from .reading import rows_of
 from .results import METRICS, OWN_CLASS
 from .takes import origin
-from .wording import called, sentence
+from .wording import called, percent, sentence, short, unchanged
 
 GREEN, PURPLE = "#15803d", "#7e22ce"
 COLORS = {PLAIN: NULL_COLOR, AUDIO: REFERENCE_COLOR, BOTH: QUERY_COLOR, ID: PURPLE, "real": GREEN}
@@ -33,13 +33,16 @@ SHORT_KINDS = {
     "own": "its prompt's clip",
     "own_shown": "the same, duplicate shown",
     "own_recording": "another take of its recording",
+    "own_recording_shown": "another take, shown",
     "reference": "a shown pair",
     "other": "another clip",
 }
+TOGETHER_NAMES = {"pairs": "a pair that was shown", "its": "the prompt's clip"}
 KIND_COLORS = {
     "own": QUERY_COLOR,
     "own_shown": PURPLE,
     "own_recording": "#a16207",
+    "own_recording_shown": "#0e7490",
     "reference": REFERENCE_COLOR,
     "other": "#9ca3af",
 }
@@ -58,6 +61,8 @@ def write_longtail_page(folder: Path, content: Mapping[str, Any], progress: Prog
     progress(0, 1, "writing the report")
     names = list(dict.fromkeys(row["descriptor"] for row in content["copying"]))
     bins = list(dict.fromkeys(row["bin"] for row in content["quality"]))
+    single = [kind for kind in KINDS if kind != "reference"]  # which stands among all shown pairs
+    told = [kind for kind in single if any(row["flagged_kinds"][kind]["flagged"] for row in content["copying"])]
     page = render(
         "longtail.html",
         card={"warnings": content["warnings"], "versions": package_versions()},
@@ -66,12 +71,21 @@ def write_longtail_page(folder: Path, content: Mapping[str, Any], progress: Prog
         content=content,
         names=names,
         bins=bins,
-        kinds=[(kind, KIND_NAMES[kind]) for kind in KINDS],
+        kinds=[(kind, KIND_NAMES[kind]) for kind in told],
+        unflagged=[KIND_NAMES[kind] for kind in single if kind not in told],
         called=called,
-        metrics=METRICS,
         tail=_tail(content, bins),
-        against_k=[(name, _against_k(content, name)) for name in names],
-        matched=[(name, _matched(content, name)) for name in names],
+        against_k=[
+            (name, what, picture)
+            for name in names
+            for kind, what in TOGETHER_NAMES.items()
+            if (picture := _against_k(content, name, kind)) is not None
+        ],
+        matched=[(name, picture) for name in names if (picture := _matched(content, name)) is not None],
+        by_way={row["way"]: called(row) for row in content["copying"]},
+        percent=percent,
+        unchanged=[row["way"] for row in content["guided"] if unchanged(content, row["way"])],
+        measured=_measured(content),
         copied=[row for row in content["copying"] if row.get("copied") and not row["guided"] and not row["swapped"]],
         compared=_side_by_side(content, names),
         heard=_heard(folder, content, names[0]),
@@ -98,32 +112,39 @@ def _tail(content: Mapping[str, Any], bins: Sequence[str]) -> Markup:
             if (row["metric"], row["model"], row["guided"], row["unseen"]) == (OWN_CLASS, model, False, False)
             and row["k"] in (0, k)
         }
-        series.append(_series(NAMES[model], COLORS[model], [rows.get(name, {}) for name in places]))
+        series.append(_series(NAMES[model].split(", ")[-1], COLORS[model], [rows.get(name, {}) for name in places]))
     closed = [row for row in content["quality"] if row["unseen"] and row["metric"] == OWN_CLASS]
     if closed:
-        label = "sounds and captions, class in no pair"
+        label = "class in no pair"
         series.append(_series(label, "#a16207", [closed[0] if name == "0" else {} for name in places]))
     real = {row["bin"]: row for row in content["real"]}
-    series.append(_series("real clips, other recordings", COLORS["real"], [real.get(name, {}) for name in places]))
+    series.append(_series("real clips", COLORS["real"], [real.get(name, {}) for name in places]))
     labels = [f"{name}\n(unseen)" if name == "0" else name for name in places]
-    of = f"sounds like its class (chance {content['chance']:.0%})"
+    of = f"own class (chance {percent(content['chance'])})"
     return rates_picture(labels, series, label="training clips of the class", of=of)
 
 
-def _against_k(content: Mapping[str, Any], name: str) -> Markup:
-    """Flagged as copies of what was shown, and of the prompt's clip, against k; at 0 the model without pairs."""
+def _against_k(content: Mapping[str, Any], name: str, kind: str) -> Markup | None:
+    """Flagged as copies of what was shown, or of the prompt's clip, against k; beside each what the model without pairs has by
+    itself, which for the prompt's clip is the same at every k. None where no audit can tell.
+    """
     ks = content["config"]["retrieval"]["k"]
     rows = {
         (row["model"], row["k"]): row for row in content["copying"] if row["descriptor"] == name and row["way"] == _usual(row)
     }
-    plain = rows[PLAIN, 0]["flagged_kinds"]
     series = []
-    for model, color, other in ((BOTH, QUERY_COLOR, REFERENCE_COLOR), (ID, PURPLE, GREEN)):
-        some = [rows[model, k]["flagged_kinds"] for k in ks]
-        excluded = "(duplicates in)" if model == ID else "(duplicates out)"
-        series.append(_series(f"its prompt's clip {excluded}", color, [plain["its"], *(row["its"] for row in some)]))
-        series.append(_series(f"a shown pair {excluded}", other, [plain["reference"], *(row["reference"] for row in some)]))
-    return rates_picture(["none", *map(str, ks)], series, label="pairs shown", of=f"flagged by {name} as a copy of")
+    for model, color, pale in ((BOTH, QUERY_COLOR, "#fdba74"), (ID, PURPLE, "#d8b4fe")):
+        excluded = "duplicates in" if model == ID else "duplicates out"
+        there = [rows[model, k] for k in ks]
+        series.append(_series(excluded, color, [row["flagged_kinds"][kind] for row in there]))
+        if kind == "pairs":
+            plain = [row["by_itself"]["flagged_kinds"][kind] for row in there]
+            series.append(_series(f"by itself, {excluded}", pale, plain))
+    if kind == "its":
+        series.append(_series("no pairs", NULL_COLOR, [rows[PLAIN, 0]["flagged_kinds"][kind]] * len(ks)))
+    if all(rate is None for one in series for rate in one.rates):
+        return None
+    return rates_picture([str(k) for k in ks], series, label="pairs shown", of="flagged")
 
 
 def _usual(row: Mapping[str, Any]) -> str:
@@ -131,26 +152,27 @@ def _usual(row: Mapping[str, Any]) -> str:
     return Run(0, row["model"], ON_TRAINING, row["k"]).way
 
 
-def _matched(content: Mapping[str, Any], name: str) -> Markup:
-    """What the nearest clip is of each way's clips; those that are flagged in full color."""
+def _matched(content: Mapping[str, Any], name: str) -> Markup | None:
+    """What the nearest clip is of each way's clips, those that are flagged in full color; None where no audit can tell."""
     k = content["config"]["retrieval"]["shown"]
     rows = [
-        row for row in content["copying"] if row["descriptor"] == name and row["prompts"] == ON_TRAINING and row["k"] in (0, k)
+        row
+        for row in content["copying"]
+        if row["descriptor"] == name and row["prompts"] == ON_TRAINING and row["k"] in (0, k) and row["rate"] is not None
     ]
+    if not rows:
+        return None
     parts, sure = [], []
     for kind in KINDS:
-        parts.append((SHORT_KINDS[kind], KIND_COLORS[kind], [row["nearest_kinds"][kind]["rate"] or 0.0 for row in rows]))
-        sure.append([row["flagged_kinds"][kind]["rate"] or 0.0 for row in rows])
+        shares = [row["nearest_kinds"][kind]["rate"] for row in rows]
+        if any(shares):
+            parts.append((SHORT_KINDS[kind], KIND_COLORS[kind], shares))
+            sure.append([row["flagged_kinds"][kind]["rate"] for row in rows])
     label = f"clips whose nearest is, by {name} (in full color: flagged)"
-    short = [_short(row) for row in rows]
+    names = [short(row) for row in rows]
     return Markup(
-        wide_and_narrow(*(shares_svg(short, parts, label=label, sure=sure, narrow=narrow) for narrow in (False, True)))
+        wide_and_narrow(*(shares_svg(names, parts, label=label, sure=sure, narrow=narrow) for narrow in (False, True)))
     )
-
-
-def _short(row: Mapping[str, Any]) -> str:
-    names = {PLAIN: "no pairs", AUDIO: "sounds", BOTH: "pairs", ID: "duplicates allowed"}
-    return names[row["model"]] + ", swapped" * row["swapped"] + ", guided" * row["guided"]
 
 
 def _series(label: str, color: str, rows: Sequence[Mapping[str, Any]]) -> Series:
@@ -163,6 +185,12 @@ def _series(label: str, color: str, rows: Sequence[Mapping[str, Any]]) -> Series
 # --- tables and sounds ------------------------------------------------------------------------------------------------
 
 
+def _measured(content: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the metrics that there are values of."""
+    there = {row["metric"] for row in content["quality"] if row["value"] is not None}
+    return {metric: name for metric, name in METRICS.items() if metric in there}
+
+
 def _side_by_side(content: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
     """Each way that guidance has a counterpart of, beside it: flagged, nearness to pairs, and the metrics of all bins."""
     found = []
@@ -171,6 +199,7 @@ def _side_by_side(content: Mapping[str, Any], names: Sequence[str]) -> list[dict
         for way in (usual, fact["way"]):
             of = {"model": fact["model"], "k": fact["k"], "swapped": False, "guided": way != usual, "unseen": False}
             line: dict[str, Any] = {
+                "way": way,
                 "name": called(of),
                 "prompts": fact["prompts"],
                 "fired": fact["fired"] if way != usual else None,
@@ -179,14 +208,15 @@ def _side_by_side(content: Mapping[str, Any], names: Sequence[str]) -> list[dict
                 next(row for row in content["copying"] if (row["way"], row["descriptor"]) == (way, name)) for name in names
             ]
             line["nearer"] = [row for row in content["nearer"] if row["way"] == way]
-            line["quality"] = [row for row in content["quality"] if row["way"] == way and row["bin"] == "all"]
+            measured = [row for row in content["quality"] if row["value"] is not None]
+            line["quality"] = [row for row in measured if row["way"] == way and row["bin"] == "all"]
             found.append(line)
     return found
 
 
 def _heard(folder: Path, content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """Of the first seed and each way at the usual k: the clip with the highest score, its prompt's clip, and the pair that it
-    was shown and is nearest to."""
+    """Of the first seed and each way at the usual k: the clip with the highest score, its prompt's clip, the pair that it was
+    shown and is nearest to, and the nearest clip where that is another."""
     config = make_config(LongtailConfig, dict(content["config"]))
     seed, k = config.seeds[0], config.retrieval.shown
     clips = {clip.clip_id: clip for clip in read_manifest(folder / SETS / f"s{seed}" / ALL)}
@@ -204,16 +234,8 @@ def _heard(folder: Path, content: Mapping[str, Any], name: str) -> list[dict[str
         made = replace(
             clips[best.own], clip_id=best.clip_id, path=str(folder / "generated" / way.name / row["path"]), start_s=0.0
         )
-        shown = (
-            best.match
-            if best.match and origin(best.match) in {origin(one) for one in best.shown}
-            else next(iter(best.shown), None)
-        )
         sides = [("generated", _side(made, clips[best.own], "query"))]
-        sides.append(("its prompt's clip", _side(made, clips[best.own], "reference")))
-        if shown is not None:
-            what = "the pair it is nearest to" if shown == best.match else "the first pair that it was shown"
-            sides.append((what, _side(made, clips[shown], "reference")))
+        sides += [(what, _side(made, clips[one], "reference")) for what, one in compared_with(best)]
         found.append(
             {
                 "title": called(_facts(way)),
@@ -223,6 +245,28 @@ def _heard(folder: Path, content: Mapping[str, Any], name: str) -> list[dict[str
                 "sides": sides,
             }
         )
+    return found
+
+
+def compared_with(one: Seen) -> list[tuple[str, str]]:
+    """What a clip is seen and heard beside: its prompt's clip, one pair that was shown, and the nearest where that is neither.
+
+    Examples
+    --------
+    >>> compared_with(Seen("x", "a", "dog", ("b", "c"), "c#copy-2", 1.0, False))
+    [("its prompt's clip", 'a'), ('the pair it is nearest to', 'c')]
+    >>> compared_with(Seen("x", "a", "dog", ("b", "c"), "d", 1.0, False))
+    [("its prompt's clip", 'a'), ('the first pair that it was shown', 'b'), ('the clip it is nearest to', 'd')]
+    """
+    near = None if one.match is None else origin(one.match)
+    found = [("its prompt's clip", one.own)]
+    if one.shown:
+        pair = next((pair for pair in one.shown if origin(pair) == near), None)
+        found.append(
+            ("the first pair that it was shown", one.shown[0]) if pair is None else ("the pair it is nearest to", pair)
+        )
+    if one.match is not None and near not in {origin(there) for _, there in found}:
+        found.append(("the clip it is nearest to", one.match))
     return found
 
 

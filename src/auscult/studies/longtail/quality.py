@@ -9,24 +9,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import t as student
 
 from ...audio import read_audio
 from ...corpus import Clip
 from ...folders import Progress
-from ...identity import recordings
 from ...metrics.embeddings import logmel
 from ...metrics.intervals import percentile_interval
 from ..sets import read_manifest
 from .arms import HELD_OUT, SETS, Run
 from .config import LongtailConfig
 from .drawing import class_of
-from .reading import made_clips
+from .reading import made_clips, rows_of
 
 DoubleArray = npt.NDArray[np.float64]
 RESAMPLES = 1000
+UNBOUNDED = (-np.inf, np.inf)
 INTERVAL = (
-    "Intervals of means are of 95 %, from 1,000 bootstrap draws of seeds and, within each, of the clips of each class. Of two "
-    "or three seeds such draws know little: the interval is rather too narrow, so the seeds' own values are beside it."
+    "Intervals of means are of 95 %: the wider of Student's t over the means of the seeds, and of 1,000 bootstrap draws of "
+    "seeds and, within each, of the clips of each class. Of one seed there are draws of its clips alone, which say nothing of "
+    "other seeds."
 )
 
 
@@ -37,28 +39,42 @@ def class_scores(
     its class, else 0.
 
     Clips are compared by levels of mel bands, means and deviations over time, each standardized by the real clips. Of a real
-    clip, those of its own recording are passed over.
+    clip, those of its own recording are passed over, and of a generated clip those of its prompt's: so each has the same clips
+    to be near to, and ``chance`` is how often one of them, taken at random, is of the class.
     """
     real = read_manifest(folder / SETS / f"s{seed}" / HELD_OUT)
     vectors = np.stack([sound_of(clip) for clip in real])
     mean, deviation = vectors.mean(axis=0), np.maximum(vectors.std(axis=0), 1e-6)
     real_units = (vectors - mean) / deviation
-    classes = [class_of(clip) for clip in real]
-    ids = [clip.clip_id for clip in real]
-    taken_from = ids if config.data.group is None else recordings(ids, config.data.group)
-    same = np.array([[one == other for other in taken_from] for one in taken_from])
-    found = {
-        "real": dict(
-            zip([clip.clip_id for clip in real], _own_class(real_units, real_units, classes, classes, same), strict=True)
-        )
-    }
+    classes = {clip.clip_id: class_of(clip) for clip in real}
+    names = config.takes.of(list(classes))
+    hidden = {one: np.array([name == other for other in names]) for one, name in zip(classes, names, strict=True)}
+
+    def hits(ids: Sequence[str], units: DoubleArray, prompts: Sequence[str]) -> dict[str, float]:
+        nearest = _nearest(units, real_units, np.stack([hidden[prompt] for prompt in prompts]))
+        found = [float(list(classes.values())[row] == classes[prompt]) for row, prompt in zip(nearest, prompts, strict=True)]
+        return dict(zip(ids, found, strict=True))
+
+    found = {"real": hits(list(classes), real_units, list(classes)), "chance": chance_of(classes, hidden)}
     for done, run in enumerate(runs, 1):
         clips = made_clips(folder, run)
         units = (np.stack([sound_of(clip) for clip in clips]) - mean) / deviation
-        hits = _own_class(units, real_units, [class_of(clip) for clip in clips], classes)
-        found[run.way] = dict(zip([clip.clip_id for clip in clips], hits, strict=True))
+        prompts = [row["reference"] for row in rows_of(folder, run)]
+        found[run.way] = hits([clip.clip_id for clip in clips], units, prompts)
         progress(done, len(runs), "nearest real clips")
     return found
+
+
+def chance_of(classes: Mapping[str, str], hidden: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, float]:
+    """For each real clip: the share of its class among the others that are not hidden from it.
+
+    Examples
+    --------
+    >>> chance_of({"a": "dog", "b": "dog", "c": "rain"}, {"a": np.array([True, False, False])})
+    {'a': 0.5}
+    """
+    names = np.array(list(classes.values()))
+    return {one: float(np.mean(names[~out] == classes[one])) if not out.all() else 0.0 for one, out in hidden.items()}
 
 
 def sound_of(clip: Clip) -> DoubleArray:
@@ -70,17 +86,10 @@ def sound_of(clip: Clip) -> DoubleArray:
     return np.concatenate([frames.mean(axis=0), frames.std(axis=0)])
 
 
-def _own_class(
-    queries: DoubleArray,
-    real: DoubleArray,
-    wanted: Sequence[str],
-    classes: Sequence[str],
-    hidden: npt.NDArray[np.bool_] | None = None,
-) -> list[float]:
+def _nearest(queries: DoubleArray, real: DoubleArray, hidden: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """(n,) rows of the nearest real clips that are not hidden, of (n, m)."""
     distance = ((queries[:, None] - real[None]) ** 2).sum(axis=-1)
-    if hidden is not None:
-        distance = np.where(hidden, np.inf, distance)
-    return [float(classes[row] == name) for row, name in zip(distance.argmin(axis=1), wanted, strict=True)]
+    return np.where(hidden, np.inf, distance).argmin(axis=1)
 
 
 # --- means over seeds -------------------------------------------------------------------------------------------------
@@ -107,24 +116,37 @@ class Mean:
     by_seed: tuple[float | None, ...]
 
 
-def seed_mean(values: Sequence[Mapping[str, Sequence[float]]], *, resamples: int = RESAMPLES, seed: int = 0) -> Mean:
+def seed_mean(
+    values: Sequence[Mapping[str, Sequence[float]]],
+    *,
+    bounds: tuple[float, float] = UNBOUNDED,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Mean:
     """The mean over seeds of the mean over classes of values.
 
     Draws take seeds with replacement, and of each the clips of each class with replacement: so seeds, which differ in weights,
-    in clips, and in which class is rare, vary as they would with other seeds.
+    in clips, and in which class is rare, vary as they would with other seeds. Of two or three seeds such draws know too little
+    of how seeds vary, so the interval is at least Student's: mean +- t s / sqrt(n), with the standard deviation s of the means
+    of n seeds.
 
     Parameters
     ----------
     values
         For each seed: values of clips by class; a seed may have none.
+    bounds
+        Of what a mean can be; the interval ends there.
     resamples, seed
-        Of the interval.
+        Of the draws.
 
     Examples
     --------
     >>> found = seed_mean([{"dog": [1, 1, 1, 1], "rain": [0, 0, 0, 0]}, {"dog": [1, 1, 0, 0]}])
     >>> found.value, found.by_seed, found.low == found.high
     (0.5, (0.5, 0.5), False)
+    >>> two = seed_mean([{"dog": [0.4] * 9}, {"dog": [0.6] * 9}], bounds=(0, 1))
+    >>> two.value, two.low, two.high  # 12.7 * 0.1 to either side
+    (0.5, 0.0, 1.0)
     >>> seed_mean([{}]).value is None
     True
     """
@@ -133,6 +155,18 @@ def seed_mean(values: Sequence[Mapping[str, Sequence[float]]], *, resamples: int
     there = [one_seed for one_seed in sets if one_seed]
     if not there:
         return Mean(None, None, None, 0, by_seed)
+    means = np.array([mean for mean in by_seed if mean is not None])
+    value = float(means.mean())
+    drawn = percentile_interval(value, _draws(there, resamples, seed))
+    half = 0.0
+    if len(means) > 1:
+        half = float(student.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means)))
+    low, high = max(min(drawn.low, value - half), bounds[0]), min(max(drawn.high, value + half), bounds[1])
+    return Mean(value, float(low), float(high), sum(len(one) for one_seed in there for one in one_seed), by_seed)
+
+
+def _draws(there: Sequence[Sequence[DoubleArray]], resamples: int, seed: int) -> DoubleArray:
+    """(resamples,) bootstrap means, of values by seed and class."""
     rng = np.random.default_rng(seed)
     draws = np.empty(resamples)
     for number in range(resamples):
@@ -140,10 +174,7 @@ def seed_mean(values: Sequence[Mapping[str, Sequence[float]]], *, resamples: int
         draws[number] = np.mean(
             [np.mean([one[rng.integers(len(one), size=len(one))].mean() for one in there[row]]) for row in chosen]
         )
-    value = float(np.mean([mean for mean in by_seed if mean is not None]))
-    interval = percentile_interval(value, draws)
-    clips = sum(len(one) for one_seed in there for one in one_seed)
-    return Mean(value, interval.low, interval.high, clips, by_seed)
+    return draws
 
 
 def bins_of(edges: Sequence[int]) -> list[tuple[str, int, int | None]]:

@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...folders import CARD, read_card
 from ..flagging import is_undecided, rate_of, too_few_null_clips
 from ..rates import INTERVAL, pooled
@@ -16,6 +18,7 @@ from .arms import (
     ALL,
     BOTH,
     COPIES,
+    DUPLICATES,
     EVALUATED,
     HELD_OUT,
     MODELS,
@@ -29,9 +32,9 @@ from .arms import (
     runs_of,
 )
 from .config import LongtailConfig
-from .copying import KINDS, SeedAudit, Seen, counts_of, nearer, with_pairs
+from .copying import KINDS, TOGETHER, Nearer, SeedAudit, Seen, counts_of, nearer, with_pairs
 from .quality import INTERVAL as MEAN_INTERVAL
-from .quality import Mean, bins_of, of_bin, seed_mean
+from .quality import UNBOUNDED, Mean, bins_of, of_bin, seed_mean
 from .reading import copies_found, frequency_of, rows_of
 from .takes import origin
 
@@ -41,6 +44,7 @@ METRICS = {
     "fd_per_clip": "Fréchet distance of a clip (levels of mel bands)",
     "clap_score": "CLAP score",
 }
+BOUNDS = {OWN_CLASS: ((0, 1), (-1, 1)), "fd_per_clip": ((0, np.inf), UNBOUNDED)}  # of means, and of differences of two
 PUBLISHED = (
     {"what": "AudioLDM", "pairs": "none", "k": "-", "KL": "1.66", "IS": "", "FAD": ""},
     {"what": "Tango", "pairs": "none", "k": "-", "KL": "1.32", "IS": "6.45", "FAD": ""},
@@ -67,6 +71,7 @@ def results_of(config: LongtailConfig, folder: Path) -> dict[str, Any]:
         "models": [_model(config, folder, seed, model) for seed in config.seeds for model in NAMES],
         "copying": [_copying(config, folder, way, name, audits) for way in ways for name in config.audits.compared_by],
         "nearer": [row for way in ways for row in _nearer(config, folder, way, audits)],
+        "same_clips": _same_clips(config, folder, ways),
         "guided": [_guided(config, folder, way) for way in ways if way.guided],
         "audits": [_audit(seed, name, one) for (seed, name), one in audits.items()],
         **_quality(config, folder, ways),
@@ -111,28 +116,38 @@ def _seen(folder: Path, way: Run, seed: int, audit: SeedAudit) -> list[Seen]:
     return audit.seen(run, rows_of(folder, run))
 
 
-def _would(config: LongtailConfig, folder: Path, way: Run, seed: int) -> dict[str, tuple[str, ...]] | None:
-    """Pairs by the prompt's clip that a model without any would have been shown; None where it was shown its own."""
-    if way.model != PLAIN:
-        return None
-    usual = Run(seed, BOTH, way.prompts, config.retrieval.shown)
-    return {row["reference"]: tuple(row["retrieved"]) for row in rows_of(folder, usual)}
+def _shown(folder: Path, way: Run, seed: int) -> dict[str, tuple[str, ...]]:
+    """The pairs of each clip of a run with pairs, by the prompt's clip."""
+    return {row["reference"]: tuple(row["retrieved"]) for row in rows_of(folder, replace(way, seed=seed))}
+
+
+def _beside(config: LongtailConfig, folder: Path, way: Run, seed: int, audit: SeedAudit) -> tuple[list[Seen], list[Seen]]:
+    """The clips of a way, and beside them those that the model without pairs makes of the same prompts, as if it had been
+    shown the same pairs. The clips of the model without pairs itself are seen with the pairs at ``shown``, and beside nothing.
+    """
+    seen = _seen(folder, way, seed, audit)
+    if way.model == PLAIN:
+        return with_pairs(seen, _shown(folder, Run(seed, BOTH, way.prompts, config.retrieval.shown), seed)), []
+    plain = _seen(folder, Run(seed, PLAIN, way.prompts), seed, audit)
+    return seen, with_pairs(plain, _shown(folder, way, seed))
 
 
 def _copying(
     config: LongtailConfig, folder: Path, way: Run, name: str, audits: Mapping[tuple[int, str], SeedAudit]
 ) -> dict[str, Any]:
-    """What the clips of one way match by one descriptor, over all seeds; of prompts whose clip has a near-duplicate besides."""
-    seen = {
-        seed: with_pairs(_seen(folder, way, seed, audits[seed, name]), _would(config, folder, way, seed))
-        for seed in config.seeds
-    }
+    """What the clips of one way match by one descriptor, over all seeds; of prompts whose clip has a near-duplicate besides.
+
+    ``by_itself`` is what the clips of the model without pairs match, had they been shown the same pairs.
+    """
+    both = {seed: _beside(config, folder, way, seed, audits[seed, name]) for seed in config.seeds}
+    seen, plain = ({seed: sides[number] for seed, sides in both.items()} for number in (0, 1))
     undecided = [audits[seed, name].undecided for seed in config.seeds]
     row: dict[str, Any] = {
         "way": way.way,
         "descriptor": name,
         **_facts(way),
         **rates_of_kinds(list(seen.values()), undecided),
+        "by_itself": None if way.model == PLAIN else rates_of_kinds(list(plain.values()), undecided),
     }
     if way.prompts == ON_TRAINING and config.tail.copied:
         copied = {seed: {origin(clip.clip_id) for clip in read_manifest(folder / SETS / f"s{seed}" / COPIES)} for seed in seen}
@@ -146,6 +161,8 @@ def _facts(way: Run) -> dict[str, Any]:
 
 def rates_of_kinds(seen: Sequence[Sequence[Seen]], undecided: Sequence[bool]) -> dict[str, Any]:
     """Rates of flagged clips and of what these and all match, over seeds; no rate of flags where an audit cannot tell.
+
+    ``captions`` is how many prompts the clips are of.
 
     Parameters
     ----------
@@ -165,28 +182,36 @@ def rates_of_kinds(seen: Sequence[Sequence[Seen]], undecided: Sequence[bool]) ->
         for one, cannot in zip(counts, undecided, strict=True)
     ]
     found = {**rate("flagged", undecided), "by_seed": by_seed}
+    found["captions"] = found.pop("prompts")  # how many, beside which "prompts" of a row are those of training or held out
     for what, unknown in (("flagged", undecided), ("nearest", [False] * len(counts))):
-        found[f"{what}_kinds"] = {kind: rate(f"{what}_{kind}", unknown) for kind in (*KINDS, "its")}
+        found[f"{what}_kinds"] = {kind: rate(f"{what}_{kind}", unknown) for kind in (*KINDS, *TOGETHER)}
     return found
 
 
 def _nearer(
     config: LongtailConfig, folder: Path, way: Run, audits: Mapping[tuple[int, str], SeedAudit]
 ) -> list[dict[str, Any]]:
-    """How much nearer clips are to what was shown than to what was not, by each descriptor that has vectors."""
+    """How much nearer clips are to what was shown than to what was not, by each descriptor that has vectors; ``by_itself`` is
+    that of the model without pairs, had it been shown the same."""
     found = []
     for name in config.audits.compared_by:
-        values: list[dict[str, list[float]]] = []
+        values: list[tuple[Nearer, Nearer]] = []
         for seed in config.seeds:
             audit = audits[seed, name]
             if audit.likeness is None:
                 break
-            seen = with_pairs(_seen(folder, way, seed, audit), _would(config, folder, way, seed))
             references = read_manifest(folder / SETS / f"s{seed}" / ALL)
-            values.append(nearer(audit.likeness, seen, references, seed))
+            seen, plain = _beside(config, folder, way, seed, audit)
+            values.append((nearer(audit.likeness, seen, references, seed), nearer(audit.likeness, plain, references, seed)))
         if values:
-            sides = {key: asdict(seed_mean([{"": one[key]} for one in values])) for key in ("shown", "own")}
-            found.append({"way": way.way, "descriptor": name, **_facts(way), **sides})
+            sides = {
+                "shown": [one.shown for one, _ in values],
+                "own": [one.own for one, _ in values],
+                "by_itself": [plain.shown for _, plain in values],
+            }
+            counted = {key: sum(getattr(one, key) for one, _ in values) for key in ("pairs", "dropped")}
+            means = {key: asdict(seed_mean([{"": one} for one in side], bounds=(-2, 2))) for key, side in sides.items()}
+            found.append({"way": way.way, "descriptor": name, **_facts(way), **means, **counted})
     return found
 
 
@@ -197,6 +222,37 @@ def _guided(config: LongtailConfig, folder: Path, way: Run) -> dict[str, Any]:
     return {"way": way.way, **_facts(way), "fired": asdict(pooled(counts))}
 
 
+def same_clips(ways: Sequence[tuple[str, Mapping[tuple[int, str], str]]]) -> dict[str, str | None]:
+    """For each way the first before it whose clips of the same prompts are the same, bit for bit.
+
+    Parameters
+    ----------
+    ways
+        Name, and the SHA-256 of each clip by seed and prompt.
+
+    Examples
+    --------
+    >>> same_clips([("one", {(0, "a"): "12", (0, "b"): "34"}), ("two", {(0, "a"): "56"}), ("three", {(0, "a"): "12"})])
+    {'one': None, 'two': None, 'three': 'one'}
+    """
+    return {
+        name: next((other for other, known in ways[:number] if made and made.items() <= known.items()), None)
+        for number, (name, made) in enumerate(ways)
+    }
+
+
+def _same_clips(config: LongtailConfig, folder: Path, ways: Sequence[Run]) -> dict[str, str | None]:
+    made = [
+        {
+            (seed, f"{way.prompts} {row['reference']}"): row["sha256"]
+            for seed in config.seeds
+            for row in rows_of(folder, replace(way, seed=seed))
+        }
+        for way in ways
+    ]
+    return same_clips([(way.way, one) for way, one in zip(ways, made, strict=True)])
+
+
 # --- quality ----------------------------------------------------------------------------------------------------------
 
 Values = dict[str, dict[str, float]]  # by class, by the prompt's clip
@@ -205,33 +261,35 @@ Values = dict[str, dict[str, float]]  # by class, by the prompt's clip
 def _quality(config: LongtailConfig, folder: Path, ways: Sequence[Run]) -> dict[str, Any]:
     """Means by bin of training frequency of each metric and way, and their differences from the model without pairs."""
     frequency = {seed: frequency_of(folder, seed) for seed in config.seeds}
-    cards = {seed: read_card(folder / EVALUATED / f"s{seed}", "scores of a study") for seed in config.seeds}
+    cards = _scores(config, folder)
     held_out = [way for way in ways if way.prompts == ON_HELD_OUT]
     plain = next(way for way in held_out if way.model == PLAIN)
     rows = []
     for metric in (OWN_CLASS, *sorted({name for card in cards.values() for name in card["metrics"]})):
         base = {seed: _values(cards[seed], folder, plain, seed, metric) for seed in config.seeds}
+        bounds, differ = BOUNDS.get(metric, (UNBOUNDED, UNBOUNDED))
         for way in held_out:
             values = {seed: _values(cards[seed], folder, way, seed, metric) for seed in config.seeds}
             for name, least, below in [("all", 0, None), *bins_of(config.tail.edges)]:
                 if way.unseen and name != "0":
                     continue
                 own = {seed: of_bin(values[seed], frequency[seed], least, below) for seed in config.seeds}
-                row = {"metric": metric, "way": way.way, **_facts(way), "bin": name, **asdict(_mean(own))}
+                row = {"metric": metric, "way": way.way, **_facts(way), "bin": name, **asdict(_mean(own, bounds))}
                 row["classes"] = max(len(one) for one in own.values())
                 paired = {seed: _differences(own[seed], base[seed]) for seed in config.seeds}
-                row["beyond_plain"] = None if way == plain else asdict(_mean(paired))
+                row["beyond_plain"] = None if way == plain else asdict(_mean(paired, differ))
                 rows.append(row)
-    real = [
-        {
-            "bin": name,
-            **asdict(
-                _mean({seed: of_bin(_real(cards[seed], folder, seed), frequency[seed], least, below) for seed in frequency})
-            ),
-        }
-        for name, least, below in [("all", 0, None), *bins_of(config.tail.edges)]
-    ]
-    return {"quality": rows, "real": real, "chance": 1 / config.classes}
+    real = []
+    for name, least, below in [("all", 0, None), *bins_of(config.tail.edges)]:
+        own = {seed: of_bin(_real(cards[seed], folder, seed, "real"), frequency[seed], least, below) for seed in frequency}
+        real.append({"bin": name, **asdict(_mean(own, BOUNDS[OWN_CLASS][0]))})
+    told = all("chance" in card["nearest"] for card in cards.values())  # those of earlier versions are not
+    by_chance = _mean({seed: _real(cards[seed], folder, seed, "chance") for seed in config.seeds}).value if told else None
+    return {"quality": rows, "real": real, "chance": 1 / config.classes if by_chance is None else by_chance}
+
+
+def _scores(config: LongtailConfig, folder: Path) -> dict[int, dict[str, Any]]:
+    return {seed: read_card(folder / EVALUATED / f"s{seed}", "scores of a study") for seed in config.seeds}
 
 
 def _values(card: Mapping[str, Any], folder: Path, way: Run, seed: int, metric: str) -> Values:
@@ -245,16 +303,17 @@ def _values(card: Mapping[str, Any], folder: Path, way: Run, seed: int, metric: 
     return found
 
 
-def _real(card: Mapping[str, Any], folder: Path, seed: int) -> Values:
-    """Of the real held-out clips themselves."""
+def _real(card: Mapping[str, Any], folder: Path, seed: int, what: str) -> Values:
+    """Of the real held-out clips themselves: whether the nearest is of their class (``real``), or how often by ``chance``."""
     found: Values = {}
     for clip in read_manifest(folder / SETS / f"s{seed}" / HELD_OUT):
-        found.setdefault(clip.labels[0], {})[clip.clip_id] = card["nearest"]["real"][clip.clip_id]
+        found.setdefault(clip.labels[0], {})[clip.clip_id] = card["nearest"][what][clip.clip_id]
     return found
 
 
-def _mean(values: Mapping[int, Values]) -> Mean:
-    return seed_mean([{name: list(one.values()) for name, one in of_seed.items()} for of_seed in values.values()])
+def _mean(values: Mapping[int, Values], bounds: tuple[float, float] = UNBOUNDED) -> Mean:
+    by_class = [{name: list(one.values()) for name, one in of_seed.items()} for of_seed in values.values()]
+    return seed_mean(by_class, bounds=bounds)
 
 
 def _differences(values: Values, base: Values) -> Values:
@@ -275,13 +334,12 @@ def _warnings(config: LongtailConfig, folder: Path, audits: Mapping[tuple[int, s
         if is_undecided(config.audits, name, fewest):
             told.append(too_few_null_clips(config.audits, name, fewest))
         elif name not in config.audits.taus():
-            level = config.audits.level
-            told.append(f"{name}: of clips that copy nothing, about {level:.1%} are flagged all the same, in every way alike.")
-    lost = [(seed, *copies_found(folder, seed)) for seed in config.seeds]
-    if missed := [f"{there - found} of {there} for seed {seed}" for seed, found, there in lost if found < there]:
+            told.append(f"{name}: a clip is flagged if at most {100 * config.audits.level:.3g} % of null clips score as high.")
+    told += filter(None, [_note_on_copies(folder, config.seeds)])
+    if any("chance" not in card["nearest"] for card in _scores(config, folder).values()):
         told.append(
-            f"Deduplication did not find all near-duplicates ({'; '.join(missed)}); their captions are equal to the target's, "
-            "and kept them from its pairs all the same."
+            "Here the nearest real clip could be the prompt's own, which it no longer can: delete evaluated/, and give the "
+            "command again."
         )
     held_out = sum(len(read_manifest(folder / SETS / f"s{seed}" / HELD_OUT)) for seed in config.seeds)
     told.append(
@@ -291,3 +349,16 @@ def _warnings(config: LongtailConfig, folder: Path, audits: Mapping[tuple[int, s
     if "sounds" in (config.data.source, config.data.null):
         told.append("Training or null clips are synthesized ('sounds'): no result about recordings.")
     return told
+
+
+def _note_on_copies(folder: Path, seeds: Sequence[int]) -> str:
+    """What is to be known where deduplication has not found all near-duplicates, and why if it says so."""
+    counts = {seed: copies_found(folder, seed) for seed in seeds}
+    missed = {seed: f"{found} of {there} for seed {seed}" for seed, (found, there) in counts.items() if found < there}
+    cards = [json.loads((folder / DUPLICATES / f"s{seed}" / CARD).read_text("utf-8")) for seed in missed]
+    reasons = dict.fromkeys(reason for card in cards for reason in card.get("warnings", ()))
+    said = (
+        f"Of near-duplicates, deduplication found {', '.join(missed.values())}. The captions of the others are equal to the "
+        "target's, and kept them from its pairs all the same."
+    )
+    return " ".join([said, *(f"It says: {reason}" for reason in reasons)]) if missed else ""

@@ -20,7 +20,7 @@ from ..config import SOUNDS
 from ..making import SOURCE, check_group, check_roles, make_source, role_stages
 from ..running import Study, run_study, stated
 from ..sets import read_pool
-from ..stages import Plan, Stage, plan_stages
+from ..stages import Plan, Stage, check_place, plan_stages
 from .arms import (
     AUDITS,
     BOTH,
@@ -68,7 +68,10 @@ def plan_longtail(config: LongtailConfig, output: str | Path) -> Plan:
     ------
     CorpusError, ValueError
         The source cannot be used, or has too few clips or classes.
+    OutputFolderError
+        The folder holds something else, or another kind of study.
     """
+    check_place(Path(output), KIND)
     _check_source(config, Path(output))
     return plan_stages(stages_of(config), Path(output), stated(config.rates))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .arms import BOTH, NAMES
+from .arms import AUDIO, BOTH, ID, NAMES, ON_HELD_OUT, ON_TRAINING, PLAIN
 from .results import OWN_CLASS
 
 
@@ -22,86 +22,110 @@ def called(row: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def short(row: Mapping[str, Any]) -> str:
+    """What it is called where there is little room, without its k.
+
+    >>> short({"model": "id", "swapped": False, "guided": True})
+    'duplicates allowed, guided'
+    """
+    names = {PLAIN: "no pairs", AUDIO: "sounds", BOTH: "pairs", ID: "duplicates allowed"}
+    return names[row["model"]] + ", swapped" * row["swapped"] + ", guided" * row["guided"]
+
+
 def sentence(content: Mapping[str, Any]) -> str:
-    """What the study found, in a few sentences, whether it is what was hoped for or not."""
-    shown = content["config"]["retrieval"]["shown"]
-    return " ".join(
-        filter(None, [_said_of_quality(content, shown), _said_of_copies(content, shown), _said_of_guidance(content, shown)])
-    )
+    """What the study found, in three short sentences, whether it is what was hoped for or not."""
+    k = content["config"]["retrieval"]["shown"]
+    return " ".join(filter(None, [_said_of_quality(content, k), _said_of_copies(content, k), _said_of_guidance(content, k)]))
+
+
+def verdict(gain: Mapping[str, Any]) -> str | None:
+    """``"more"`` or ``"fewer"``, where an interval over two seeds or more says so.
+
+    >>> gains = (0.1, [0.2, 0.4]), (-0.1, [0.2, 0.4]), (0.1, [0.3])
+    >>> [verdict({"low": low, "high": 0.5, "by_seed": seeds}) for low, seeds in gains]
+    ['more', None, None]
+    """
+    if sum(one is not None for one in gain["by_seed"]) < 2:
+        return None
+    return "more" if gain["low"] > 0 else "fewer" if gain["high"] < 0 else None
 
 
 def _said_of_quality(content: Mapping[str, Any], k: int) -> str:
-    """Of unseen classes and of the rarest seen ones: better than without pairs, worse, or not to be told."""
+    """Of unseen classes and of seen ones by frequency: more clips than without pairs, fewer, or not to be told."""
     rows = {
         row["bin"]: row
         for row in content["quality"]
         if row["metric"] == OWN_CLASS and row["model"] == BOTH and row["k"] == k and not row["guided"] and not row["unseen"]
     }
-    found = []
-    for name, row in rows.items():
-        if name == "all" or row.get("value") is None:
-            continue
-        gain = row["beyond_plain"]
-        verdict = "more" if gain["low"] > 0 else "fewer" if gain["high"] < 0 else "no clear difference"
-        what = "unseen classes" if name == "0" else f"{name} training clips"
-        found.append((verdict, f"{what} {_points(gain)}"))
-    told = {"more": "more", "fewer": "fewer", "no clear difference": "no clear difference in"}
-    parts = [
-        f"{told[verdict]} clips that sound like their class for {', '.join(text for other, text in found if other == verdict)}"
-        for verdict in told
-        if any(other == verdict for other, _ in found)
-    ]
-    return f"Beside {k} pairs, the model makes {'; '.join(parts)}." if parts else ""
+    bins = {name: row["beyond_plain"] for name, row in rows.items() if name != "all" and row["value"] is not None}
+    if not bins:
+        return ""
+    found = [(verdict(gain), _classes(name), 100 * gain["value"]) for name, gain in bins.items()]
+    told = [f"{word} clips of {name} sound like their class ({points:+.0f} points)" for word, name, points in found if word]
+    if told:
+        others = " and ".join(name for word, name, _ in found if not word)
+        return f"Beside {k} pairs, {', '.join(told)}" + (f"; for {others} no difference can be told." if others else ".")
+    beside, without = (_mean(content, OWN_CLASS, f"{way}-{ON_HELD_OUT}{end}") for way, end in ((BOTH, f"-k{k}"), (PLAIN, "")))
+    return (
+        f"Whether pairs help rare or unseen classes cannot be told: {percent(beside)} of clips sound like their class beside "
+        f"{k} pairs, {percent(without)} without any, and {percent(content['chance'])} would by chance."
+    )
 
 
-def _points(gain: Mapping[str, Any]) -> str:
-    return f"({100 * gain['value']:+.0f} points [{100 * gain['low']:+.0f}, {100 * gain['high']:+.0f}])"
+def _classes(name: str) -> str:
+    return "unseen classes" if name == "0" else f"classes of {name} training clips"
 
 
 def _said_of_copies(content: Mapping[str, Any], k: int) -> str:
-    name = content["copying"][0]["descriptor"]
-    rows = {row["way"]: row for row in content["copying"] if row["descriptor"] == name}
-    ways = ("plain-training", f"both-training-k{k}", f"both-training-k{k}-swapped", f"id-training-k{k}")
-    plain, both, swapped, by_id = (rows[way] for way in ways)
-    if both["rate"] is None:
-        return f"By {name} nothing can be said of copies: there are too few null clips."
-    by_chance, shown, other = (_percent(row["flagged_kinds"]["reference"]["rate"]) for row in (plain, both, swapped))
-    own = [_percent(row["flagged_kinds"]["its"]["rate"]) for row in (plain, both, swapped)]
-    parts = [
-        f"By {name}, {shown} of its clips from training captions are flagged as copies of a pair that was shown, where "
-        f"{by_chance} of those without pairs match one that they would have been shown, and {other} match a pair of another "
-        "prompt if they are shown these",
-        f"{own[1]} are flagged as copies of their prompt's clip ({own[0]} without pairs, {own[2]} with another prompt's)",
-    ]
-    if by_id.get("copied"):
-        allowed, excluded = (_percent(row["copied"]["flagged_kinds"]["its"]["rate"]) for row in (by_id, both))
-        parts.append(
-            f"where the clip has a duplicate, {allowed} are copies of it if duplicates may be shown, and {excluded} if not"
-        )
-    levels = [one["level"] for one in content["audits"] if one["descriptor"] == name and one["level"] is not None]
-    told = f" Of clips that copy nothing, {_percent(max(levels))} would be flagged." if levels else ""
-    return "; ".join(parts) + "." + told
+    """Whether shown pairs are flagged more often than they are by themselves, by the first audit that can tell."""
+    rows = [row for row in content["copying"] if row["way"] == f"{BOTH}-{ON_TRAINING}-k{k}"]
+    row = next((row for row in rows if row["rate"] is not None and row["by_itself"]["rate"] is not None), None)
+    if row is None:
+        return "Of copies nothing can be said: there are too few null clips."
+    copied, by_itself = (one["flagged_kinds"]["pairs"] for one in (row, row["by_itself"]))
+    if not copied["flagged"]:
+        return f"The audit by {row['descriptor']} flags no clip as a copy of a pair that was shown."
+    beyond = copied["low"] > by_itself["high"]
+    return (
+        f"The audit by {row['descriptor']} flags {percent(copied['rate'])} of clips as copies of a pair that was shown, "
+        f"{'beyond' if beyond else 'which cannot be told from'} the {percent(by_itself['rate'])} that match these pairs by "
+        "themselves."
+    )
 
 
 def _said_of_guidance(content: Mapping[str, Any], k: int) -> str:
-    name = content["copying"][0]["descriptor"]
-    rates = {row["way"]: row["rate"] for row in content["copying"] if row["descriptor"] == name}
-    guided = rates.get(f"id-training-k{k}-guided")
-    before = rates.get(f"id-training-k{k}")
-    if guided is None or before is None:
+    """What guidance did to flagged clips where duplicates may be shown, and to quality."""
+    ways = [f"{model}-{prompts}-k{k}" for model, prompts in ((ID, ON_TRAINING), (BOTH, ON_HELD_OUT))]
+    if not any(row["fired"]["flagged"] for row in content["guided"]):
+        return "Guidance never acted."
+    if unchanged(content, f"{ways[0]}-guided"):
+        return "Where duplicates may be shown, guidance changed nothing."
+    rows = {(row["way"], row["descriptor"]): row for row in content["copying"]}
+    for name in dict.fromkeys(row["descriptor"] for row in content["copying"]):
+        before, after = (rows[f"{ways[0]}{end}", name]["rate"] for end in ("", "-guided"))
+        if before is not None and after is not None:
+            break
+    else:
         return ""
-    what = "With duplicates allowed, guidance away from what was shown takes the flagged clips"
-    cost = [
-        f"{called} from {shown(plain)} to {shown(other)}"
-        for metric, called, shown in (
-            (OWN_CLASS, "clips that sound like their class", _percent),
-            ("fd_per_clip", "a clip's Fréchet distance", "{:.3g}".format),
-        )
-        for plain, other in [[_mean(content, metric, f"both-held-out-k{k}{end}") for end in ("", "-guided")]]
-        if plain is not None and other is not None
-    ]
-    paid = f" It costs, with held-out captions and duplicates out: {'; '.join(cost)}." if cost else ""
-    return f"{what} from {_percent(before)} to {_percent(guided)}.{paid}"
+    quality = [_mean(content, OWN_CLASS, f"{ways[1]}{end}") for end in ("", "-guided")]
+    said = f"With guidance, {percent(after)} of clips are flagged instead of {percent(before)} (by {name}, duplicates allowed)"
+    if None in quality:
+        return said + "."
+    return (
+        f"{said}, and {percent(quality[1])} of clips from held-out captions sound like their class instead of "
+        f"{percent(quality[0])}."
+    )
+
+
+def unchanged(content: Mapping[str, Any], guided: str) -> bool:
+    """Whether the clips of a guided way are those without guidance, bit for bit.
+
+    >>> content = {"same_clips": {"a-k1": None, "a-k2": "a-k1", "a-k2-guided": "a-k1", "b": None, "b-guided": None}}
+    >>> unchanged(content, "a-k2-guided"), unchanged(content, "b-guided")
+    (True, False)
+    """
+    first = [content["same_clips"].get(way) or way for way in (guided, guided.removesuffix("-guided"))]
+    return first[0] == first[1]
 
 
 def _mean(content: Mapping[str, Any], metric: str, way: str) -> float | None:
@@ -110,5 +134,12 @@ def _mean(content: Mapping[str, Any], metric: str, way: str) -> float | None:
     return next((row["value"] for row in rows if (row["metric"], row["way"], row["bin"]) == (metric, way, "all")), None)
 
 
-def _percent(rate: float | None) -> str:
-    return "an unknown share" if rate is None else f"{rate:.0%}".replace("%", " %")
+def percent(rate: float | None) -> str:
+    """A share as people say it; a small one is not 0.
+
+    >>> percent(0.25), percent(0.005), percent(0.0), percent(None)
+    ('25 %', '0.5 %', '0 %', 'an unknown share')
+    """
+    if rate is None:
+        return "an unknown share"
+    return f"{100 * rate:.2g} %" if 0 < rate < 0.01 else f"{100 * rate:.0f} %"
