@@ -82,7 +82,8 @@ def decimals_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str], qualiti
 def sentence(content: Mapping[str, Any]) -> str:
     """What the study found: of no guidance and of full guidance, or what was guided first.
 
-    Nothing is said to differ that intervals, the control and the sign-flip test do not tell apart.
+    Guidance is said to change what the sign-flip test can tell, which compares prompt by prompt; a control stands beside a rate
+    where their intervals meet.
 
     Examples
     --------
@@ -138,9 +139,8 @@ def _effect(plain: Mapping[str, Any], guided: Mapping[str, Any], name: str) -> s
     if after["flagged"]["rate"] is None:
         return f"With {label} it could not be told: {min(after['null_clips']):,} null clips are too few."
     test, rate = guided["against_none"][name], after["flagged"]["rate"]
-    within = before["flagged"]["low"] <= rate <= before["flagged"]["high"]
     fell = rate < before["flagged"]["rate"]
-    same = test is None or test["p_value"] > LEVEL or within or (fell and not _above_control(before))
+    same = test is None or test["p_value"] > LEVEL  # intervals of models that differ would hide what all their prompts do
     what = "no difference can be told" if same else "fewer" if fell else "more"
     p = "" if test is None else f" (sign-flip test, p = {test['p_value']:.2g})"
     # where nothing fell, or nothing is above the control to begin with, a control says nothing more
