@@ -412,7 +412,7 @@ def test_the_headline_says_no_more_than_can_be_told() -> None:
         assert told in text, text
     dull = _arm("none", 0.19, 0.0, 0.6, control=(0.2, 0.05, 0.5))
     text = sentence({"arms": [dull, _arm("full", 0.0, 0.0, 0.1, p=0.01)]})
-    assert "cannot be told from the control's false alarms, 20 % (5 to 50)" in text and "fewer" not in text
+    assert "cannot be told from the control's false alarms, 20 % (5 to 50)" in text and "fewer (sign" in text
     assert sentence({"arms": [_arm("none", None, 0, 0)]}).endswith("could not be told: 240 null clips are too few.")
 
 
