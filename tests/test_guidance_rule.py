@@ -363,7 +363,7 @@ def test_the_source_of_x0_is_what_is_compared() -> None:
         ({"dissimilarity": -0.1}, r"dissimilarity .c[123]. should be at least 0"),
         ({"threshold_low": 0.6}, "threshold_low 0.6 should not be above threshold_high 0.5"),
         ({"threshold_high": math.nan}, "threshold"),
-        ({"units": "mm"}, "units should be one of norm, paper, released, got 'mm'"),
+        ({"units": "mm"}, "units should be one of norm, estimate, paper, released, got 'mm'"),
         ({"gradient": "u"}, "gradient should be one of x0, denoiser"),
         ({"x0_source": "u"}, "x0_source should be one of cond, guided"),
         ({"schedule": "cubic"}, "schedule should be one of"),
