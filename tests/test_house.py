@@ -39,6 +39,7 @@ ROOMS = [
     "audit_config",
     "null_scores",
     "comparison",
+    "detection_tables",
     "detection",
     "audit",
     "ensembles",

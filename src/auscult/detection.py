@@ -7,21 +7,20 @@ p-values against null clips -> the same tables that any comparison gives.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from .alignment.candidates import candidates
 from .alignment.scoring import MIN_BACKGROUND, Clips, prepare_clips, score
-from .alignment.spans import Alignment, MatchSpan, locate
+from .alignment.spans import Alignment, locate
 from .audit_config import AuditConfig, choose_threshold, level
 from .calibration import conformal_p_values, null_from_training
 from .comparison import GENERATED, Comparison
 from .descriptors.contrast import Frames, Levels, fingerprint
+from .detection_tables import Match, matches_table, queries_table, training_table
 from .engine import HERE, Engine
 from .folders import Progress, no_progress
 from .identity import kept_apart, same_audio, same_place_warning, sample_clips, shared_audio
@@ -35,20 +34,6 @@ BACKGROUND_CLIPS = 64  # of the background set that each query is compared with
 CLOSE = 24  # candidates whose best stretch is looked for; the others can only score lower
 TYPICAL_BYTES = 20_480  # levels of a clip of 10 s
 NONE = np.zeros(0, np.int64)
-
-
-@dataclass(frozen=True)
-class _Match:
-    """One candidate of a query: its row, its score and parts, and where to look for spans."""
-
-    reference: int
-    score: float
-    halves: tuple[float, float]
-    whole: float
-    usual: float
-    hypothesis: int
-    query_start: int
-    reference_start: int
 
 
 def detect(
@@ -119,10 +104,10 @@ def detect(
         warnings.append(threshold.explanation)
     located = detector.locate(generated, found, progress)
     return Comparison(
-        _matches_table(found, located, generated, references, null_top, threshold.tau, spec),
-        _queries_table(found, generated, references, conformal_p_values(top, null_top), threshold.tau),
-        _training_table(own_found, own, references),
-        null_table(_training_table(null_found, null_set, references), null_top),
+        matches_table(found, located, generated, references, null_top, threshold.tau, spec),
+        queries_table(found, generated, references, conformal_p_values(top, null_top), threshold.tau),
+        training_table(own_found, own, references),
+        null_table(training_table(null_found, null_set, references), null_top),
         threshold,
         tuple(warnings),
         {"null_clips": len(null_top), "null": "given" if null is not None else "leave-one-out", "fdr": level(config)},
@@ -191,13 +176,13 @@ class _Scorer:
     prints: dict[int, Frames] = field(default_factory=dict)  # of candidates that earlier queries had, too
     prepared: dict[bytes, Clips] = field(default_factory=dict)  # the last list of candidates: in a small audit all have one
 
-    def __call__(self, case: _Case) -> list[_Match]:
+    def __call__(self, case: _Case) -> list[Match]:
         scores = score(case.query, self._clips(case), self.background, close=CLOSE, own_background=self.own_background)
         # identical samples come first: of a steady tone the score says nothing
         order = np.lexsort((case.rows, -scores.score, ~case.twins))
         picked = [at for at in order.tolist() if not case.itself[at] and np.isfinite(scores.score[at])]
         return [
-            _Match(
+            Match(
                 int(case.rows[at]),
                 float(scores.score[at]),
                 (float(scores.halves[at, 0]), float(scores.halves[at, 1])),
@@ -241,7 +226,7 @@ class _Detector:
         # as many queries at a time as half of the memory holds candidates of, should all of them lie on disk
         self.panel = max(1, engine.memory_bytes // (2 * config.candidates * TYPICAL_BYTES))
 
-    def matches(self, queries: LevelSet, k: int, progress: Progress, role: str) -> list[list[_Match]]:
+    def matches(self, queries: LevelSet, k: int, progress: Progress, role: str) -> list[list[Match]]:
         """The best ``k`` references of each query, best first; see :func:`kept_apart` for those that it is not matched with."""
         mine, theirs = kept_apart(queries.clips, self.references.clips, None if role == GENERATED else self.config.group)
         my_audio, their_audio = same_audio(queries.clips, self.references.clips)
@@ -290,7 +275,7 @@ class _Detector:
         )
         return searched.index.astype(np.int64)
 
-    def locate(self, queries: LevelSet, found: list[list[_Match]], progress: Progress) -> list[list[Alignment]]:
+    def locate(self, queries: LevelSet, found: list[list[Match]], progress: Progress) -> list[list[Alignment]]:
         """Spans of every listed match."""
         located: list[list[Alignment]] = [[] for _ in found]
         total, done = sum(map(len, found)), 0
@@ -306,23 +291,23 @@ class _Detector:
         return located
 
 
-def _as_arrays(found: list[list[_Match]]) -> dict[str, npt.NDArray[Any]]:
+def _as_arrays(found: list[list[Match]]) -> dict[str, npt.NDArray[Any]]:
     """All matches as arrays, for a checkpoint."""
     rows = [(query, *dataclasses.astuple(match)) for query, matches in enumerate(found) for match in matches]
     flat = [(q, ref, score, *halves, *rest) for q, ref, score, halves, *rest in rows]
     return {"matches": np.array(flat, np.float64).reshape(len(flat), 10)}
 
 
-def _from_arrays(kept: dict[str, npt.NDArray[Any]], n: int) -> list[list[_Match]]:
+def _from_arrays(kept: dict[str, npt.NDArray[Any]], n: int) -> list[list[Match]]:
     """The inverse of `_as_arrays` for ``n`` queries."""
-    found: list[list[_Match]] = [[] for _ in range(n)]
+    found: list[list[Match]] = [[] for _ in range(n)]
     for query, reference, value, whole_half, stretch_half, whole, usual, *place in kept["matches"].tolist():
-        match = _Match(int(reference), value, (whole_half, stretch_half), whole, usual, *map(int, place))
+        match = Match(int(reference), value, (whole_half, stretch_half), whole, usual, *map(int, place))
         found[int(query)].append(match)
     return found
 
 
-def _located(job: tuple[Levels, Levels, _Match]) -> Alignment:
+def _located(job: tuple[Levels, Levels, Match]) -> Alignment:
     query, reference, match = job
     return locate(
         query,
@@ -340,116 +325,6 @@ def _rows_of(numbers: IntArray) -> dict[int, IntArray]:
     return {int(v): rows for v, rows in zip(values, np.split(order, first[1:]), strict=True) if v >= 0}
 
 
-def _top(found: list[list[_Match]]) -> DoubleArray:
+def _top(found: list[list[Match]]) -> DoubleArray:
     """(n,) largest score of each query; NaN without a match."""
     return np.array([max((match.score for match in matches), default=np.nan) for matches in found])
-
-
-# --- tables ---------------------------------------------------------------------------------------------------------
-
-SPAN_TYPE = pa.list_(
-    pa.struct(
-        [(name, pa.float64()) for name in ("query_start_s", "query_end_s", "reference_start_s", "reference_end_s", "evidence")]
-    )
-)
-
-
-def _flat(found: list[list[_Match]]) -> Iterator[tuple[int, int, _Match]]:
-    for row, matches in enumerate(found):
-        for rank, match in enumerate(matches, 1):
-            yield row, rank, match
-
-
-def _matches_table(
-    found: list[list[_Match]],
-    located: list[list[Alignment]],
-    generated: LevelSet,
-    references: LevelSet,
-    null_top: DoubleArray,
-    tau: float,
-    spec: str,
-) -> pa.Table:
-    flat = list(_flat(found))
-    query = generated.clips.take(pa.array([row for row, _, _ in flat], pa.int64()))
-    reference = references.clips.take(pa.array([match.reference for _, _, match in flat], pa.int64()))
-    scores = np.array([match.score for _, _, match in flat])
-    alignments = [located[row][rank - 1] for row, rank, _ in flat]
-    ends = zip(query["duration_s"].to_pylist(), reference["duration_s"].to_pylist(), strict=True)
-    # a frame reaches beyond its center, and so a span may reach a few milliseconds beyond its clip
-    all_spans = [[_within(span, *lengths) for span in a.spans] for a, lengths in zip(alignments, ends, strict=True)]
-    strongest = [max(spans, key=lambda span: span.evidence) if spans else None for spans in all_spans]
-
-    def times(name: str) -> pa.Array:
-        return pa.array([None if span is None else getattr(span, name) for span in strongest], pa.float64())
-
-    def numbers(values: list[float]) -> pa.Array:
-        return pa.array(values, pa.float64())
-
-    return pa.table(
-        {
-            "query_id": query["clip_id"],
-            "query_path": query["path"],
-            "reference_id": reference["clip_id"],
-            "reference_path": reference["path"],
-            "rank": pa.array([rank for _, rank, _ in flat], pa.int32()),
-            "similarity": numbers([match.whole for _, _, match in flat]),
-            "bias": numbers([match.usual for _, _, match in flat]),
-            "score": numbers(scores.tolist()),
-            "p_value": numbers(conformal_p_values(scores, null_top).tolist()),
-            "flagged": pa.array((scores >= tau).tolist(), pa.bool_()),
-            "query_start_s": times("query_start_s"),
-            "query_end_s": times("query_end_s"),
-            "reference_start_s": times("reference_start_s"),
-            "reference_end_s": times("reference_end_s"),
-            "lag_s": pa.array([alignment.lag_s for alignment in alignments], pa.float64(), from_pandas=True),
-            "descriptor": pa.array([spec] * len(flat), pa.string()),
-            "query_caption": query["caption"],
-            "reference_caption": reference["caption"],
-            "query_offset_s": query["start_s"],
-            "reference_offset_s": reference["start_s"],
-            "score_whole": numbers([match.halves[0] for _, _, match in flat]),
-            "score_stretch": numbers([match.halves[1] for _, _, match in flat]),
-            "tempo": numbers([alignment.tempo for alignment in alignments]),
-            "pitch_semitones": numbers([alignment.pitch for alignment in alignments]),
-            "spans": pa.array([[vars(span) for span in spans] for spans in all_spans], SPAN_TYPE),
-        }
-    )
-
-
-def _within(span: MatchSpan, query_s: float, reference_s: float) -> MatchSpan:
-    return replace(span, query_end_s=min(span.query_end_s, query_s), reference_end_s=min(span.reference_end_s, reference_s))
-
-
-def _queries_table(
-    found: list[list[_Match]], generated: LevelSet, references: LevelSet, p_values: DoubleArray, tau: float
-) -> pa.Table:
-    best = [matches[0] if matches else None for matches in found]
-    ids = references.clips["clip_id"]
-    clips = generated.clips
-    return pa.table(
-        {
-            "query_id": clips["clip_id"],
-            "path": clips["path"],
-            "caption": clips["caption"],
-            "duration_s": clips["duration_s"],
-            "flags": clips["flags"],
-            "n_windows": clips["n_windows"],
-            "reference_id": pa.array([None if m is None else ids[m.reference].as_py() for m in best], pa.string()),
-            "similarity": pa.array([None if m is None else m.whole for m in best], pa.float64()),
-            "bias": pa.array([None if m is None else m.usual for m in best], pa.float64()),
-            "score": pa.array([None if m is None else m.score for m in best], pa.float64()),
-            "p_value": pa.array([None if m is None else p for m, p in zip(best, p_values, strict=True)], pa.float64()),
-            "flagged": pa.array([m is not None and m.score >= tau for m in best], pa.bool_()),
-        }
-    )
-
-
-def _training_table(own_found: list[list[_Match]], own: LevelSet, references: LevelSet) -> pa.Table:
-    flat = list(_flat(own_found))
-    return pa.table(
-        {
-            "reference_id": own.clips["clip_id"].take(pa.array([row for row, _, _ in flat], pa.int64())),
-            "nearest_id": references.clips["clip_id"].take(pa.array([match.reference for _, _, match in flat], pa.int64())),
-            "score": pa.array([match.score for _, _, match in flat], pa.float64()),
-        }
-    )
