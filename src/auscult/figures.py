@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -237,13 +237,18 @@ def histogram_svg(
             columnspacing=1.2,
             borderpad=0,
         )
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        return svg_of(figure)
+
+
+def svg_of(figure: Any) -> str:
+    """A figure of matplotlib as an SVG element whose ids are its own."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
-    return only_ids_in_use(svg[svg.index("<svg") :])
+    return _only_ids_in_use(svg[svg.index("<svg") :])
 
 
-def only_ids_in_use(svg: str) -> str:
+def _only_ids_in_use(svg: str) -> str:
     """Matplotlib names every group (``axes_1``), alike in every picture; a page may hold several."""
     used = set(re.findall(r"#([\w.-]+)", svg))
     return re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
@@ -302,10 +307,7 @@ def reliability_svg(
         axes.set_xlabel(label)
         axes.set_ylabel("replications among verified")
         axes.spines[["top", "right"]].set_visible(False)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    return only_ids_in_use(svg[svg.index("<svg") :])
+        return svg_of(figure)
 
 
 def precision_recall_svg(
@@ -343,7 +345,4 @@ def precision_recall_svg(
         axes.set_xlabel("recall")
         axes.set_ylabel("precision")
         axes.spines[["top", "right"]].set_visible(False)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    return only_ids_in_use(svg[svg.index("<svg") :])
+        return svg_of(figure)

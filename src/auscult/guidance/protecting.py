@@ -141,10 +141,7 @@ def guide_of(
     measured = [name for name in THRESHOLDS if settings.get(name) is None]
     if measured:
         found = measured_thresholds(index, others=moments)
-        low = settings.get("threshold_low")
-        high = settings.get("threshold_high")
-        settings["threshold_high"] = max(found.high, found.high if low is None else low) if high is None else high
-        settings["threshold_low"] = min(found.low, settings["threshold_high"]) if low is None else low
+        settings |= dict(zip(THRESHOLDS, found.beside(*map(settings.get, THRESHOLDS)), strict=True))
     config = make_config(AmgConfig, settings)
     if config.deduplication and not any(index.captions):
         raise ValueError(

@@ -37,6 +37,18 @@ class Thresholds:
     references: int
     copies: int
 
+    def beside(self, low: float | None, high: float | None) -> tuple[float, float]:
+        """Low and high: what is given (not None) stays as it is, and what was measured gives way so that low <= high.
+
+        Examples
+        --------
+        >>> found = Thresholds(0.45, 0.5, 20, 0)
+        >>> found.beside(None, 0.4), found.beside(0.6, None)
+        ((0.4, 0.4), (0.6, 0.6))
+        """
+        upper = high if high is not None else self.high if low is None else max(self.high, low)
+        return min(self.low, upper) if low is None else low, upper
+
 
 def measured_thresholds(
     index: ReferenceIndex, *, others: ReferenceIndex | None = None, quantile: float = QUANTILE, seed: int = 0

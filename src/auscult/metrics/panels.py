@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..figures import QUERY_COLOR, REFERENCE_COLOR, only_ids_in_use
+from ..figures import QUERY_COLOR, REFERENCE_COLOR, svg_of
 from ..inputs import listed
 from .longtail import Bin, LongTail
 from .scoreboard import NONE, escaped, format_score, markdown_lines
@@ -135,10 +135,7 @@ def long_tail_svg(results: Mapping[str, LongTail], *, label: str, narrow: bool =
             columnspacing=1.2,
             borderpad=0,
         )
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    return only_ids_in_use(svg[svg.index("<svg") :])
+        return svg_of(figure)
 
 
 def _draw(axes: Any, result: LongTail, place: int, systems: int) -> Any:

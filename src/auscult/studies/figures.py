@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 
-from ..figures import QUERY_COLOR, REFERENCE_COLOR, only_ids_in_use
+from ..figures import QUERY_COLOR, REFERENCE_COLOR, svg_of
 from ..report.verification import wide_and_narrow
 
 COLORS = {"contrast": QUERY_COLOR, "mel": REFERENCE_COLOR, "clap": "#7c3aed"}  # of what clips are compared by
@@ -81,10 +80,7 @@ def rates_svg(places: Sequence[str], series: Sequence[Series], *, label: str, of
         axes.set_ylabel(of)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=10, loc="lower left", bbox_to_anchor=(0, 1), ncols=1 if narrow else 2, borderpad=0)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    return only_ids_in_use(svg[svg.index("<svg") :])
+        return svg_of(figure)
 
 
 def rates_picture(places: Sequence[str], series: Sequence[Series], *, label: str, of: str) -> Markup:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 
-from ...figures import only_ids_in_use
+from ...figures import svg_of
 
 NARROW_CHARACTERS = 30  # of a line on a telephone
 
@@ -71,10 +70,7 @@ def shares_svg(
         axes.set_xlabel(_wrapped(label, narrow))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=10, loc="lower left", bbox_to_anchor=(0, 1), ncols=1 if narrow else 2, borderpad=0)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    return only_ids_in_use(svg[svg.index("<svg") :])
+        return svg_of(figure)
 
 
 def _wrapped(text: str, narrow: bool) -> str:

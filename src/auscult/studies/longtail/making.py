@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...corpus import Clip, open_corpus
 from ...duplicates import DedupConfig, deduplicate
@@ -50,6 +50,9 @@ from .config import LongtailConfig, train_config
 from .drawing import class_of, draw, prompts_of, write_copies
 from .reading import rows_of
 from .takes import Takes
+
+if TYPE_CHECKING:
+    from ...guidance.thresholds import Thresholds
 
 THRESHOLDS_CARD = "thresholds of guidance"
 STORE_OF = {PLAIN: None, AUDIO: EXCLUDING, BOTH: EXCLUDING, ID: BY_ID}
@@ -211,17 +214,17 @@ def thresholds_stage(config: LongtailConfig, seed: int, model: str, place: Path,
     """What guidance by a model counts as similar, measured once on all clips that could be shown, near-duplicates
     and those of the open datastore among them; what is given stays as it is."""
     low, high = config.guidance.threshold_low, config.guidance.threshold_high
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] | None = None
     if low is None or high is None:
         found = _measured(config, place.parents[1], model_name(seed, model))
-        high = max(found["high"], -1.0 if low is None else low) if high is None else high
-        low = min(found["low"], high) if low is None else low
+        low, high = found.beside(low, high)
+        measured = dataclasses.asdict(found)
     place.mkdir(exist_ok=True)
-    write_card(place, THRESHOLDS_CARD, {"threshold_low": low, "threshold_high": high, "measured": found or None})
+    write_card(place, THRESHOLDS_CARD, {"threshold_low": low, "threshold_high": high, "measured": measured})
     progress(1, 1, "thresholds")
 
 
-def _measured(config: LongtailConfig, folder: Path, name: str) -> dict[str, Any]:
+def _measured(config: LongtailConfig, folder: Path, name: str) -> Thresholds:
     from ...generation.pipelines import load_pipeline, locate_pipeline
     from ...guidance.index import ReferenceIndex
     from ...guidance.shifting import at_every_moment
@@ -231,7 +234,7 @@ def _measured(config: LongtailConfig, folder: Path, name: str) -> dict[str, Any]
     references = ReferenceIndex.load(folder / INDEXES / name)
     pipe = load_pipeline(locate_pipeline(str(folder / MODELS / name / "pipeline"), offline=True), device=config.device)
     descriptor = LatentStatistics.of(pipe)
-    return dataclasses.asdict(measured_thresholds(references, others=at_every_moment(references, descriptor)))
+    return measured_thresholds(references, others=at_every_moment(references, descriptor))
 
 
 def amg_config(config: LongtailConfig, thresholds: Path) -> Any:

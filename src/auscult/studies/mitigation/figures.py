@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...figures import QUERY_COLOR, REFERENCE_COLOR, only_ids_in_use
+from ...figures import QUERY_COLOR, REFERENCE_COLOR, svg_of
 
 INK, LEADER = "#111827", "#9ca3af"
 COLORS = {"none": INK, "guided": QUERY_COLOR, "other": REFERENCE_COLOR}
@@ -227,11 +226,3 @@ def _drawing(name: str, narrow: bool, points: float = 11) -> Iterator[tuple[Any,
             return svg_of(figure)
 
         yield figure, finish
-
-
-def svg_of(figure: Any) -> str:
-    """A figure as an SVG element."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    return only_ids_in_use(svg[svg.index("<svg") :])

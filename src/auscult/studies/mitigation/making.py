@@ -159,8 +159,7 @@ def thresholds_of(
     many = len(set(index.ids)) >= FEWEST
     measured_on = index if many else others
     found = measured_thresholds(measured_on, others=at_every_moment(measured_on, descriptor))
-    high = max(found.high, found.high if low is None else low) if high is None else high
-    return (min(found.low, high) if low is None else low), high, "training clips" if many else "other clips"
+    return *found.beside(low, high), "training clips" if many else "other clips"
 
 
 def guide_of(config: MitigationConfig, arm: Arm, seed: int, folder: Path) -> ArmGuide:

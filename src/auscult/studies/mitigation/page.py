@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from ...audio import read_audio
 from ...configuration import flat_values, make_config
-from ...figures import SPECTROGRAM_RATE_HZ, frequency_ticks, spectrogram_png
+from ...figures import SPECTROGRAM_RATE_HZ, frequency_ticks, spectrogram_png, svg_of
 from ...folders import Progress, no_progress, package_versions, write_text
 from ...generation.clips import read_rows
 from ...guidance.trace import Trace
@@ -24,7 +24,7 @@ from ..hearing import pairs_to_hear
 from ..rates import decimals, percent
 from ..sets import read_manifest
 from .arms import AUDITS, MADE, SETS, TRACES, TRAINING
-from .figures import Point, Value, svg_of, sweep_svg, tradeoff_svg
+from .figures import Point, Value, sweep_svg, tradeoff_svg
 from .quality import distance_key, quality_key, quality_keys
 from .results import unguided
 
