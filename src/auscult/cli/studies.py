@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -152,19 +152,9 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def percent(share: float | None) -> str:
-    """A share, or a dash for none.
-
-    Examples
-    --------
-    >>> percent(0.25), percent(None)
-    ('25%', '-')
-    """
-    return "-" if share is None else f"{share:.0%}"
-
-
 def _print_memorization(result: Study) -> None:
     from ..studies.memorization.page import sentence
+    from ..studies.rates import percent
 
     shown = Table(title="Generated clips flagged, each by itself, by the number of training clips", title_justify="left")
     for name in (
@@ -188,8 +178,8 @@ def _print_memorization(result: Study) -> None:
             row["descriptor"],
             str(row["models"]),
             f"{row['flagged']} of {row['clips']}" if known else "-",
-            percent(row["rate"]) if known else "not decided",
-            f"{row['low']:.0%} to {row['high']:.0%}" if known else "-",
+            percent(row["rate"], "not decided"),
+            f"{100 * row['low']:.0f} to {100 * row['high']:.0f}" if known else "-",
             percent(row["control"]["rate"]),
             percent(row["sensitivity"]["rate"]),
             percent(row["own_clip_nearest"]),
@@ -205,6 +195,7 @@ def _print_memorization(result: Study) -> None:
 
 def _print_longtail(result: Study) -> None:
     from ..studies.longtail.wording import sentence, short
+    from ..studies.rates import with_interval
 
     shown = Table(title="Clips from training captions that are flagged, and as what", title_justify="left")
     shown.add_column("model", min_width=10)
@@ -217,7 +208,7 @@ def _print_longtail(result: Study) -> None:
             str(row["k"] or "-"),
             row["descriptor"],
             f"{row['flagged']} of {row['clips']}",
-            _rate(row),
+            with_interval(row),
             str(kinds["its"]["flagged"]),
             str(kinds["pairs"]["flagged"]),
             "-" if by_itself is None else str(by_itself["flagged_kinds"]["pairs"]["flagged"]),
@@ -233,6 +224,7 @@ def _print_mitigation(result: Study) -> None:
     from ..studies.mitigation.page import decimals_of, sentence
     from ..studies.mitigation.quality import quality_keys
     from ..studies.mitigation.results import unguided
+    from ..studies.rates import percent, with_interval
 
     card = result.card
     names, qualities = list(unguided(card["arms"])["audits"]), quality_keys(card["arms"])
@@ -247,7 +239,7 @@ def _print_mitigation(result: Study) -> None:
         rates = []
         for name in names:
             audit = row["audits"].get(name)
-            rates.append("-" if audit is None else _rate(audit["flagged"]))
+            rates.append("-" if audit is None else with_interval(audit["flagged"]))
             if name in controlled:
                 rates.append("-" if audit is None or audit["control"] is None else percent(audit["control"]["rate"]))
         scores = [f"{row['quality'][key]['value']:.{digits[key]}f}" if key in row["quality"] else "-" for key in qualities]
@@ -258,9 +250,3 @@ def _print_mitigation(result: Study) -> None:
         out.print(Text(f"note: {warning}"))
     out.print(Text(sentence(card)))
     print_paths(result.path / "audits", result.path / "report.html")
-
-
-def _rate(flags: Mapping[str, Any]) -> str:
-    if flags["rate"] is None:
-        return "not decided"
-    return f"{flags['rate']:.0%} ({100 * flags['low']:.0f} to {100 * flags['high']:.0f})"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,15 +78,30 @@ def pooled(counts: Sequence[tuple[int, int, int]]) -> Rate:
     return Rate(flagged, clips, prompts, found.value, found.low, found.high, len(rates))
 
 
-def percent(share: float) -> str:
-    """A share in words: small ones are never 0 %.
+def percent(share: float | None, none: str = "-") -> str:
+    """A share as people say it: small ones are never 0 %. ``none`` is what no share is called.
 
     Examples
     --------
-    >>> percent(0.95), percent(0.005), percent(0.0)
-    ('95 %', '0.5 %', '0 %')
+    >>> percent(0.95), percent(0.005), percent(0.0), percent(None)
+    ('95 %', '0.5 %', '0 %', '-')
     """
+    if share is None:
+        return none
     return f"{100 * share:.2g} %" if 0 < share < 0.095 else f"{100 * share:.0f} %"
+
+
+def with_interval(rate: Mapping[str, Any]) -> str:
+    """A rate as a card holds it, with its interval.
+
+    Examples
+    --------
+    >>> with_interval({"rate": 0.005, "low": 0.0, "high": 0.03}), with_interval({"rate": None})
+    ('0.5 % (0 to 3)', 'not decided')
+    """
+    if rate["rate"] is None:
+        return "not decided"
+    return f"{percent(rate['rate'])} ({100 * rate['low']:.0f} to {100 * rate['high']:.0f})"
 
 
 def decimals(values: Iterable[float], digits: int = 3) -> int:

@@ -17,6 +17,7 @@ from ...report.page import REPORT, pair_sides
 from ...report.rendering import render
 from ...report.verification import wide_and_narrow
 from ..figures import Series, rates_picture
+from ..rates import percent
 from ..sets import read_manifest
 from .arms import ALL, AUDIO, BOTH, ID, NAMES, ON_TRAINING, PLAIN, SETS, Run, runs_of
 from .config import LongtailConfig
@@ -25,7 +26,7 @@ from .figures import shares_svg
 from .reading import rows_of
 from .results import METRICS, OWN_CLASS
 from .takes import origin
-from .wording import called, percent, sentence, short, unchanged
+from .wording import called, sentence, short, unchanged
 
 GREEN, PURPLE = "#15803d", "#7e22ce"
 COLORS = {PLAIN: NULL_COLOR, AUDIO: REFERENCE_COLOR, BOTH: QUERY_COLOR, ID: PURPLE, "real": GREEN}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..rates import percent
 from .arms import AUDIO, BOTH, ID, NAMES, ON_HELD_OUT, ON_TRAINING, PLAIN
 from .results import OWN_CLASS
 
@@ -67,8 +68,8 @@ def _said_of_quality(content: Mapping[str, Any], k: int) -> str:
         return f"Beside {k} pairs, {', '.join(told)}" + (f"; for {others} no difference can be told." if others else ".")
     beside, without = (_mean(content, OWN_CLASS, f"{way}-{ON_HELD_OUT}{end}") for way, end in ((BOTH, f"-k{k}"), (PLAIN, "")))
     return (
-        f"Whether pairs help rare or unseen classes cannot be told: {percent(beside)} of clips sound like their class beside "
-        f"{k} pairs, {percent(without)} without any, and {percent(content['chance'])} would by chance."
+        f"Whether pairs help rare or unseen classes cannot be told: {_share(beside)} of clips sound like their class beside "
+        f"{k} pairs, {_share(without)} without any, and {_share(content['chance'])} would by chance."
     )
 
 
@@ -87,8 +88,8 @@ def _said_of_copies(content: Mapping[str, Any], k: int) -> str:
         return f"The audit by {row['descriptor']} flags no clip as a copy of a pair that was shown."
     beyond = copied["low"] > by_itself["high"]
     return (
-        f"The audit by {row['descriptor']} flags {percent(copied['rate'])} of clips as copies of a pair that was shown, "
-        f"{'beyond' if beyond else 'which cannot be told from'} the {percent(by_itself['rate'])} that match these pairs by "
+        f"The audit by {row['descriptor']} flags {_share(copied['rate'])} of clips as copies of a pair that was shown, "
+        f"{'beyond' if beyond else 'which cannot be told from'} the {_share(by_itself['rate'])} that match these pairs by "
         "themselves."
     )
 
@@ -108,12 +109,12 @@ def _said_of_guidance(content: Mapping[str, Any], k: int) -> str:
     else:
         return ""
     quality = [_mean(content, OWN_CLASS, f"{ways[1]}{end}") for end in ("", "-guided")]
-    said = f"With guidance, {percent(after)} of clips are flagged instead of {percent(before)} (by {name}, duplicates allowed)"
+    said = f"With guidance, {_share(after)} of clips are flagged instead of {_share(before)} (by {name}, duplicates allowed)"
     if None in quality:
         return said + "."
     return (
-        f"{said}, and {percent(quality[1])} of clips from held-out captions sound like their class instead of "
-        f"{percent(quality[0])}."
+        f"{said}, and {_share(quality[1])} of clips from held-out captions sound like their class instead of "
+        f"{_share(quality[0])}."
     )
 
 
@@ -134,12 +135,5 @@ def _mean(content: Mapping[str, Any], metric: str, way: str) -> float | None:
     return next((row["value"] for row in rows if (row["metric"], row["way"], row["bin"]) == (metric, way, "all")), None)
 
 
-def percent(rate: float | None) -> str:
-    """A share as people say it; a small one is not 0.
-
-    >>> percent(0.25), percent(0.005), percent(0.0), percent(None)
-    ('25 %', '0.5 %', '0 %', 'an unknown share')
-    """
-    if rate is None:
-        return "an unknown share"
-    return f"{100 * rate:.2g} %" if 0 < rate < 0.01 else f"{100 * rate:.0f} %"
+def _share(rate: float | None) -> str:
+    return percent(rate, "an unknown share")

@@ -19,7 +19,7 @@ from ...report.verification import wide_and_narrow
 from ..config import StudyAudits
 from ..figures import COLORS, Series, rates_picture
 from ..hearing import pairs_to_hear
-from ..rates import percent
+from ..rates import percent, with_interval
 from .arms import AUDITS
 
 
@@ -47,6 +47,7 @@ def write_memorization_page(folder: Path, content: Mapping[str, Any], progress: 
         histograms=_histograms(folder, content, names),
         duplicates=_duplicates(content, names),
         heard=_heard(folder, content, names[0]),
+        percent=percent,
         settings=list(flat_values(content["config"]).items()),
         frequency_ticks=frequency_ticks(),
     )
@@ -68,14 +69,10 @@ def sentence(content: Mapping[str, Any]) -> str:
     rows = [row for row in content["curve"] if row["descriptor"] == name]
     if all(row["rate"] is None for row in rows):
         return f"By {name}, how much is flagged could not be told: there are too few null clips."
-    shares = ["a share that could not be told" if row["rate"] is None else _with_interval(row) for row in rows]
+    shares = ["a share that could not be told" if row["rate"] is None else with_interval(row) for row in rows]
     first = f"By {name}, {shares[0]} of the clips that a model of {rows[0]['size']:,} training clips makes are flagged"
     last = f", and {shares[-1]} with {rows[-1]['size']:,}" if len(rows) > 1 else ""
     return f"{first} as possible replicas{last}."
-
-
-def _with_interval(row: Mapping[str, Any]) -> str:
-    return f"{percent(row['rate'])} ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
 
 
 def _epochs(content: Mapping[str, Any], names: Sequence[str]) -> Markup | None:

@@ -21,7 +21,7 @@ from ...report.verification import wide_and_narrow
 from ..config import StudyAudits
 from ..figures import COLORS
 from ..hearing import pairs_to_hear
-from ..rates import decimals, percent
+from ..rates import decimals, percent, with_interval
 from ..sets import read_manifest
 from .arms import AUDITS, MADE, SETS, TRACES, TRAINING
 from .figures import Point, Value, sweep_svg, tradeoff_svg
@@ -64,6 +64,7 @@ def write_mitigation_page(folder: Path, content: Mapping[str, Any], progress: Pr
         trace=_trace(folder, content),
         sheet=_sheet(folder, content, shown),
         heard=_heard(folder, content, shown),
+        percent=percent,
         settings=list(flat_values(content["config"]).items()),
         frequency_ticks=frequency_ticks(),
     )
@@ -103,7 +104,7 @@ def sentence(content: Mapping[str, Any]) -> str:
     own = plain["audits"][name]
     if own["flagged"]["rate"] is None:
         return f"By {name}, how much is flagged could not be told: {min(own['null_clips']):,} null clips are too few."
-    told = f"By {name}, {_share(own['flagged'])} of the clips made without guidance are flagged as possible replicas"
+    told = f"By {name}, {with_interval(own['flagged'])} of the clips made without guidance are flagged as possible replicas"
     told += f"{_beside_control(own)}."
     if guided is None or name not in guided["audits"]:
         return told
@@ -115,10 +116,6 @@ def sentence(content: Mapping[str, Any]) -> str:
     return f"{told} {key} is {before:.3g} without guidance and {after:.3g} with it."
 
 
-def _share(flags: Mapping[str, Any]) -> str:
-    return f"{percent(flags['rate'])} ({100 * flags['low']:.0f} to {100 * flags['high']:.0f})"
-
-
 def _above_control(audit: Mapping[str, Any]) -> bool:
     """Whether the intervals tell the rate from its control's; True where there is none."""
     control = audit["control"]
@@ -128,7 +125,7 @@ def _above_control(audit: Mapping[str, Any]) -> bool:
 def _beside_control(audit: Mapping[str, Any]) -> str:
     if _above_control(audit):
         return ""
-    return f"; by the intervals this cannot be told from the control's false alarms, {_share(audit['control'])}"
+    return f"; by the intervals this cannot be told from the control's false alarms, {with_interval(audit['control'])}"
 
 
 def _effect(plain: Mapping[str, Any], guided: Mapping[str, Any], name: str) -> str:
@@ -145,7 +142,7 @@ def _effect(plain: Mapping[str, Any], guided: Mapping[str, Any], name: str) -> s
     p = "" if test is None else f" (sign-flip test, p = {test['p_value']:.2g})"
     # where nothing fell, or nothing is above the control to begin with, a control says nothing more
     control = _beside_control(after) if fell and not same else ""
-    return f"With {label} these are {_share(after['flagged'])}: {what}{p}{control}."
+    return f"With {label} these are {with_interval(after['flagged'])}: {what}{p}{control}."
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
