@@ -743,7 +743,7 @@ def test_how_many_clips_are_planned_is_how_many_prompts_there_are(tmp_path: Path
     run_stages([stage for stage in stages_of(config) if stage.place == "sets/s0"], tmp_path)
     lists = {"training": "prompts", "held-out": "held-out"}
     for run in runs_of(config, 0):
-        path = tmp_path / "sets" / "s0" / f"{'unseen-prompts' if run.unseen else lists[run.prompts]}.jsonl"
+        path = tmp_path / "sets" / "s0" / f"{lists[run.prompts]}.jsonl"
         assert len(read_manifest(path)) == clips_made(config, run), run.way
 
 

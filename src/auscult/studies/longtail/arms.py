@@ -16,7 +16,8 @@ SETS, DUPLICATES, STORES, MODELS, MADE, INDEXES, AUDITS, EVALUATED = (
     "audits",
     "evaluated",
 )
-TRAINING, COPIES, HELD_OUT, OPEN, PROMPTS, UNSEEN, WITH_COPIES, ALL = (
+THROUGH_CODEC, SENSITIVITY = "through-codec", "sensitivity"
+TRAINING, COPIES, HELD_OUT, OPEN, PROMPTS, WITH_COPIES, ALL = (
     f"{name}.jsonl"
     for name in (
         "training",
@@ -24,7 +25,6 @@ TRAINING, COPIES, HELD_OUT, OPEN, PROMPTS, UNSEEN, WITH_COPIES, ALL = (
         "held-out",
         "open",
         "prompts",
-        "unseen-prompts",
         "with-copies",
         "references",
     )
@@ -62,8 +62,8 @@ class Run:
         Whether each prompt is shown the pairs of another one.
     guided
         Whether guidance leads away from the pairs.
-    unseen
-        Whether prompts are of unseen classes alone.
+    closed
+        Whether the datastore has no clips of unseen classes.
     """
 
     seed: int
@@ -73,13 +73,13 @@ class Run:
     store: str | None = None
     swapped: bool = False
     guided: bool = False
-    unseen: bool = False
+    closed: bool = False
 
     @property
     def way(self) -> str:
         """All but the seed: runs of one way are pooled. Such as ``both-training-k3-swapped``."""
         parts = [self.model, self.prompts, f"k{self.k}" if self.k else ""]
-        parts += ["swapped" * self.swapped, "guided" * self.guided, "closed" * self.unseen]
+        parts += ["swapped" * self.swapped, "guided" * self.guided, "closed" * self.closed]
         return "-".join(filter(None, parts))
 
     @property
@@ -117,7 +117,7 @@ def runs_of(config: LongtailConfig, seed: int) -> list[Run]:
         runs += [Run(seed, model, ON_HELD_OUT, k, OPENED) for k in (many if model == BOTH else (shown,))]
     runs.append(Run(seed, BOTH, ON_HELD_OUT, shown, OPENED, guided=True))
     if config.tail.unseen:
-        runs.append(Run(seed, BOTH, ON_HELD_OUT, shown, EXCLUDING, unseen=True))
+        runs.append(Run(seed, BOTH, ON_HELD_OUT, shown, EXCLUDING, closed=True))
     return runs
 
 
@@ -132,7 +132,7 @@ def clips_made(config: LongtailConfig, run: Run) -> int:
     """
     if run.prompts == ON_TRAINING:
         return config.prompts
-    return config.tail.held_out * (config.tail.unseen if run.unseen else config.classes)
+    return config.tail.held_out * config.classes
 
 
 def model_name(seed: int, model: str) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 from ...corpus import open_corpus
 from ...folders import Progress, write_card
-from ..making import audit_clips
+from ..making import MADE_MANIFEST, audit_clips
 from ..sets import write_manifest
-from .arms import ALL, HELD_OUT, ON_TRAINING, SETS, runs_of
+from .arms import ALL, HELD_OUT, ON_TRAINING, SETS, THROUGH_CODEC, runs_of
 from .config import LongtailConfig
 from .quality import class_scores
 from .reading import made_clips
@@ -23,6 +23,13 @@ def audit_stage(config: LongtailConfig, seed: int, name: str, place: Path, progr
     write_manifest(made, [clip for run in runs_of(config, seed) for clip in made_clips(folder, run)])
     references = open_corpus(folder / SETS / f"s{seed}" / ALL)
     audit_clips(config, name, open_corpus(made), references, folder, place, progress)
+
+
+def sensitivity_stage(config: LongtailConfig, seed: int, name: str, place: Path, progress: Progress) -> None:
+    """How many of the prompts' own clips are flagged, behind the models' codec?"""
+    folder = place.parents[1]
+    copies = open_corpus(folder / THROUGH_CODEC / f"s{seed}" / MADE_MANIFEST)
+    audit_clips(config, name, copies, open_corpus(folder / SETS / f"s{seed}" / ALL), folder, place, progress)
 
 
 def evaluate_stage(config: LongtailConfig, seed: int, place: Path, progress: Progress) -> None:

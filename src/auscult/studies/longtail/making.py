@@ -17,6 +17,7 @@ from ..making import (
     generate_clips,
     given,
     mel_window_s,
+    through_codec,
     train_model,
 )
 from ..sets import read_manifest, write_manifest
@@ -41,7 +42,6 @@ from .arms import (
     STORES,
     THRESHOLDS,
     TRAINING,
-    UNSEEN,
     WITH_COPIES,
     Run,
     model_name,
@@ -64,7 +64,6 @@ def make_set(config: LongtailConfig, seed: int, place: Path, progress: Progress)
     place.mkdir(exist_ok=True)
     drawn = draw(read_manifest(place.parents[1] / SOURCE / CLIPS), config.tail, seed, config.data.group)
     copies = write_copies(place / "copies", drawn.again, seed)
-    unseen = [clip for clip in drawn.held_out if not drawn.frequency[class_of(clip)]]
     lists = {
         TRAINING: drawn.training,
         COPIES: copies,
@@ -73,7 +72,6 @@ def make_set(config: LongtailConfig, seed: int, place: Path, progress: Progress)
         OPEN: drawn.opened,
         HELD_OUT: drawn.held_out,
         PROMPTS: prompts_of(drawn, config.prompts, seed),
-        UNSEEN: unseen,
     }
     for name, clips in lists.items():
         write_manifest(place / name, clips)
@@ -140,7 +138,7 @@ def _prompts(config: LongtailConfig, run: Run, folder: Path) -> Path:
     """The manifest of a run's prompts; that of a swap names the pairs of other prompts."""
     sets = folder / SETS / f"s{run.seed}"
     if run.prompts != ON_TRAINING:
-        return sets / (UNSEEN if run.unseen else HELD_OUT)
+        return sets / HELD_OUT
     if not run.swapped:
         return sets / PROMPTS
     clips = read_manifest(sets / PROMPTS)
@@ -186,6 +184,13 @@ def swap_partners(
     return partners
 
 
+def codec_stage(config: LongtailConfig, seed: int, place: Path, progress: Progress) -> None:
+    """The clips of a seed's training prompts behind the codec, which all of its models have alike."""
+    folder = place.parents[1]
+    clips = read_manifest(folder / SETS / f"s{seed}" / PROMPTS)
+    through_codec(config, folder / MODELS / model_name(seed, PLAIN) / "pipeline", clips, place, progress)
+
+
 def index_stage(config: LongtailConfig, seed: int, model: str, place: Path, progress: Progress) -> None:
     """All clips of a seed as guidance knows them, by a model's latents."""
     from ...generation.pipelines import load_pipeline, locate_pipeline
@@ -211,12 +216,13 @@ def _guide(config: LongtailConfig, run: Run, folder: Path) -> dict[str, Any]:
 
 
 def thresholds_stage(config: LongtailConfig, seed: int, model: str, place: Path, progress: Progress) -> None:
-    """What guidance by a model counts as similar, measured once on all clips that could be shown, near-duplicates
-    and those of the open datastore among them; what is given stays as it is."""
+    """What guidance by a model counts as similar, measured once on all clips that could be shown, those of the open datastore
+    among them, without the near-duplicates: how similar copies are is no measure of sounds that are none. What is given stays
+    as it is."""
     low, high = config.guidance.threshold_low, config.guidance.threshold_high
     measured: dict[str, Any] | None = None
     if low is None or high is None:
-        found = _measured(config, place.parents[1], model_name(seed, model))
+        found = _measured(config, place.parents[1], seed, model)
         low, high = found.beside(low, high)
         measured = dataclasses.asdict(found)
     place.mkdir(exist_ok=True)
@@ -224,14 +230,17 @@ def thresholds_stage(config: LongtailConfig, seed: int, model: str, place: Path,
     progress(1, 1, "thresholds")
 
 
-def _measured(config: LongtailConfig, folder: Path, name: str) -> Thresholds:
+def _measured(config: LongtailConfig, folder: Path, seed: int, model: str) -> Thresholds:
     from ...generation.pipelines import load_pipeline, locate_pipeline
     from ...guidance.index import ReferenceIndex
     from ...guidance.shifting import at_every_moment
     from ...guidance.statistics import LatentStatistics
     from ...guidance.thresholds import measured_thresholds
 
+    name = model_name(seed, model)
     references = ReferenceIndex.load(folder / INDEXES / name)
+    copies = {clip.clip_id for clip in read_manifest(folder / SETS / f"s{seed}" / COPIES)}
+    references = references.without(copies & set(references.ids))  # a silent one is not in it
     pipe = load_pipeline(locate_pipeline(str(folder / MODELS / name / "pipeline"), offline=True), device=config.device)
     descriptor = LatentStatistics.of(pipe)
     return measured_thresholds(references, others=at_every_moment(references, descriptor))

@@ -110,11 +110,11 @@ def _tail(content: Mapping[str, Any], bins: Sequence[str]) -> Markup:
         rows = {
             row["bin"]: row
             for row in content["quality"]
-            if (row["metric"], row["model"], row["guided"], row["unseen"]) == (OWN_CLASS, model, False, False)
+            if (row["metric"], row["model"], row["guided"], row["closed"]) == (OWN_CLASS, model, False, False)
             and row["k"] in (0, k)
         }
         series.append(_series(NAMES[model].split(", ")[-1], COLORS[model], [rows.get(name, {}) for name in places]))
-    closed = [row for row in content["quality"] if row["unseen"] and row["metric"] == OWN_CLASS]
+    closed = [row for row in content["quality"] if row["closed"] and row["metric"] == OWN_CLASS and row["bin"] == "0"]
     if closed:
         label = "class in no pair"
         series.append(_series(label, "#a16207", [closed[0] if name == "0" else {} for name in places]))
@@ -198,7 +198,7 @@ def _side_by_side(content: Mapping[str, Any], names: Sequence[str]) -> list[dict
     for fact in content["guided"]:
         usual = fact["way"].removesuffix("-guided")
         for way in (usual, fact["way"]):
-            of = {"model": fact["model"], "k": fact["k"], "swapped": False, "guided": way != usual, "unseen": False}
+            of = {"model": fact["model"], "k": fact["k"], "swapped": False, "guided": way != usual, "closed": False}
             line: dict[str, Any] = {
                 "way": way,
                 "name": called(of),

@@ -271,8 +271,6 @@ def _quality(config: LongtailConfig, folder: Path, ways: Sequence[Run]) -> dict[
         for way in held_out:
             values = {seed: _values(cards[seed], folder, way, seed, metric) for seed in config.seeds}
             for name, least, below in [("all", 0, None), *bins_of(config.tail.edges)]:
-                if way.unseen and name != "0":
-                    continue
                 own = {seed: of_bin(values[seed], frequency[seed], least, below) for seed in config.seeds}
                 row = {"metric": metric, "way": way.way, **_facts(way), "bin": name, **asdict(_mean(own, bounds))}
                 row["classes"] = max(len(one) for one in own.values())

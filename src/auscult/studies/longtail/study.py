@@ -36,17 +36,20 @@ from .arms import (
     ON_TRAINING,
     OPENED,
     PLAIN,
+    SENSITIVITY,
     SETS,
     STORES,
     THRESHOLDS,
+    THROUGH_CODEC,
     clips_made,
     model_name,
     runs_of,
 )
-from .auditing import audit_stage, evaluate_stage
+from .auditing import audit_stage, evaluate_stage, sensitivity_stage
 from .config import LongtailConfig
 from .drawing import Drawn, draw
 from .making import (
+    codec_stage,
     duplicates_stage,
     generate_stage,
     index_stage,
@@ -156,7 +159,10 @@ def _stages_of_seed(config: LongtailConfig, seed: int) -> Iterator[Stage]:
     for run in runs:
         yield Stage(f"{MADE}/{run.name}", run.kind, clips_made(config, run), "clips", partial(generate_stage, config, run))
     clips = sum(clips_made(config, run) for run in runs)
+    yield Stage(f"{THROUGH_CODEC}/s{seed}", "preparing", 1, "sets", partial(codec_stage, config, seed))
     for name in config.audits.compared_by:
         yield Stage(f"{AUDITS}/s{seed}-{name}", "auditing", clips, "clips", partial(audit_stage, config, seed, name))
+        sensitivity = partial(sensitivity_stage, config, seed, name)
+        yield Stage(f"{SENSITIVITY}/s{seed}-{name}", "auditing", config.prompts, "clips", sensitivity)
     scored = sum(clips_made(config, run) for run in runs if run.prompts != ON_TRAINING)
     yield Stage(f"{EVALUATED}/s{seed}", "evaluating", scored, "clips", partial(evaluate_stage, config, seed))

@@ -13,13 +13,13 @@ from .results import OWN_CLASS
 def called(row: Mapping[str, Any]) -> str:
     """What a row's way is called in tables.
 
-    >>> called({"model": "both", "k": 3, "swapped": True, "guided": False, "unseen": False})
+    >>> called({"model": "both", "k": 3, "swapped": True, "guided": False, "closed": False})
     "sounds and captions, k = 3, another prompt's pairs"
     """
     parts = [NAMES[row["model"]]]
     parts += [f"k = {row['k']}"] if row["k"] else []
     parts += ["another prompt's pairs"] * row["swapped"] + ["guided away from its pairs"] * row["guided"]
-    parts += ["unseen classes not in the datastore"] * row["unseen"]
+    parts += ["unseen classes not in the datastore"] * row["closed"]
     return ", ".join(parts)
 
 
@@ -56,7 +56,7 @@ def _said_of_quality(content: Mapping[str, Any], k: int) -> str:
     rows = {
         row["bin"]: row
         for row in content["quality"]
-        if row["metric"] == OWN_CLASS and row["model"] == BOTH and row["k"] == k and not row["guided"] and not row["unseen"]
+        if row["metric"] == OWN_CLASS and row["model"] == BOTH and row["k"] == k and not row["guided"] and not row["closed"]
     }
     bins = {name: row["beyond_plain"] for name, row in rows.items() if name != "all" and row["value"] is not None}
     if not bins:
