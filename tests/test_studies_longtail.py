@@ -794,7 +794,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def test_a_study_leaves_what_it_promised(finished: Study) -> None:
     card, config, folder = finished.card, _config(), finished.path
     runs = runs_of(config, 0)
-    assert card["counts"] == {"models": 4, "audits": 1, "clips": sum(clips_made(config, run) for run in runs)}
+    assert card["counts"] == {"models": 4, "audits": 2, "clips": sum(clips_made(config, run) for run in runs)}
     assert [row["way"] for row in card["copying"]] == [run.way for run in runs]
     assert all(row["clips"] == clips_made(config, run) for row, run in zip(card["copying"], runs, strict=True))
     for row in card["copying"]:
@@ -802,6 +802,12 @@ def test_a_study_leaves_what_it_promised(finished: Study) -> None:
     assert CliRunner().invoke(app, ["info", str(folder)]).exit_code == 0
     copies = {origin(clip.clip_id) for clip in read_manifest(folder / "sets" / "s0" / "copies.jsonl")}
     assert copies and card["sets"][0]["copies"] == len(copies)
+    known = read_manifest(folder / "sets" / "s0" / "references.jsonl")
+    measured = read_card(folder / "indexes" / "s0-both-thresholds", "thresholds of guidance")["measured"]
+    assert measured["references"] == len(known) - len(copies)  # how similar copies are is no threshold
+    assert [one["clips"] for one in card["sensitivity"]] == [config.prompts]
+    held_out = [[row["seed"] for row in rows_of(folder, run)] for run in runs if run.prompts == "held-out"]
+    assert all(one == held_out[0] for one in held_out)  # the same noise, so that ways can be compared prompt by prompt
     for run in runs:
         for row in rows_of(folder, run):
             shown = {origin(one) for one in row.get("retrieved", [])}

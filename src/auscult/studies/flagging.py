@@ -7,10 +7,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from ..audit import Audit
 from .config import MATCH, StudyAudits
 from .rates import percent, pooled
 
 Row = dict[str, Any]
+SEEN = 0.8  # of training clips behind the codec; of a rule that flags fewer, low rates say little
+SENSITIVITY_IS = (
+    "Sensitivity: the prompts' own training clips, through the model's codec and vocoder and nothing else. They are about as "
+    "faithful as the model can be; what the rule misses of these it would miss of its copies."
+)
 
 
 def is_flagged(audits: StudyAudits, name: str, row: Mapping[str, Any]) -> bool:
@@ -25,6 +31,20 @@ def is_flagged(audits: StudyAudits, name: str, row: Mapping[str, Any]) -> bool:
     if name in audits.taus():
         return bool(row["flagged"])
     return row["p_value"] is not None and row["p_value"] <= audits.level
+
+
+def sensitivity_of(audits: StudyAudits, name: str, audit: Audit) -> Row:
+    """:func:`counted` of an audit of training clips behind a codec, one of a prompt each."""
+    rows, null = audit.queries().to_pylist(), audit.card["calibration"]["null_clips"]
+    return counted(audits, name, rows, {row["query_id"]: row["query_id"] for row in rows}, null)
+
+
+def sees_little(what: str, share: float) -> str:
+    """What a reader has to know of an audit (``what``) that flags so small a share of training clips behind a codec."""
+    return (
+        f"{what}: only {percent(share)} of the training clips that went through the model's codec are flagged. What the rule "
+        "misses of these it would miss of copies, so that a low rate says little."
+    )
 
 
 def is_undecided(audits: StudyAudits, name: str, null_clips: int) -> bool:

@@ -17,6 +17,7 @@ from ...report.page import REPORT, pair_sides
 from ...report.rendering import render
 from ...report.verification import wide_and_narrow
 from ..figures import Series, rates_picture
+from ..flagging import SENSITIVITY_IS
 from ..rates import percent
 from ..sets import read_manifest
 from .arms import ALL, AUDIO, BOTH, ID, NAMES, ON_TRAINING, PLAIN, SETS, Run, runs_of
@@ -85,6 +86,7 @@ def write_longtail_page(folder: Path, content: Mapping[str, Any], progress: Prog
         matched=[(name, picture) for name in names if (picture := _matched(content, name)) is not None],
         by_way={row["way"]: called(row) for row in content["copying"]},
         percent=percent,
+        sensitivity=SENSITIVITY_IS,
         unchanged=[row["way"] for row in content["guided"] if unchanged(content, row["way"])],
         measured=_measured(content),
         copied=[row for row in content["copying"] if row.get("copied") and not row["guided"] and not row["swapped"]],

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ...audit import Audit
 from ...folders import CARD, read_card
-from ..flagging import is_undecided, rate_of, too_few_null_clips
+from ..flagging import is_matched, is_undecided, rate_of, sensitivity_of, too_few_null_clips
 from ..rates import INTERVAL, pooled
 from ..sets import read_manifest
 from .arms import (
@@ -26,6 +27,7 @@ from .arms import (
     ON_HELD_OUT,
     ON_TRAINING,
     PLAIN,
+    SENSITIVITY,
     SETS,
     Run,
     model_name,
@@ -74,6 +76,7 @@ def results_of(config: LongtailConfig, folder: Path) -> dict[str, Any]:
         "same_clips": _same_clips(config, folder, ways),
         "guided": [_guided(config, folder, way) for way in ways if way.guided],
         "audits": [_audit(seed, name, one) for (seed, name), one in audits.items()],
+        "sensitivity": [_sensitivity(config, folder, name) for name in names if not is_matched(config.audits, name)],
         **_quality(config, folder, ways),
         "interval": f"{INTERVAL} {MEAN_INTERVAL}",
         "published": [dict(row) for row in PUBLISHED],
@@ -106,6 +109,12 @@ def _audit(seed: int, name: str, one: SeedAudit) -> dict[str, Any]:
         "null_clips": one.null_clips,
         **{key: card["counts"][key] for key in ("compared", "flagged")},
     }
+
+
+def _sensitivity(config: LongtailConfig, folder: Path, name: str) -> dict[str, Any]:
+    """How many of the prompts' own clips an audit flags, behind the models' codec."""
+    found = [Audit.open(folder / SENSITIVITY / f"s{seed}-{name}") for seed in config.seeds]
+    return {"descriptor": name, **rate_of(sensitivity_of(config.audits, name, audit) for audit in found)}
 
 
 # --- copying ----------------------------------------------------------------------------------------------------------

@@ -15,8 +15,21 @@ from ...audit import Audit
 from ...folders import CARD, REVIEW_DB, read_card
 from ...review.verdicts import VerdictStore
 from ...review.verified import audit_rate
-from ..flagging import by_seed, counted, is_flagged, is_matched, listed, own_nearest, rate_of, too_few_null_clips
-from ..rates import INTERVAL, percent, pooled, separation
+from ..flagging import (
+    SEEN,
+    SENSITIVITY_IS,
+    by_seed,
+    counted,
+    is_flagged,
+    is_matched,
+    listed,
+    own_nearest,
+    rate_of,
+    sees_little,
+    sensitivity_of,
+    too_few_null_clips,
+)
+from ..rates import INTERVAL, pooled, separation
 from ..sets import read_manifest
 from .arms import AUDITS, CONTROLS, DEDUPLICATED, MADE, MODELS, REPEATED, SENSITIVITY, SETS, Arm
 from .config import MemorizationConfig, train_config
@@ -37,11 +50,6 @@ CONTROL = (
     "Control: the same clips against the training clips of the next seed, less recordings of their own model's. As far as "
     "[data] group tells recordings apart, none of these can have been copied: what is flagged there is false alarm. At the "
     "largest size there may be no such clips."
-)
-SEEN = 0.8  # of training clips behind the codec; of a rule that flags fewer, low rates say little
-SENSITIVITY_IS = (
-    "Sensitivity: the prompts' own training clips, through the model's codec and vocoder and nothing else. They are about as "
-    "faithful as the model can be; what the rule misses of these it would miss of its copies."
 )
 
 
@@ -111,9 +119,7 @@ def _audited(
         return found
     place = folder / SENSITIVITY / f"{arm.name}-{name}"
     if (place / CARD).is_file():
-        copies = Audit.open(place).queries().to_pylist()
-        each = {row["query_id"]: row["query_id"] for row in copies}  # of a prompt each
-        found["sensitivity"] = counted(config.audits, name, copies, each, null)
+        found["sensitivity"] = sensitivity_of(config.audits, name, Audit.open(place))
     place = folder / CONTROLS / f"{arm.name}-{name}"
     if (place / CARD).is_file():
         control = Audit.open(place)
@@ -208,10 +214,7 @@ def _warnings(config: MemorizationConfig, rows: Sequence[dict[str, Any]]) -> lis
         own = [row["audits"][name]["sensitivity"] for row in rows if row["plain"] and row["size"] == size]
         share = rate_of(own)["rate"]
         if share is not None and share < SEEN:
-            told.append(
-                f"{name}, {size:,} training clips: only {percent(share)} of the training clips that went through the model's "
-                "codec are flagged. What the rule misses of these it would miss of copies, so that a low rate says little."
-            )
+            told.append(sees_little(f"{name}, {size:,} training clips", share))
     if "sounds" in (config.data.source, config.data.null):
         told.append("Training or null clips are synthesized ('sounds'): no result about recordings.")
     return told
