@@ -55,7 +55,7 @@ from auscult.studies.longtail.making import store_stage, swap_partners
 from auscult.studies.longtail.page import write_longtail_page
 from auscult.studies.longtail.quality import bins_of, of_bin, seed_mean
 from auscult.studies.longtail.reading import rows_of
-from auscult.studies.longtail.results import _copying, _note_on_copies, rates_of_kinds
+from auscult.studies.longtail.results import _copying, _mean, _note_on_copies, _quality, rates_of_kinds
 from auscult.studies.longtail.study import plan_longtail, stages_of, study_longtail
 from auscult.studies.longtail.takes import Takes, origin
 from auscult.studies.longtail.wording import called, sentence
@@ -596,6 +596,12 @@ def test_clips_that_sound_like_their_class_are_told_from_those_that_do_not(tmp_p
     assert set(card["nearest"]["real"].values()) <= {0.0, 1.0} and len(card["nearest"]["real"]) == len(real)
     distances = {way: list(card["metrics"]["fd_per_clip"][way].values()) for way in ways}
     assert all(len(values) == len(real) and np.isfinite(values).all() for values in distances.values())
+    write_text(tmp_path / "sets" / "s0" / "card.json", '{"frequency": {"dog": 9, "bell": 2, "rain": 0, "engine": 0}}')
+    found = _quality(config, tmp_path, runs_of(config, 0))
+    by_chance = {row["bin"]: row["chance"] for row in found["real"]}
+    assert (
+        by_chance == pytest.approx({"all": 3 / 28, "0": 1 / 7, "1-3": 0.0, "4+": 1 / 7}) and found["chance"] == by_chance["all"]
+    )
 
 
 # --- means over seeds -------------------------------------------------------------------------------------------------
@@ -607,6 +613,16 @@ def test_means_weigh_classes_alike_and_intervals_hold_what_varies() -> None:
     alike, unlike = seed_mean([{"": [0.0, 1.0] * 20}] * 3), seed_mean([{"": [one] * 40} for one in (0.0, 0.5, 1.0)])
     assert alike.value == unlike.value == 0.5
     assert alike.high - alike.low < 0.3 < unlike.high - unlike.low  # type: ignore[operator]
+
+
+def test_clips_of_one_recording_stand_or_fall_together() -> None:
+    """Six clips of two recordings tell no more than two clips, and the interval of six such classes says so."""
+    clips = {name: {f"{number}-{take}": float(number) for number in (0, 1) for take in "ABC"} for name in "uvwxyz"}
+    alone, grouped = (_mean({0: clips}, takes) for takes in (Takes(), Takes(r"^(\d)-")))
+    two = seed_mean([{name: [0.0, 1.0] for name in clips}])
+    assert grouped.value == alone.value == 0.5 and grouped.clips == 36
+    assert (grouped.low, grouped.high) == (two.low, two.high)
+    assert grouped.high - grouped.low > 1.4 * (alone.high - alone.low)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("effect", [0.0, 1.0])

@@ -36,7 +36,7 @@ from .copying import KINDS, TOGETHER, Nearer, SeedAudit, Seen, counts_of, nearer
 from .quality import INTERVAL as MEAN_INTERVAL
 from .quality import UNBOUNDED, Mean, bins_of, of_bin, seed_mean
 from .reading import copies_found, frequency_of, rows_of
-from .takes import origin
+from .takes import Takes, origin
 
 OWN_CLASS = "own_class"
 METRICS = {
@@ -272,18 +272,34 @@ def _quality(config: LongtailConfig, folder: Path, ways: Sequence[Run]) -> dict[
             values = {seed: _values(cards[seed], folder, way, seed, metric) for seed in config.seeds}
             for name, least, below in [("all", 0, None), *bins_of(config.tail.edges)]:
                 own = {seed: of_bin(values[seed], frequency[seed], least, below) for seed in config.seeds}
-                row = {"metric": metric, "way": way.way, **_facts(way), "bin": name, **asdict(_mean(own, bounds))}
+                row = {"metric": metric, "way": way.way, **_facts(way), "bin": name, **asdict(_mean(own, config.takes, bounds))}
                 row["classes"] = max(len(one) for one in own.values())
                 paired = {seed: _differences(own[seed], base[seed]) for seed in config.seeds}
-                row["beyond_plain"] = None if way == plain else asdict(_mean(paired, differ))
+                row["beyond_plain"] = None if way == plain else asdict(_mean(paired, config.takes, differ))
                 rows.append(row)
-    real = []
-    for name, least, below in [("all", 0, None), *bins_of(config.tail.edges)]:
-        own = {seed: of_bin(_real(cards[seed], folder, seed, "real"), frequency[seed], least, below) for seed in frequency}
-        real.append({"bin": name, **asdict(_mean(own, BOUNDS[OWN_CLASS][0]))})
+    real = [
+        {"bin": name, **_yardsticks(config, folder, cards, frequency, least, below)}
+        for name, least, below in [("all", 0, None), *bins_of(config.tail.edges)]
+    ]
+    return {"quality": rows, "real": real, "chance": real[0]["chance"]}
+
+
+def _yardsticks(
+    config: LongtailConfig,
+    folder: Path,
+    cards: Mapping[int, Mapping[str, Any]],
+    frequency: Mapping[int, Mapping[str, int]],
+    least: int,
+    below: int | None,
+) -> dict[str, Any]:
+    """Of the classes of a bin: how often real clips sound like their class, and how often any clip would by ``chance``."""
+
+    def of(what: str) -> dict[int, Values]:
+        return {seed: of_bin(_real(card, folder, seed, what), frequency[seed], least, below) for seed, card in cards.items()}
+
     told = all("chance" in card["nearest"] for card in cards.values())  # those of earlier versions are not
-    by_chance = _mean({seed: _real(cards[seed], folder, seed, "chance") for seed in config.seeds}).value if told else None
-    return {"quality": rows, "real": real, "chance": 1 / config.classes if by_chance is None else by_chance}
+    by_chance = _mean(of("chance"), config.takes).value if told else 1 / config.classes
+    return {**asdict(_mean(of("real"), config.takes, BOUNDS[OWN_CLASS][0])), "chance": by_chance}
 
 
 def _scores(config: LongtailConfig, folder: Path) -> dict[int, dict[str, Any]]:
@@ -309,9 +325,11 @@ def _real(card: Mapping[str, Any], folder: Path, seed: int, what: str) -> Values
     return found
 
 
-def _mean(values: Mapping[int, Values], bounds: tuple[float, float] = UNBOUNDED) -> Mean:
+def _mean(values: Mapping[int, Values], takes: Takes, bounds: tuple[float, float] = UNBOUNDED) -> Mean:
+    """Over seeds, where clips from the captions of one recording stand or fall together."""
     by_class = [{name: list(one.values()) for name, one in of_seed.items()} for of_seed in values.values()]
-    return seed_mean(by_class, bounds=bounds)
+    recordings = [{name: takes.of(list(one)) for name, one in of_seed.items()} for of_seed in values.values()]
+    return seed_mean(by_class, recordings=recordings, bounds=bounds)
 
 
 def _differences(values: Values, base: Values) -> Values:
