@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from ...folders import CARD, read_card
+from ..config import StudyAudits
 from ..flagging import is_undecided, rate_of, too_few_null_clips
-from ..rates import INTERVAL, pooled
+from ..rates import INTERVAL, paired_change, pooled
 from ..sets import read_manifest
 from .arms import (
     ALL,
@@ -45,6 +46,7 @@ METRICS = {
     "clap_score": "CLAP score",
 }
 BOUNDS = {OWN_CLASS: ((0, 1), (-1, 1)), "fd_per_clip": ((0, np.inf), UNBOUNDED)}  # of means, and of differences of two
+SHOWN = ("own_shown", *TOGETHER["pairs"])  # kinds of what was shown, which guidance leads away from
 PUBLISHED = (
     {"what": "AudioLDM", "pairs": "none", "k": "-", "KL": "1.66", "IS": "", "FAD": ""},
     {"what": "Tango", "pairs": "none", "k": "-", "KL": "1.32", "IS": "6.45", "FAD": ""},
@@ -72,7 +74,7 @@ def results_of(config: LongtailConfig, folder: Path) -> dict[str, Any]:
         "copying": [_copying(config, folder, way, name, audits) for way in ways for name in config.audits.compared_by],
         "nearer": [row for way in ways for row in _nearer(config, folder, way, audits)],
         "same_clips": _same_clips(config, folder, ways),
-        "guided": [_guided(config, folder, way) for way in ways if way.guided],
+        "guided": [_guided(config, folder, way, audits) for way in ways if way.guided],
         "audits": [_audit(seed, name, one) for (seed, name), one in audits.items()],
         **_quality(config, folder, ways),
         "interval": f"{INTERVAL} {MEAN_INTERVAL}",
@@ -162,6 +164,9 @@ def _facts(way: Run) -> dict[str, Any]:
 def rates_of_kinds(seen: Sequence[Sequence[Seen]], undecided: Sequence[bool]) -> dict[str, Any]:
     """Rates of flagged clips and of what these and all match, over seeds; no rate of flags where an audit cannot tell.
 
+    What all match is of the seeds whose audits can tell, as flags are, so that the ones are parts of the others; of all seeds
+    where none can.
+
     ``captions`` is how many prompts the clips are of.
 
     Parameters
@@ -183,7 +188,7 @@ def rates_of_kinds(seen: Sequence[Sequence[Seen]], undecided: Sequence[bool]) ->
     ]
     found = {**rate("flagged", undecided), "by_seed": by_seed}
     found["captions"] = found.pop("prompts")  # how many, beside which "prompts" of a row are those of training or held out
-    for what, unknown in (("flagged", undecided), ("nearest", [False] * len(counts))):
+    for what, unknown in (("flagged", undecided), ("nearest", [cannot and not all(undecided) for cannot in undecided])):
         found[f"{what}_kinds"] = {kind: rate(f"{what}_{kind}", unknown) for kind in (*KINDS, *TOGETHER)}
     return found
 
@@ -215,11 +220,66 @@ def _nearer(
     return found
 
 
-def _guided(config: LongtailConfig, folder: Path, way: Run) -> dict[str, Any]:
-    """What guidance did: clips that it acted on, and the thresholds of each seed."""
+def _guided(config: LongtailConfig, folder: Path, way: Run, audits: Mapping[tuple[int, str], SeedAudit]) -> dict[str, Any]:
+    """What guidance did beside the same prompts, pairs and noise without it.
+
+    Returns
+    -------
+    dict
+        ``fired``: clips that it acted on; ``changed``: by descriptor, what it changed in flags (:func:`changed_copies`);
+        ``beyond_unguided``: of held-out captions, by how much more of the clips sound like their class.
+    """
     rows = [rows_of(folder, replace(way, seed=seed)) for seed in config.seeds]
     counts = [(sum(row["fired_steps"] > 0 for row in one), len(one), len({row["reference"] for row in one})) for one in rows]
-    return {"way": way.way, **_facts(way), "fired": asdict(pooled(counts))}
+    changed = {}
+    for name in config.audits.compared_by:
+        by_seed = {seed: audits[seed, name] for seed in config.seeds}
+        before, after = (
+            [_seen(folder, side, seed, audit) for seed, audit in by_seed.items()] for side in (replace(way, guided=False), way)
+        )
+        changed[name] = changed_copies(before, after, [audit.undecided for audit in by_seed.values()])
+    return {
+        "way": way.way,
+        **_facts(way),
+        "fired": asdict(pooled(counts)),
+        "changed": changed,
+        "beyond_unguided": _beyond_unguided(config, folder, way) if way.prompts == ON_HELD_OUT else None,
+    }
+
+
+def _beyond_unguided(config: LongtailConfig, folder: Path, way: Run) -> dict[str, Any]:
+    """How many more clips sound like their class with guidance than without, a mean over seeds of paired differences."""
+    paired = {}
+    for seed, card in _scores(config, folder).items():
+        own, usual = (_values(card, folder, side, seed, OWN_CLASS) for side in (way, replace(way, guided=False)))
+        paired[seed] = _differences(own, usual)
+    return asdict(_mean(paired, config.takes, BOUNDS[OWN_CLASS][1]))
+
+
+def changed_copies(
+    usual: Sequence[Sequence[Seen]], guided: Sequence[Sequence[Seen]], undecided: Sequence[bool]
+) -> dict[str, Any] | None:
+    """How many clips are flagged as copies of what was shown, a duplicate of the prompt's clip included, without guidance
+    alone and with it alone: see :func:`~auscult.studies.rates.paired_change`.
+
+    Parameters
+    ----------
+    usual, guided
+        Clips of each seed, without guidance and with it.
+    undecided
+        Whether each seed's audit has too few null clips to flag any.
+    """
+
+    def copies(seen: Sequence[Seen]) -> dict[str, tuple[str, bool]]:
+        compared = [one for one in seen if one.kind is not None]
+        return {one.clip_id.partition("/")[2]: (one.own, one.flagged and one.kind in SHOWN) for one in compared}
+
+    models = []
+    for one, other, unknown in zip(usual, guided, undecided, strict=True):
+        before, after = copies(one), copies(other)
+        both = [(own, before[clip][1], copy) for clip, (own, copy) in after.items() if clip in before]
+        models.append(None if unknown else both)
+    return paired_change(models)
 
 
 def same_clips(ways: Sequence[tuple[str, Mapping[tuple[int, str], str]]]) -> dict[str, str | None]:
@@ -346,11 +406,7 @@ def _warnings(config: LongtailConfig, folder: Path, audits: Mapping[tuple[int, s
     """What a reader has to know."""
     told = ["A flag is a suspicion by a descriptor: look at the pairs, or give verdicts (auscult review AUDIT)."]
     for name in config.audits.compared_by:
-        fewest = min(one.null_clips for (_, other), one in audits.items() if other == name)
-        if is_undecided(config.audits, name, fewest):
-            told.append(too_few_null_clips(config.audits, name, fewest))
-        elif name not in config.audits.taus():
-            told.append(f"{name}: a clip is flagged if at most {100 * config.audits.level:.3g} % of null clips score as high.")
+        told += _notes_on_null_clips(config.audits, name, {seed: audits[seed, name].null_clips for seed in config.seeds})
     told += filter(None, [_note_on_copies(folder, config.seeds)])
     if any("chance" not in card["nearest"] for card in _scores(config, folder).values()):
         told.append(
@@ -364,6 +420,18 @@ def _warnings(config: LongtailConfig, folder: Path, audits: Mapping[tuple[int, s
     )
     if "sounds" in (config.data.source, config.data.null):
         told.append("Training or null clips are synthesized ('sounds'): no result about recordings.")
+    return told
+
+
+def _notes_on_null_clips(asked: StudyAudits, name: str, null_clips: Mapping[int, int]) -> list[str]:
+    """How a clip is flagged by a descriptor, and the seeds of which none can be."""
+    lacking = {seed: count for seed, count in null_clips.items() if is_undecided(asked, name, count)}
+    if len(lacking) == len(null_clips):
+        return [too_few_null_clips(asked, name, min(lacking.values()))]
+    told = [too_few_null_clips(asked, f"{name}, seed {seed}", count) for seed, count in lacking.items()]
+    told += [f"{name}: rates are of the other seeds alone."] * bool(lacking)
+    if name not in asked.taus():
+        told.append(f"{name}: a clip is flagged if at most {100 * asked.level:.3g} % of null clips score as high.")
     return told
 
 
