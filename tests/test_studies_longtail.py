@@ -445,7 +445,7 @@ def _text(page: str) -> str:
             {"gain": 0.05, "copied": 3, "fired": 0},
             [
                 "Whether pairs help clips to sound like their class cannot be told: 35 % do beside 2 pairs, 30 % without any, "
-                "and 25 % would by chance; of no bin alone can more be told.",
+                "and 25 % would by chance; no bin of frequency tells a difference by itself.",
                 "15 % of clips as copies of a pair that was shown, which cannot be told from the 10 % that match",
                 "Beside 2 pairs, guidance never acted.",
             ],

@@ -122,7 +122,7 @@ def _tail(content: Mapping[str, Any], bins: Sequence[str]) -> Markup:
     real = {row["bin"]: row for row in content["real"]}
     series.append(_series("real clips", COLORS["real"], [real.get(name, {}) for name in places]))
     by_chance = tuple(real[name]["chance"] if name in real else None for name in places)
-    series.append(Series("by chance", "#d1d5db", by_chance, by_chance, by_chance))
+    series.append(Series("by chance", "#9ca3af", by_chance, by_chance, by_chance))
     labels = [f"{name}\n(unseen)" if name == "0" else name for name in places]
     return rates_picture(labels, series, label="training clips of the class", of="own class")
 

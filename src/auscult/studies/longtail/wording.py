@@ -74,7 +74,9 @@ def _said_of_quality(content: Mapping[str, Any], k: int) -> str:
         )
     found = [f"{word} of {_classes(name)} ({_points(gain)})" for name, gain in gains.items() if (word := verdict(gain))]
     bins = (
-        f"bin by bin, which explores and tests nothing, {' and '.join(found)}" if found else "of no bin alone can more be told"
+        f"bin by bin, which explores and tests nothing, {' and '.join(found)}"
+        if found
+        else "no bin of frequency tells a difference by itself"
     )
     return f"{said}; {bins}."
 
