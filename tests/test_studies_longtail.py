@@ -55,11 +55,21 @@ from auscult.studies.longtail.making import store_stage, swap_partners
 from auscult.studies.longtail.page import write_longtail_page
 from auscult.studies.longtail.quality import bins_of, of_bin, seed_mean
 from auscult.studies.longtail.reading import rows_of
-from auscult.studies.longtail.results import _copying, _note_on_copies, rates_of_kinds
+from auscult.studies.longtail.results import (
+    _beyond_unguided,
+    _copying,
+    _mean,
+    _note_on_copies,
+    _notes_on_null_clips,
+    _quality,
+    changed_copies,
+    rates_of_kinds,
+)
 from auscult.studies.longtail.study import plan_longtail, stages_of, study_longtail
 from auscult.studies.longtail.takes import Takes, origin
 from auscult.studies.longtail.wording import called, sentence
 from auscult.studies.making import audit_group, check_group, generate_clips
+from auscult.studies.rates import sign_flip
 from auscult.studies.running import Study
 from auscult.studies.sets import read_manifest, write_manifest, write_sounds
 from auscult.studies.stages import read_times, run_stages
@@ -252,7 +262,41 @@ def test_where_too_few_null_clips_are_there_nothing_has_a_rate() -> None:
     assert {none[key] for key in ("rate", "low", "high")} == {None}
     assert all(one["rate"] is one["high"] is None for one in none["flagged_kinds"].values())
     assert none["nearest_kinds"]["reference"]["rate"] == 1.0  # which no null clips are needed for
+    assert none["nearest_kinds"]["reference"]["clips"] == 8
+    other = [replace(one, match="c", flagged=True) for one in seen]  # of the seed that cannot tell
+    parts = rates_of_kinds([other, seen], [True, False])["nearest_kinds"]
+    assert parts["reference"]["rate"] == 1.0 and parts["other"]["flagged"] == 0  # of the clips that flags are of
     assert is_undecided(StudyAudits(level=0.01), "mel", 98) and not is_undecided(StudyAudits(level=0.01), "mel", 99)
+
+
+def test_the_seeds_that_lack_null_clips_are_named() -> None:
+    some = _notes_on_null_clips(StudyAudits(level=0.01), "mel", {0: 200, 1: 50, 2: 99})
+    assert some[0].startswith("mel, seed 1: 50 null clips are too few") and "rates are of the other seeds" in some[1]
+    assert some[2:] == _notes_on_null_clips(StudyAudits(level=0.01), "mel", {0: 200}) and "is flagged if" in some[2]
+    (none,) = _notes_on_null_clips(StudyAudits(level=0.01), "mel", {0: 60, 1: 50})
+    assert none.startswith("mel: 50 null clips") and none.endswith("Nothing can be flagged.")
+    assert not _notes_on_null_clips(StudyAudits(level=0.01, tau=("mel=0.5",)), "mel", {0: 1})
+
+
+def test_what_guidance_changes_in_copies_is_of_what_was_shown() -> None:
+    """A copy that becomes one of something else is gone; a duplicate of the prompt's clip was shown, its own clip was not."""
+
+    def seen(way: str, *matches: str | None) -> list[Seen]:
+        return [
+            Seen(f"{way}/{row}", f"p{row}", "dog", ("b", f"p{row}#copy-2") if row == 3 else ("b",), one, 1.0, one is not None)
+            for row, one in enumerate(matches)
+        ]
+
+    before, after = seen("usual", "b", "b", "p2", "p3", "z", None), seen("guided", "z", "b", "b", "z", "p4", "b")
+    found = changed_copies([before] * 3, [after] * 3, [False, False, True])
+    assert found is not None and (found["no_longer"], found["only_now"]) == (
+        4,
+        2,
+    )  # the last clip has nothing to be compared with
+    assert found["by_seed"] == [-0.2, -0.2, None] and found["p_value"] == sign_flip([-1, 1, -1, -1, 1, -1])
+    gone = changed_copies([seen("usual", *"bbbbbb")] * 2, [seen("guided", *"zzzzzz")] * 2, [False] * 2)
+    assert gone is not None and gone["p_value"] == 2 * 0.5**12
+    assert changed_copies([before], [after], [True]) is None
 
 
 def test_the_more_pairs_the_more_often_one_is_matched_by_itself(tmp_path: Path) -> None:
@@ -296,8 +340,21 @@ def _rate(flagged: int, clips: int = 20, decided: bool = True) -> dict[str, Any]
     )
 
 
-def _content(copied: int = 10, by_itself: int = 2, gain: float = 0.3, fired: int = 20, decided: bool = True) -> dict[str, Any]:
-    """A card by hand: of all ways, 20 clips each; ``copied`` of those beside pairs match one that was shown."""
+def _content(
+    copied: int = 10,
+    by_itself: int = 2,
+    gain: float = 0.3,
+    fired: int = 20,
+    decided: bool = True,
+    prevented: int = 8,
+    cost: float = -0.3,
+    bins: float | None = None,
+) -> dict[str, Any]:
+    """A card by hand: of all ways, 20 clips each; ``copied`` of those beside pairs match one that was shown.
+
+    The model with captions gains ``gain`` over all classes, and ``bins`` in each bin; guidance prevents so many of its copies,
+    and those of the model that may see duplicates not at all; its cost in quality is a gain below 0.
+    """
     config = _config()
 
     def kinds(pairs: int, sure: bool = decided) -> dict[str, Any]:
@@ -314,6 +371,9 @@ def _content(copied: int = 10, by_itself: int = 2, gain: float = 0.3, fired: int
         high = value + 0.1 if share else value
         return {"value": value, "low": value - 0.1, "high": high, "clips": 20, "by_seed": [value - least, value + least]}
 
+    def change(gone: int) -> dict[str, Any]:
+        return {"no_longer": gone, "only_now": 1, "p_value": sign_flip([-1] * gone + [1]), "by_seed": [-gone / 20, 0.0]}
+
     ways = runs_of(config, 0)
     facts = {way.way: {key: value for key, value in vars(way).items() if key != "seed"} | {"way": way.way} for way in ways}
     guided = [way for way in ways if way.guided]
@@ -322,7 +382,7 @@ def _content(copied: int = 10, by_itself: int = 2, gain: float = 0.3, fired: int
         facts[way.way]
         | mean(0.3 + gain * (way.model != PLAIN), 0.0)
         | {"metric": "own_class", "bin": name, "classes": 2}
-        | {"beyond_plain": None if way.model == PLAIN else mean(gain, 0.01)}
+        | {"beyond_plain": None if way.model == PLAIN else mean(gain if bins is None or name == "all" else bins, 0.01)}
         for way in ways
         if way.prompts == "held-out"
         for name in ("all", "0", "1-3", "4+")
@@ -345,9 +405,15 @@ def _content(copied: int = 10, by_itself: int = 2, gain: float = 0.3, fired: int
             for way in ways
         ],
         "same_clips": same,
-        "guided": [facts[way.way] | {"fired": _rate(fired)} for way in guided],
+        "sensitivity": [{"descriptor": "mel", **_rate(19)}],
+        "guided": [
+            facts[way.way]
+            | {"fired": _rate(fired), "changed": {"mel": change(prevented if way.model == BOTH else 0) if decided else None}}
+            | {"beyond_unguided": mean(cost, 0.01) if way.prompts == "held-out" else None}
+            for way in guided
+        ],
         "quality": quality,
-        "real": [{"bin": name} | mean(0.5, 0.1) for name in ("all", "0", "1-3", "4+")],
+        "real": [{"bin": name, "chance": 0.25} | mean(0.5, 0.1) for name in ("all", "0", "1-3", "4+")],
         "chance": 0.25,
         "interval": "",
         "published": [],
@@ -367,23 +433,45 @@ def _text(page: str) -> str:
         (
             {},
             [
-                "Beside 2 pairs, more clips of unseen classes sound like their class (+30 points), more clips of classes",
+                "Beside 2 pairs, more clips sound like their class (+30 points); bin by bin, which explores and tests nothing, "
+                "more of unseen classes (+30 points)",
                 "The audit by mel flags 50 % of clips as copies of a pair that was shown, beyond the 10 % that match these",
-                "With guidance, 10 % of clips are flagged instead of 50 % (by mel, duplicates allowed), and 60 % of",
+                "Beside 2 pairs, guidance acted on 20 of 20 clips from training captions and 20 of 20 clips from held-out "
+                "captions: there are fewer copies of what was shown (8 no longer flagged, 1 only now, by mel, p = 0.039), and "
+                "fewer clips sound like their class (-30 points).",
             ],
         ),
-        ({"gain": -0.3}, ["fewer clips of unseen classes sound like their class (-30 points)"]),
+        ({"gain": -0.3}, ["fewer clips sound like their class (-30 points); bin", "fewer of unseen classes (-30 points)"]),
         (
             {"gain": 0.05, "copied": 3, "fired": 0},
             [
-                "rare or unseen classes cannot be told: 35 % of clips sound like their class beside 2 pairs, 30 % without any, "
-                "and 25 % would by chance.",
+                "Whether pairs help clips to sound like their class cannot be told: 35 % do beside 2 pairs, 30 % without any, "
+                "and 25 % would by chance; no bin of frequency tells a difference by itself.",
                 "15 % of clips as copies of a pair that was shown, which cannot be told from the 10 % that match",
-                "Guidance never acted.",
+                "Beside 2 pairs, guidance never acted.",
             ],
         ),
-        ({"copied": 0}, ["flags no clip as a copy"]),
-        ({"decided": False}, ["Of copies nothing can be said: there are too few null clips."]),
+        # a bin that stands out by itself is no headline
+        (
+            {"gain": 0.0, "bins": 0.3},
+            ["cannot be told: 30 % do", "chance; bin by bin, which explores and tests nothing, more of"],
+        ),
+        (
+            {"prevented": 1, "cost": -0.02},
+            [
+                "whether there are fewer copies of what was shown cannot be told (1 no longer flagged, 1 only now, by mel, "
+                "p = 1), and whether more or fewer sound like their class cannot be told (95 %: -12 to +8 points)."
+            ],
+        ),
+        ({"prevented": 0, "cost": 0.3}, ["fewer copies of what was shown cannot be told (0 no", ", and more clips sound like"]),
+        (
+            {"copied": 0},
+            ["flags no clip of 20 as a copy of a pair that was shown (95 %: at", "and 95 % of real ones behind"],
+        ),
+        (
+            {"decided": False},
+            ["Of copies nothing can be said: there are too few null clips.", "of copies nothing can be said, and fewer clips"],
+        ),
     ],
 )
 def test_the_sentence_says_what_can_be_told(asked: dict[str, Any], parts: list[str]) -> None:
@@ -393,8 +481,19 @@ def test_the_sentence_says_what_can_be_told(asked: dict[str, Any], parts: list[s
     assert said.count(". ") <= 2 and "costs" not in said
 
 
+def test_guidance_that_acts_and_changes_nothing_is_told() -> None:
+    content = _content()
+    content["same_clips"] = {
+        way: way.removesuffix("-guided") if way.endswith("guided") else None for way in content["same_clips"]
+    }
+    assert sentence(content).endswith("20 of 20 clips from held-out captions, and changed none.")
+
+
 def test_one_seed_tells_nothing_of_others() -> None:
     content = _content()
+    for row in content["guided"]:
+        row["changed"]["mel"]["by_seed"] = [-0.4, None]
+    assert "fewer copies of what was shown cannot be told (8 no longer" in sentence(content)
     for row in content["quality"]:
         if row["beyond_plain"]:
             row["beyond_plain"]["by_seed"] = row["beyond_plain"]["by_seed"][:1]
@@ -416,6 +515,8 @@ def test_the_page_and_the_terminal_have_a_row_for_each_way(
         flagged = "2 of 20" if way.guided or not way.k else "10 of 20"
         assert any(row.strip().startswith(f"{name}trainingmel{flagged}") for row in rows), name
     assert sum("7 of 40" in row for row in rows) == len(content["nearer"])
+    assert any(row.strip().startswith("all classessounds and captions, k = 222025 %60 %") for row in rows)  # chance, then share
+    assert page.count("by chance") == 2 + 1 + 1  # in the figure, wide and narrow; in the table; in words
     assert 'href="audits/s0-mel/report.html"' in page and "Fréchet" not in _text(page).partition("Configuration")[0]
     _print_longtail(Study(tmp_path, content))
     printed = capsys.readouterr().out
@@ -559,7 +660,7 @@ def test_guidance_sees_each_clips_own_references_alone() -> None:
 
 
 def test_clips_that_sound_like_their_class_are_told_from_those_that_do_not(tmp_path: Path) -> None:
-    """Ways with pairs give the real clips back, that without makes rain of everything."""
+    """Ways with pairs give the real clips back, that without and guidance make rain of everything."""
     config = replace(_config(), quality=StudyQuality(frechet=True))
     clips = write_sounds(tmp_path / "real", 28, 0, 2.0)  # two of each of 14 families
     real = [clip for clip in clips if clip.labels[0] in ("bell", "dog", "rain", "engine")]
@@ -572,7 +673,7 @@ def test_clips_that_sound_like_their_class_are_told_from_those_that_do_not(tmp_p
         rows = [
             {
                 "clip_id": f"{number:06d}-00",
-                "path": rain.path if run.model == PLAIN else clip.path,
+                "path": rain.path if run.model == PLAIN or run.guided else clip.path,
                 "caption": clip.caption,
                 "labels": list(clip.labels),
                 "reference": clip.clip_id,
@@ -586,7 +687,10 @@ def test_clips_that_sound_like_their_class_are_told_from_those_that_do_not(tmp_p
     ways = [run.way for run in runs_of(config, 0) if run.prompts == "held-out"]
     # the real clips themselves are no nearer to their class than the yardstick has it: their own recordings are passed over
     shares = {way: np.mean(list(card["nearest"][way].values())) for way in (*ways, "real")}
-    assert shares == {way: 0.25 if way == "plain-held-out" else shares["real"] for way in (*ways, "real")}
+    rainy = ("plain-held-out", "both-held-out-k2-guided")
+    assert shares == {way: 0.25 if way in rainy else shares["real"] for way in (*ways, "real")}
+    guided = next(run for run in runs_of(config, 0) if run.way == rainy[1])
+    assert _beyond_unguided(config, tmp_path, guided)["value"] == pytest.approx(0.25 - shares["real"])
     assert 0.25 < shares["real"] < 1
     chance = {clip.clip_id: 0.0 if clip.labels[0] == "bell" else 1 / 7 for clip in real}  # both bells are one sound
     assert card["nearest"]["chance"] == chance
@@ -596,6 +700,12 @@ def test_clips_that_sound_like_their_class_are_told_from_those_that_do_not(tmp_p
     assert set(card["nearest"]["real"].values()) <= {0.0, 1.0} and len(card["nearest"]["real"]) == len(real)
     distances = {way: list(card["metrics"]["fd_per_clip"][way].values()) for way in ways}
     assert all(len(values) == len(real) and np.isfinite(values).all() for values in distances.values())
+    write_text(tmp_path / "sets" / "s0" / "card.json", '{"frequency": {"dog": 9, "bell": 2, "rain": 0, "engine": 0}}')
+    found = _quality(config, tmp_path, runs_of(config, 0))
+    by_chance = {row["bin"]: row["chance"] for row in found["real"]}
+    assert (
+        by_chance == pytest.approx({"all": 3 / 28, "0": 1 / 7, "1-3": 0.0, "4+": 1 / 7}) and found["chance"] == by_chance["all"]
+    )
 
 
 # --- means over seeds -------------------------------------------------------------------------------------------------
@@ -607,6 +717,16 @@ def test_means_weigh_classes_alike_and_intervals_hold_what_varies() -> None:
     alike, unlike = seed_mean([{"": [0.0, 1.0] * 20}] * 3), seed_mean([{"": [one] * 40} for one in (0.0, 0.5, 1.0)])
     assert alike.value == unlike.value == 0.5
     assert alike.high - alike.low < 0.3 < unlike.high - unlike.low  # type: ignore[operator]
+
+
+def test_clips_of_one_recording_stand_or_fall_together() -> None:
+    """Six clips of two recordings tell no more than two clips, and the interval of six such classes says so."""
+    clips = {name: {f"{number}-{take}": float(number) for number in (0, 1) for take in "ABC"} for name in "uvwxyz"}
+    alone, grouped = (_mean({0: clips}, takes) for takes in (Takes(), Takes(r"^(\d)-")))
+    two = seed_mean([{name: [0.0, 1.0] for name in clips}])
+    assert grouped.value == alone.value == 0.5 and grouped.clips == 36
+    assert (grouped.low, grouped.high) == (two.low, two.high)
+    assert grouped.high - grouped.low > 1.4 * (alone.high - alone.low)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("effect", [0.0, 1.0])

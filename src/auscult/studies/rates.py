@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +135,47 @@ def sign_flip(changes: Sequence[int]) -> float:
         sums = more
     middle = len(sums) // 2
     return float(sums[np.abs(np.arange(len(sums)) - middle) >= abs(sum(changes))].sum())
+
+
+def paired_change(models: Sequence[Sequence[tuple[str, bool, bool]] | None]) -> dict[str, Any] | None:
+    """What a change of one thing does to the flags of the same clips, with the exact test of :func:`sign_flip`.
+
+    A net change is that of the clips of one prompt of one model, which stand or fall together.
+
+    Parameters
+    ----------
+    models
+        Of each model: prompt of each clip, whether it is flagged before, and whether after; None: that cannot be decided.
+
+    Returns
+    -------
+    dict
+        ``no_longer`` and ``only_now``: clips flagged before alone, and after alone; ``p_value``; ``by_seed``: the net change of
+        each model's rate, -1 to 1, None where it has no clip or is undecided. None where all are.
+
+    Examples
+    --------
+    >>> found = paired_change([[("a", True, False), ("a", True, True), ("b", True, False)], None])
+    >>> found["no_longer"], found["only_now"], found["p_value"], [net and round(net, 2) for net in found["by_seed"]]
+    (2, 0, 0.5, [-0.67, None])
+    """
+    changes: list[int] = []
+    nets: list[float | None] = []
+    for clips in models:
+        of_prompts: Counter[str] = Counter()
+        for prompt, before, after in clips or ():
+            of_prompts[prompt] += after - before
+        changes += of_prompts.values()
+        nets.append(sum(of_prompts.values()) / len(clips) if clips else None)
+    if not changes:
+        return None
+    flags = [(before, after) for clips in models for _, before, after in clips or ()]
+    return {
+        "no_longer": flags.count((True, False)),
+        "only_now": flags.count((False, True)),
+        "p_value": sign_flip(changes),
+        "by_seed": nets,
+    }
 
 
 def separation(high: npt.NDArray[np.float64], low: npt.NDArray[np.float64]) -> float | None:

@@ -77,6 +77,7 @@ def write_longtail_page(folder: Path, content: Mapping[str, Any], progress: Prog
         unflagged=[KIND_NAMES[kind] for kind in single if kind not in told],
         called=called,
         tail=_tail(content, bins),
+        by_chance={row["bin"]: row["chance"] for row in content["real"]},
         against_k=[
             (name, what, picture)
             for name in names
@@ -104,7 +105,7 @@ def write_longtail_page(folder: Path, content: Mapping[str, Any], progress: Prog
 
 
 def _tail(content: Mapping[str, Any], bins: Sequence[str]) -> Markup:
-    """Clips that sound like their class against training frequency, a line for each kind of model, and the real clips'."""
+    """Clips that sound like their class against training frequency: lines of each kind of model, real clips, and chance."""
     k = content["config"]["retrieval"]["shown"]
     places = [name for name in bins if name != "all"]
     series = []
@@ -122,9 +123,10 @@ def _tail(content: Mapping[str, Any], bins: Sequence[str]) -> Markup:
         series.append(_series(label, "#a16207", [closed[0] if name == "0" else {} for name in places]))
     real = {row["bin"]: row for row in content["real"]}
     series.append(_series("real clips", COLORS["real"], [real.get(name, {}) for name in places]))
+    by_chance = tuple(real[name]["chance"] if name in real else None for name in places)
+    series.append(Series("by chance", "#9ca3af", by_chance, by_chance, by_chance))
     labels = [f"{name}\n(unseen)" if name == "0" else name for name in places]
-    of = f"own class (chance {percent(content['chance'])})"
-    return rates_picture(labels, series, label="training clips of the class", of=of)
+    return rates_picture(labels, series, label="training clips of the class", of="own class")
 
 
 def _against_k(content: Mapping[str, Any], name: str, kind: str) -> Markup | None:

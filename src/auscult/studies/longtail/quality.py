@@ -27,8 +27,8 @@ RESAMPLES = 1000
 UNBOUNDED = (-np.inf, np.inf)
 INTERVAL = (
     "Intervals of means are of 95 %: the wider of Student's t over the means of the seeds, and of 1,000 bootstrap draws of "
-    "seeds and, within each, of the clips of each class. Of one seed there are draws of its clips alone, which say nothing of "
-    "other seeds."
+    "seeds and, within each, of the recordings of each class with all of their clips. Of one seed there are draws of its "
+    "recordings alone, which say nothing of other seeds; of a class of a single recording these do not vary."
 )
 
 
@@ -119,21 +119,24 @@ class Mean:
 def seed_mean(
     values: Sequence[Mapping[str, Sequence[float]]],
     *,
+    recordings: Sequence[Mapping[str, Sequence[str]]] | None = None,
     bounds: tuple[float, float] = UNBOUNDED,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Mean:
     """The mean over seeds of the mean over classes of values.
 
-    Draws take seeds with replacement, and of each the clips of each class with replacement: so seeds, which differ in weights,
-    in clips, and in which class is rare, vary as they would with other seeds. Of two or three seeds such draws know too little
-    of how seeds vary, so the interval is at least Student's: mean +- t s / sqrt(n), with the standard deviation s of the means
-    of n seeds.
+    Draws take seeds with replacement, and of each the recordings of each class with replacement, with all clips of each: so
+    seeds, which differ in weights, in clips, and in which class is rare, vary as they would with other seeds, and clips of one
+    recording stand or fall together. Of two or three seeds such draws know too little of how seeds vary, so the interval is at
+    least Student's: mean +- t s / sqrt(n), with the standard deviation s of the means of n seeds.
 
     Parameters
     ----------
     values
         For each seed: values of clips by class; a seed may have none.
+    recordings
+        The recording of each value, in the same order; None: each is of its own.
     bounds
         Of what a mean can be; the interval ends there.
     resamples, seed
@@ -147,11 +150,21 @@ def seed_mean(
     >>> two = seed_mean([{"dog": [0.4] * 9}, {"dog": [0.6] * 9}], bounds=(0, 1))
     >>> two.value, two.low, two.high  # 12.7 * 0.1 to either side
     (0.5, 0.0, 1.0)
+    >>> takes = seed_mean([{"dog": [1, 1, 1, 0, 0, 0]}], recordings=[{"dog": list("aaabbb")}])
+    >>> takes.value, takes.low, takes.high  # of two recordings, either may be drawn twice
+    (0.5, 0.0, 1.0)
     >>> seed_mean([{}]).value is None
     True
     """
-    sets = [[np.asarray(one, np.float64) for one in of_class.values() if len(one)] for of_class in values]
-    by_seed = tuple(float(np.mean([one.mean() for one in one_seed])) if one_seed else None for one_seed in sets)
+    sets = [
+        [
+            _by_recording(one, None if recordings is None else recordings[row][name])
+            for name, one in of_class.items()
+            if len(one)
+        ]
+        for row, of_class in enumerate(values)
+    ]
+    by_seed = tuple(float(np.mean([_of_class(one) for one in one_seed])) if one_seed else None for one_seed in sets)
     there = [one_seed for one_seed in sets if one_seed]
     if not there:
         return Mean(None, None, None, 0, by_seed)
@@ -162,17 +175,34 @@ def seed_mean(
     if len(means) > 1:
         half = float(student.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means)))
     low, high = max(min(drawn.low, value - half), bounds[0]), min(max(drawn.high, value + half), bounds[1])
-    return Mean(value, float(low), float(high), sum(len(one) for one_seed in there for one in one_seed), by_seed)
+    return Mean(value, float(low), float(high), sum(len(one) for of_class in values for one in of_class.values()), by_seed)
+
+
+def _by_recording(values: Sequence[float], recordings: Sequence[str] | None) -> DoubleArray:
+    """(recordings, 2) sum and number of the values of each."""
+    counted = np.stack([np.asarray(values, np.float64), np.ones(len(values))], axis=1)
+    if recordings is None:
+        return counted
+    names, place = np.unique(recordings, return_inverse=True)
+    found = np.zeros((len(names), 2))
+    np.add.at(found, place, counted)
+    return found
+
+
+def _of_class(sums: DoubleArray) -> float:
+    """The mean of a class, of (recordings, 2) sums and numbers of values."""
+    total, number = sums.sum(axis=0)
+    return float(total / number)
 
 
 def _draws(there: Sequence[Sequence[DoubleArray]], resamples: int, seed: int) -> DoubleArray:
-    """(resamples,) bootstrap means, of values by seed and class."""
+    """(resamples,) bootstrap means, of sums and numbers of values by seed, class and recording."""
     rng = np.random.default_rng(seed)
     draws = np.empty(resamples)
     for number in range(resamples):
         chosen = rng.integers(len(there), size=len(there))
         draws[number] = np.mean(
-            [np.mean([one[rng.integers(len(one), size=len(one))].mean() for one in there[row]]) for row in chosen]
+            [np.mean([_of_class(one[rng.integers(len(one), size=len(one))]) for one in there[row]]) for row in chosen]
         )
     return draws
 

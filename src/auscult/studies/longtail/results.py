@@ -12,8 +12,9 @@ import numpy as np
 
 from ...audit import Audit
 from ...folders import CARD, read_card
-from ..flagging import is_matched, is_undecided, rate_of, sensitivity_of, too_few_null_clips
-from ..rates import INTERVAL, pooled
+from ..config import StudyAudits
+from ..flagging import SEEN, is_matched, is_undecided, rate_of, sees_little, sensitivity_of, too_few_null_clips
+from ..rates import INTERVAL, paired_change, pooled
 from ..sets import read_manifest
 from .arms import (
     ALL,
@@ -38,7 +39,7 @@ from .copying import KINDS, TOGETHER, Nearer, SeedAudit, Seen, counts_of, nearer
 from .quality import INTERVAL as MEAN_INTERVAL
 from .quality import UNBOUNDED, Mean, bins_of, of_bin, seed_mean
 from .reading import copies_found, frequency_of, rows_of
-from .takes import origin
+from .takes import Takes, origin
 
 OWN_CLASS = "own_class"
 METRICS = {
@@ -47,6 +48,7 @@ METRICS = {
     "clap_score": "CLAP score",
 }
 BOUNDS = {OWN_CLASS: ((0, 1), (-1, 1)), "fd_per_clip": ((0, np.inf), UNBOUNDED)}  # of means, and of differences of two
+SHOWN = ("own_shown", *TOGETHER["pairs"])  # kinds of what was shown, which guidance leads away from
 PUBLISHED = (
     {"what": "AudioLDM", "pairs": "none", "k": "-", "KL": "1.66", "IS": "", "FAD": ""},
     {"what": "Tango", "pairs": "none", "k": "-", "KL": "1.32", "IS": "6.45", "FAD": ""},
@@ -67,6 +69,7 @@ def results_of(config: LongtailConfig, folder: Path) -> dict[str, Any]:
     """All that a study has found, as its card holds it."""
     ways = runs_of(config, config.seeds[0])
     names = config.audits.compared_by
+    sensitivity = [_sensitivity(config, folder, name) for name in names if not is_matched(config.audits, name)]
     audits = {(seed, name): SeedAudit.open(config, folder, seed, name) for seed in config.seeds for name in names}
     return {
         "sets": [_set(config, folder, seed) for seed in config.seeds],
@@ -74,14 +77,14 @@ def results_of(config: LongtailConfig, folder: Path) -> dict[str, Any]:
         "copying": [_copying(config, folder, way, name, audits) for way in ways for name in config.audits.compared_by],
         "nearer": [row for way in ways for row in _nearer(config, folder, way, audits)],
         "same_clips": _same_clips(config, folder, ways),
-        "guided": [_guided(config, folder, way) for way in ways if way.guided],
+        "guided": [_guided(config, folder, way, audits) for way in ways if way.guided],
         "audits": [_audit(seed, name, one) for (seed, name), one in audits.items()],
-        "sensitivity": [_sensitivity(config, folder, name) for name in names if not is_matched(config.audits, name)],
+        "sensitivity": sensitivity,
         **_quality(config, folder, ways),
         "interval": f"{INTERVAL} {MEAN_INTERVAL}",
         "published": [dict(row) for row in PUBLISHED],
         "said": list(SAID),
-        "warnings": _warnings(config, folder, audits),
+        "warnings": [*_warnings(config, folder, audits), *_notes_on_sensitivity(sensitivity)],
     }
 
 
@@ -171,6 +174,9 @@ def _facts(way: Run) -> dict[str, Any]:
 def rates_of_kinds(seen: Sequence[Sequence[Seen]], undecided: Sequence[bool]) -> dict[str, Any]:
     """Rates of flagged clips and of what these and all match, over seeds; no rate of flags where an audit cannot tell.
 
+    What all match is of the seeds whose audits can tell, as flags are, so that the ones are parts of the others; of all seeds
+    where none can.
+
     ``captions`` is how many prompts the clips are of.
 
     Parameters
@@ -192,7 +198,7 @@ def rates_of_kinds(seen: Sequence[Sequence[Seen]], undecided: Sequence[bool]) ->
     ]
     found = {**rate("flagged", undecided), "by_seed": by_seed}
     found["captions"] = found.pop("prompts")  # how many, beside which "prompts" of a row are those of training or held out
-    for what, unknown in (("flagged", undecided), ("nearest", [False] * len(counts))):
+    for what, unknown in (("flagged", undecided), ("nearest", [cannot and not all(undecided) for cannot in undecided])):
         found[f"{what}_kinds"] = {kind: rate(f"{what}_{kind}", unknown) for kind in (*KINDS, *TOGETHER)}
     return found
 
@@ -224,11 +230,66 @@ def _nearer(
     return found
 
 
-def _guided(config: LongtailConfig, folder: Path, way: Run) -> dict[str, Any]:
-    """What guidance did: clips that it acted on, and the thresholds of each seed."""
+def _guided(config: LongtailConfig, folder: Path, way: Run, audits: Mapping[tuple[int, str], SeedAudit]) -> dict[str, Any]:
+    """What guidance did beside the same prompts, pairs and noise without it.
+
+    Returns
+    -------
+    dict
+        ``fired``: clips that it acted on; ``changed``: by descriptor, what it changed in flags (:func:`changed_copies`);
+        ``beyond_unguided``: of held-out captions, by how much more of the clips sound like their class.
+    """
     rows = [rows_of(folder, replace(way, seed=seed)) for seed in config.seeds]
     counts = [(sum(row["fired_steps"] > 0 for row in one), len(one), len({row["reference"] for row in one})) for one in rows]
-    return {"way": way.way, **_facts(way), "fired": asdict(pooled(counts))}
+    changed = {}
+    for name in config.audits.compared_by:
+        by_seed = {seed: audits[seed, name] for seed in config.seeds}
+        before, after = (
+            [_seen(folder, side, seed, audit) for seed, audit in by_seed.items()] for side in (replace(way, guided=False), way)
+        )
+        changed[name] = changed_copies(before, after, [audit.undecided for audit in by_seed.values()])
+    return {
+        "way": way.way,
+        **_facts(way),
+        "fired": asdict(pooled(counts)),
+        "changed": changed,
+        "beyond_unguided": _beyond_unguided(config, folder, way) if way.prompts == ON_HELD_OUT else None,
+    }
+
+
+def _beyond_unguided(config: LongtailConfig, folder: Path, way: Run) -> dict[str, Any]:
+    """How many more clips sound like their class with guidance than without, a mean over seeds of paired differences."""
+    paired = {}
+    for seed, card in _scores(config, folder).items():
+        own, usual = (_values(card, folder, side, seed, OWN_CLASS) for side in (way, replace(way, guided=False)))
+        paired[seed] = _differences(own, usual)
+    return asdict(_mean(paired, config.takes, BOUNDS[OWN_CLASS][1]))
+
+
+def changed_copies(
+    usual: Sequence[Sequence[Seen]], guided: Sequence[Sequence[Seen]], undecided: Sequence[bool]
+) -> dict[str, Any] | None:
+    """How many clips are flagged as copies of what was shown, a duplicate of the prompt's clip included, without guidance
+    alone and with it alone: see :func:`~auscult.studies.rates.paired_change`.
+
+    Parameters
+    ----------
+    usual, guided
+        Clips of each seed, without guidance and with it.
+    undecided
+        Whether each seed's audit has too few null clips to flag any.
+    """
+
+    def copies(seen: Sequence[Seen]) -> dict[str, tuple[str, bool]]:
+        compared = [one for one in seen if one.kind is not None]
+        return {one.clip_id.partition("/")[2]: (one.own, one.flagged and one.kind in SHOWN) for one in compared}
+
+    models = []
+    for one, other, unknown in zip(usual, guided, undecided, strict=True):
+        before, after = copies(one), copies(other)
+        both = [(own, before[clip][1], copy) for clip, (own, copy) in after.items() if clip in before]
+        models.append(None if unknown else both)
+    return paired_change(models)
 
 
 def same_clips(ways: Sequence[tuple[str, Mapping[tuple[int, str], str]]]) -> dict[str, str | None]:
@@ -281,18 +342,34 @@ def _quality(config: LongtailConfig, folder: Path, ways: Sequence[Run]) -> dict[
             values = {seed: _values(cards[seed], folder, way, seed, metric) for seed in config.seeds}
             for name, least, below in [("all", 0, None), *bins_of(config.tail.edges)]:
                 own = {seed: of_bin(values[seed], frequency[seed], least, below) for seed in config.seeds}
-                row = {"metric": metric, "way": way.way, **_facts(way), "bin": name, **asdict(_mean(own, bounds))}
+                row = {"metric": metric, "way": way.way, **_facts(way), "bin": name, **asdict(_mean(own, config.takes, bounds))}
                 row["classes"] = max(len(one) for one in own.values())
                 paired = {seed: _differences(own[seed], base[seed]) for seed in config.seeds}
-                row["beyond_plain"] = None if way == plain else asdict(_mean(paired, differ))
+                row["beyond_plain"] = None if way == plain else asdict(_mean(paired, config.takes, differ))
                 rows.append(row)
-    real = []
-    for name, least, below in [("all", 0, None), *bins_of(config.tail.edges)]:
-        own = {seed: of_bin(_real(cards[seed], folder, seed, "real"), frequency[seed], least, below) for seed in frequency}
-        real.append({"bin": name, **asdict(_mean(own, BOUNDS[OWN_CLASS][0]))})
+    real = [
+        {"bin": name, **_yardsticks(config, folder, cards, frequency, least, below)}
+        for name, least, below in [("all", 0, None), *bins_of(config.tail.edges)]
+    ]
+    return {"quality": rows, "real": real, "chance": real[0]["chance"]}
+
+
+def _yardsticks(
+    config: LongtailConfig,
+    folder: Path,
+    cards: Mapping[int, Mapping[str, Any]],
+    frequency: Mapping[int, Mapping[str, int]],
+    least: int,
+    below: int | None,
+) -> dict[str, Any]:
+    """Of the classes of a bin: how often real clips sound like their class, and how often any clip would by ``chance``."""
+
+    def of(what: str) -> dict[int, Values]:
+        return {seed: of_bin(_real(card, folder, seed, what), frequency[seed], least, below) for seed, card in cards.items()}
+
     told = all("chance" in card["nearest"] for card in cards.values())  # those of earlier versions are not
-    by_chance = _mean({seed: _real(cards[seed], folder, seed, "chance") for seed in config.seeds}).value if told else None
-    return {"quality": rows, "real": real, "chance": 1 / config.classes if by_chance is None else by_chance}
+    by_chance = _mean(of("chance"), config.takes).value if told else 1 / config.classes
+    return {**asdict(_mean(of("real"), config.takes, BOUNDS[OWN_CLASS][0])), "chance": by_chance}
 
 
 def _scores(config: LongtailConfig, folder: Path) -> dict[int, dict[str, Any]]:
@@ -318,9 +395,11 @@ def _real(card: Mapping[str, Any], folder: Path, seed: int, what: str) -> Values
     return found
 
 
-def _mean(values: Mapping[int, Values], bounds: tuple[float, float] = UNBOUNDED) -> Mean:
+def _mean(values: Mapping[int, Values], takes: Takes, bounds: tuple[float, float] = UNBOUNDED) -> Mean:
+    """Over seeds, where clips from the captions of one recording stand or fall together."""
     by_class = [{name: list(one.values()) for name, one in of_seed.items()} for of_seed in values.values()]
-    return seed_mean(by_class, bounds=bounds)
+    recordings = [{name: takes.of(list(one)) for name, one in of_seed.items()} for of_seed in values.values()]
+    return seed_mean(by_class, recordings=recordings, bounds=bounds)
 
 
 def _differences(values: Values, base: Values) -> Values:
@@ -337,11 +416,7 @@ def _warnings(config: LongtailConfig, folder: Path, audits: Mapping[tuple[int, s
     """What a reader has to know."""
     told = ["A flag is a suspicion by a descriptor: look at the pairs, or give verdicts (auscult review AUDIT)."]
     for name in config.audits.compared_by:
-        fewest = min(one.null_clips for (_, other), one in audits.items() if other == name)
-        if is_undecided(config.audits, name, fewest):
-            told.append(too_few_null_clips(config.audits, name, fewest))
-        elif name not in config.audits.taus():
-            told.append(f"{name}: a clip is flagged if at most {100 * config.audits.level:.3g} % of null clips score as high.")
+        told += _notes_on_null_clips(config.audits, name, {seed: audits[seed, name].null_clips for seed in config.seeds})
     told += filter(None, [_note_on_copies(folder, config.seeds)])
     if any("chance" not in card["nearest"] for card in _scores(config, folder).values()):
         told.append(
@@ -355,6 +430,22 @@ def _warnings(config: LongtailConfig, folder: Path, audits: Mapping[tuple[int, s
     )
     if "sounds" in (config.data.source, config.data.null):
         told.append("Training or null clips are synthesized ('sounds'): no result about recordings.")
+    return told
+
+
+def _notes_on_sensitivity(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [sees_little(one["descriptor"], one["rate"]) for one in found if one["rate"] is not None and one["rate"] < SEEN]
+
+
+def _notes_on_null_clips(asked: StudyAudits, name: str, null_clips: Mapping[int, int]) -> list[str]:
+    """How a clip is flagged by a descriptor, and the seeds of which none can be."""
+    lacking = {seed: count for seed, count in null_clips.items() if is_undecided(asked, name, count)}
+    if len(lacking) == len(null_clips):
+        return [too_few_null_clips(asked, name, min(lacking.values()))]
+    told = [too_few_null_clips(asked, f"{name}, seed {seed}", count) for seed, count in lacking.items()]
+    told += [f"{name}: rates are of the other seeds alone."] * bool(lacking)
+    if name not in asked.taus():
+        told.append(f"{name}: a clip is flagged if at most {100 * asked.level:.3g} % of null clips score as high.")
     return told
 
 

@@ -9,6 +9,8 @@ from ..rates import percent
 from .arms import AUDIO, BOTH, ID, NAMES, ON_HELD_OUT, ON_TRAINING, PLAIN
 from .results import OWN_CLASS
 
+LEVEL = 0.05  # at most this p-value is told as a change
+
 
 def called(row: Mapping[str, Any]) -> str:
     """What a row's way is called in tables.
@@ -52,25 +54,40 @@ def verdict(gain: Mapping[str, Any]) -> str | None:
 
 
 def _said_of_quality(content: Mapping[str, Any], k: int) -> str:
-    """Of unseen classes and of seen ones by frequency: more clips than without pairs, fewer, or not to be told."""
+    """Of all classes, more clips than without pairs, fewer, or not to be told; behind that the bins, which only explore."""
     rows = {
         row["bin"]: row
         for row in content["quality"]
         if row["metric"] == OWN_CLASS and row["model"] == BOTH and row["k"] == k and not row["guided"] and not row["closed"]
     }
-    bins = {name: row["beyond_plain"] for name, row in rows.items() if name != "all" and row["value"] is not None}
-    if not bins:
+    gains = {name: row["beyond_plain"] for name, row in rows.items() if row["value"] is not None}
+    if "all" not in gains:
         return ""
-    found = [(verdict(gain), _classes(name), 100 * gain["value"]) for name, gain in bins.items()]
-    told = [f"{word} clips of {name} sound like their class ({points:+.0f} points)" for word, name, points in found if word]
-    if told:
-        others = " and ".join(name for word, name, _ in found if not word)
-        return f"Beside {k} pairs, {', '.join(told)}" + (f"; for {others} no difference can be told." if others else ".")
-    beside, without = (_mean(content, OWN_CLASS, f"{way}-{ON_HELD_OUT}{end}") for way, end in ((BOTH, f"-k{k}"), (PLAIN, "")))
-    return (
-        f"Whether pairs help rare or unseen classes cannot be told: {_share(beside)} of clips sound like their class beside "
-        f"{k} pairs, {_share(without)} without any, and {_share(content['chance'])} would by chance."
+    whole = gains.pop("all")
+    if word := verdict(whole):
+        said = f"Beside {k} pairs, {word} clips sound like their class ({_points(whole)})"
+    else:
+        without = _mean(content, OWN_CLASS, f"{PLAIN}-{ON_HELD_OUT}")
+        said = (
+            f"Whether pairs help clips to sound like their class cannot be told: {_share(rows['all']['value'])} do beside {k} "
+            f"pairs, {_share(without)} without any, and {_share(content['chance'])} would by chance"
+        )
+    found = [f"{word} of {_classes(name)} ({_points(gain)})" for name, gain in gains.items() if (word := verdict(gain))]
+    bins = (
+        f"bin by bin, which explores and tests nothing, {' and '.join(found)}"
+        if found
+        else "no bin of frequency tells a difference by itself"
     )
+    return f"{said}; {bins}."
+
+
+def _points(gain: Mapping[str, Any]) -> str:
+    """A difference of two shares.
+
+    >>> _points({"value": -0.123})
+    '-12 points'
+    """
+    return f"{100 * gain['value']:+.0f} points"
 
 
 def _classes(name: str) -> str:
@@ -85,7 +102,11 @@ def _said_of_copies(content: Mapping[str, Any], k: int) -> str:
         return "Of copies nothing can be said: there are too few null clips."
     copied, by_itself = (one["flagged_kinds"]["pairs"] for one in (row, row["by_itself"]))
     if not copied["flagged"]:
-        return f"The audit by {row['descriptor']} flags no clip as a copy of a pair that was shown."
+        seen = next((one["rate"] for one in content["sensitivity"] if one["descriptor"] == row["descriptor"]), None)
+        return (
+            f"The audit by {row['descriptor']} flags no clip of {copied['clips']:,} as a copy of a pair that was shown "
+            f"(95 %: at most {_share(copied['high'])}), and {_share(seen)} of real ones behind the models' codec."
+        )
     beyond = copied["low"] > by_itself["high"]
     return (
         f"The audit by {row['descriptor']} flags {_share(copied['rate'])} of clips as copies of a pair that was shown, "
@@ -95,27 +116,41 @@ def _said_of_copies(content: Mapping[str, Any], k: int) -> str:
 
 
 def _said_of_guidance(content: Mapping[str, Any], k: int) -> str:
-    """What guidance did to flagged clips where duplicates may be shown, and to quality."""
-    ways = [f"{model}-{prompts}-k{k}" for model, prompts in ((ID, ON_TRAINING), (BOTH, ON_HELD_OUT))]
-    if not any(row["fired"]["flagged"] for row in content["guided"]):
-        return "Guidance never acted."
-    if unchanged(content, f"{ways[0]}-guided"):
-        return "Where duplicates may be shown, guidance changed nothing."
-    rows = {(row["way"], row["descriptor"]): row for row in content["copying"]}
-    for name in dict.fromkeys(row["descriptor"] for row in content["copying"]):
-        before, after = (rows[f"{ways[0]}{end}", name]["rate"] for end in ("", "-guided"))
-        if before is not None and after is not None:
-            break
-    else:
-        return ""
-    quality = [_mean(content, OWN_CLASS, f"{ways[1]}{end}") for end in ("", "-guided")]
-    said = f"With guidance, {_share(after)} of clips are flagged instead of {_share(before)} (by {name}, duplicates allowed)"
-    if None in quality:
-        return said + "."
-    return (
-        f"{said}, and {_share(quality[1])} of clips from held-out captions sound like their class instead of "
-        f"{_share(quality[0])}."
+    """What guidance changed beside the pairs at ``k``: in copies of them, and in how clips sound. Both are of one model."""
+    rows = {row["way"]: row for row in content["guided"]}
+    made, held_out = (rows[f"{BOTH}-{prompts}-k{k}-guided"] for prompts in (ON_TRAINING, ON_HELD_OUT))
+    beside = f"Beside {k} pairs, guidance"
+    if not any(row["fired"]["flagged"] for row in (made, held_out)):
+        return f"{beside} never acted."
+    acted = " and ".join(
+        f"{row['fired']['flagged']:,} of {row['fired']['clips']:,} clips from {row['prompts']} captions"
+        for row in (made, held_out)
     )
+    if all(unchanged(content, row["way"]) for row in (made, held_out)):
+        return f"{beside} acted on {acted}, and changed none."
+    told = [_said_of_changes(made["changed"]), _said_of_change_in_quality(held_out["beyond_unguided"])]
+    return f"{beside} acted on {acted}: {', and '.join(filter(None, told))}."
+
+
+def _said_of_changes(changed: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """Fewer copies of what was shown, more, or not to be told, by the first audit that can tell."""
+    found = next(((name, one) for name, one in changed.items() if one is not None), None)
+    if found is None:
+        return "of copies nothing can be said"
+    name, one = found
+    counts = f"{one['no_longer']} no longer flagged, {one['only_now']} only now, by {name}, p = {one['p_value']:.2g}"
+    if one["p_value"] > LEVEL or sum(net is not None for net in one["by_seed"]) < 2:
+        return f"whether there are fewer copies of what was shown cannot be told ({counts})"
+    return f"there are {'fewer' if one['no_longer'] > one['only_now'] else 'more'} copies of what was shown ({counts})"
+
+
+def _said_of_change_in_quality(gain: Mapping[str, Any]) -> str:
+    if gain["value"] is None:
+        return ""
+    if word := verdict(gain):
+        return f"{word} clips sound like their class ({_points(gain)})"
+    ends = f"{100 * gain['low']:+.0f} to {100 * gain['high']:+.0f} points"
+    return f"whether more or fewer sound like their class cannot be told (95 %: {ends})"
 
 
 def unchanged(content: Mapping[str, Any], guided: str) -> bool:

@@ -14,7 +14,7 @@ from ...audit import Audit
 from ...folders import CARD, read_card
 from ...guidance.guided import FAMILY
 from ..flagging import by_seed, counted, is_flagged, is_matched, listed, own_nearest, rate_of, too_few_null_clips
-from ..rates import INTERVAL, pooled, sign_flip
+from ..rates import INTERVAL, paired_change, pooled
 from ..stages import read_times
 from .arms import (
     AUDITS,
@@ -205,31 +205,13 @@ def _paired(pairs: Sequence[tuple[Row, Row]]) -> Row | None:
     """Exact sign-flip test of the net change of each prompt within its model, see ``TEST``; None where nothing was decided.
 
     The same prompt, model and noise make a pair; a model is left out where one of its two audits could not be decided.
-
-    Returns
-    -------
-    dict
-        ``no_longer`` and ``only_now``: clips flagged without guidance alone, and with it alone; ``p_value``; ``by_seed``: the
-        net change of each model's rate, -1 to 1.
     """
-    gone = came = 0
-    changes: list[int] = []
-    nets: list[float | None] = []
+    models = []
     for own, plain in pairs:
         clips = [clip for clip in own["flagged"] if clip in plain["flagged"]]
-        if own["count_undecided"] or plain["count_undecided"] or not clips:
-            nets.append(None)
-            continue
-        of_prompts: Counter[str] = Counter()
-        for clip in clips:
-            change = int(own["flagged"][clip]) - int(plain["flagged"][clip])
-            gone, came = gone + (change < 0), came + (change > 0)
-            of_prompts[own["prompt"][clip]] += change
-        changes += of_prompts.values()
-        nets.append(sum(of_prompts.values()) / len(clips))
-    if not changes:
-        return None
-    return {"no_longer": gone, "only_now": came, "p_value": sign_flip(changes), "by_seed": nets}
+        flags = [(own["prompt"][clip], plain["flagged"][clip], own["flagged"][clip]) for clip in clips]
+        models.append(None if own["count_undecided"] or plain["count_undecided"] else flags)
+    return paired_change(models)
 
 
 def _quantile(values: Sequence[float], at: float) -> float | None:
