@@ -199,7 +199,7 @@ def _print_longtail(result: Study) -> None:
 
     shown = Table(title="Clips from training captions that are flagged, and as what", title_justify="left")
     shown.add_column("model", min_width=10)
-    for name in ("k", "audit", "flagged", "rate", "own clip", "shown pair", "by itself"):
+    for name in ("k", "audit", "flagged", "rate", "own clip", "other shown", "by itself"):
         shown.add_column(name, justify="left" if name == "audit" else "right", no_wrap=name in ("audit", "flagged"))
     for row in (row for row in result.card["copying"] if row["prompts"] == "training"):
         kinds, by_itself = row["flagged_kinds"], row["by_itself"]

@@ -30,11 +30,12 @@ KIND_NAMES = {
     "own_shown": "its prompt's clip, whose duplicate was shown",
     "own_recording": "another take of its prompt's recording",
     "own_recording_shown": "another take of its prompt's recording, which was shown",
-    "reference": "a pair that was shown",
+    "reference": "another pair that was shown",
     "other": "another clip",
 }
 TOGETHER = {"its": ("own", "own_shown"), "pairs": ("own_recording_shown", "reference")}
-"""Kinds that are counted as one: the prompt's clip, whether a duplicate of it was shown or not; and all shown pairs."""
+"""Kinds that are counted as one: the prompt's clip, whether a duplicate of it was shown or not; and all other shown pairs. That
+of ``own_shown`` came out of the weights or of the pair, and one clip cannot tell: it stands by itself besides."""
 
 
 @dataclass(frozen=True)
@@ -224,15 +225,27 @@ class Nearer:
     Attributes
     ----------
     shown, own
-        To the pairs that were shown, and to the prompt's own clip: a number for each clip that has both sides.
+        To the pairs that were shown, and to the prompt's own clip: by the prompt's clip, of those that have both sides.
     pairs, dropped
-        How many pairs there are, and how many of them no clip of the same class can be set against.
+        How many pairs there are of other recordings than the prompt's, and how many of them no clip of the same class can be
+        set against.
     """
 
-    shown: list[float]
-    own: list[float]
+    shown: dict[str, float]
+    own: dict[str, float]
     pairs: int
     dropped: int
+
+    def beyond(self, plain: Nearer) -> list[float]:
+        """How much nearer to its pairs each clip is than that of the model without pairs to the same ones, of the prompts that
+        both have: what is alike on both sides, such as which pairs a prompt has, is in no difference.
+
+        Examples
+        --------
+        >>> Nearer({"a": 0.5, "b": 0.75}, {}, 2, 0).beyond(Nearer({"b": 0.25, "c": 0.0}, {}, 2, 0))
+        [0.5]
+        """
+        return [gain - plain.shown[prompt] for prompt, gain in self.shown.items() if prompt in plain.shown]
 
 
 def nearer(likeness: Likeness, seen: Sequence[Seen], references: Sequence[Clip], seed: int) -> Nearer:
@@ -242,7 +255,8 @@ def nearer(likeness: Likeness, seen: Sequence[Seen], references: Sequence[Clip],
     For each pair, one clip of its class is drawn that was not shown and is of neither the prompt's recording nor a pair's.
     A pair for which there is none is dropped: a clip of another class would say only that pairs are of the right one. A
     near-duplicate counts as what it was made of, on both sides: each side is the best of equally many sounds of the same
-    classes, and chance gives 0.
+    classes, and chance gives 0. Clips of two models from the same prompts in the same order, with the same pairs, are set
+    against the same clips.
 
     Parameters
     ----------
@@ -258,7 +272,8 @@ def nearer(likeness: Likeness, seen: Sequence[Seen], references: Sequence[Clip],
     label = {clip_id: name for clip_id, name in label.items() if likeness.has(clip_id)}
     takes = seen[0].takes if seen else Takes()
     names = dict(zip(label, takes.of(list(label)), strict=True))
-    gains: dict[str, list[float]] = {"shown": [], "own": []}
+    shown: dict[str, float] = {}
+    its: dict[str, float] = {}
     counted = dropped = 0
     for one in seen:
         own = takes.recording(one.own)
@@ -268,12 +283,16 @@ def nearer(likeness: Likeness, seen: Sequence[Seen], references: Sequence[Clip],
         left = [clip_id for clip_id in label if names[clip_id] not in gone]
         side, control = _against(pairs, left, label, rng)
         counted, dropped = counted + len(pairs), dropped + len(pairs) - len(side)
-        gains["shown"].append(likeness.best(one.clip_id, side) - likeness.best(one.clip_id, control))
+        shown[one.own] = likeness.best(one.clip_id, side) - likeness.best(one.clip_id, control)
         if one.own in label:
             others = [other for other in label if label[other] == label[one.own] and names[other] != own]
-            gains["own"].append(likeness.best(one.clip_id, [one.own]) - likeness.mean(one.clip_id, others))
-    shown, its = ([gain for gain in gains[key] if not np.isnan(gain)] for key in ("shown", "own"))  # NaN: a side is empty
-    return Nearer(shown, its, counted, dropped)
+            its[one.own] = likeness.best(one.clip_id, [one.own]) - likeness.mean(one.clip_id, others)
+    return Nearer(_known(shown), _known(its), counted, dropped)
+
+
+def _known(gains: Mapping[str, float]) -> dict[str, float]:
+    """Those of which no side is empty."""
+    return {prompt: gain for prompt, gain in gains.items() if not np.isnan(gain)}
 
 
 def _against(

@@ -36,10 +36,14 @@ SHORT_KINDS = {
     "own_shown": "the same, duplicate shown",
     "own_recording": "another take of its recording",
     "own_recording_shown": "another take, shown",
-    "reference": "a shown pair",
+    "reference": "another shown pair",
     "other": "another clip",
 }
-TOGETHER_NAMES = {"pairs": "a pair that was shown", "its": "the prompt's clip"}
+AGAINST_K = {
+    "pairs": "another pair that was shown",
+    "own_shown": "the prompt's clip, whose duplicate was shown",
+    "its": "the prompt's clip, whether a duplicate of it was shown or not",
+}
 KIND_COLORS = {
     "own": QUERY_COLOR,
     "own_shown": PURPLE,
@@ -63,7 +67,8 @@ def write_longtail_page(folder: Path, content: Mapping[str, Any], progress: Prog
     progress(0, 1, "writing the report")
     names = list(dict.fromkeys(row["descriptor"] for row in content["copying"]))
     bins = list(dict.fromkeys(row["bin"] for row in content["quality"]))
-    single = [kind for kind in KINDS if kind != "reference"]  # which stands among all shown pairs
+    # those that stand among all other shown pairs, or beside what there is by itself, have columns of their own
+    single = [kind for kind in KINDS if kind not in ("reference", "own_shown")]
     told = [kind for kind in single if any(row["flagged_kinds"][kind]["flagged"] for row in content["copying"])]
     page = render(
         "longtail.html",
@@ -73,6 +78,9 @@ def write_longtail_page(folder: Path, content: Mapping[str, Any], progress: Prog
         content=content,
         names=names,
         bins=bins,
+        beside=[
+            (kind, AGAINST_K[kind]) for kind in ("pairs", "own_shown") if kind == "pairs" or content["config"]["tail"]["copies"]
+        ],
         kinds=[(kind, KIND_NAMES[kind]) for kind in told],
         unflagged=[KIND_NAMES[kind] for kind in single if kind not in told],
         called=called,
@@ -81,7 +89,7 @@ def write_longtail_page(folder: Path, content: Mapping[str, Any], progress: Prog
         against_k=[
             (name, what, picture)
             for name in names
-            for kind, what in TOGETHER_NAMES.items()
+            for kind, what in AGAINST_K.items()
             if (picture := _against_k(content, name, kind)) is not None
         ],
         matched=[(name, picture) for name in names if (picture := _matched(content, name)) is not None],
@@ -91,6 +99,7 @@ def write_longtail_page(folder: Path, content: Mapping[str, Any], progress: Prog
         unchanged=[row["way"] for row in content["guided"] if unchanged(content, row["way"])],
         measured=_measured(content),
         copied=[row for row in content["copying"] if row.get("copied") and not row["guided"] and not row["swapped"]],
+        prompts_copied=", ".join(f"{one['prompts_copied']} of {one['counts']['prompts']}" for one in content["sets"]),
         compared=_side_by_side(content, names),
         heard=_heard(folder, content, names[0]),
         settings=list(flat_values(content["config"]).items()),
@@ -131,18 +140,22 @@ def _tail(content: Mapping[str, Any], bins: Sequence[str]) -> Markup:
 
 def _against_k(content: Mapping[str, Any], name: str, kind: str) -> Markup | None:
     """Flagged as copies of what was shown, or of the prompt's clip, against k; beside each what the model without pairs has by
-    itself, which for the prompt's clip is the same at every k. None where no audit can tell.
+    itself, which for the prompt's clip is the same at every k. Only where duplicates are allowed can one of the prompt's clip
+    be shown. None where no audit can tell, or no clip has a near-duplicate.
     """
+    if kind == "own_shown" and not content["config"]["tail"]["copies"]:
+        return None
     ks = content["config"]["retrieval"]["k"]
     rows = {
         (row["model"], row["k"]): row for row in content["copying"] if row["descriptor"] == name and row["way"] == _usual(row)
     }
     series = []
-    for model, color, pale in ((BOTH, QUERY_COLOR, "#fdba74"), (ID, PURPLE, "#d8b4fe")):
+    models = ((BOTH, QUERY_COLOR, "#fdba74"), (ID, PURPLE, "#d8b4fe"))
+    for model, color, pale in models[kind == "own_shown" :]:
         excluded = "duplicates in" if model == ID else "duplicates out"
         there = [rows[model, k] for k in ks]
         series.append(_series(excluded, color, [row["flagged_kinds"][kind] for row in there]))
-        if kind == "pairs":
+        if kind != "its":
             plain = [row["by_itself"]["flagged_kinds"][kind] for row in there]
             series.append(_series(f"by itself, {excluded}", pale, plain))
     if kind == "its":

@@ -28,6 +28,7 @@ from .arms import (
     ON_HELD_OUT,
     ON_TRAINING,
     PLAIN,
+    PROMPTS,
     SENSITIVITY,
     SETS,
     Run,
@@ -36,6 +37,7 @@ from .arms import (
 )
 from .config import LongtailConfig
 from .copying import KINDS, TOGETHER, Nearer, SeedAudit, Seen, counts_of, nearer, with_pairs
+from .drawing import class_of
 from .quality import INTERVAL as MEAN_INTERVAL
 from .quality import UNBOUNDED, Mean, bins_of, of_bin, seed_mean
 from .reading import copies_found, frequency_of, rows_of
@@ -75,6 +77,7 @@ def results_of(config: LongtailConfig, folder: Path) -> dict[str, Any]:
         "sets": [_set(config, folder, seed) for seed in config.seeds],
         "models": [_model(config, folder, seed, model) for seed in config.seeds for model in NAMES],
         "copying": [_copying(config, folder, way, name, audits) for way in ways for name in config.audits.compared_by],
+        "pairs": [_pairs(config, folder, way) for way in ways if way.k and not way.guided],
         "nearer": [row for way in ways for row in _nearer(config, folder, way, audits)],
         "same_clips": _same_clips(config, folder, ways),
         "guided": [_guided(config, folder, way, audits) for way in ways if way.guided],
@@ -91,7 +94,9 @@ def results_of(config: LongtailConfig, folder: Path) -> dict[str, Any]:
 def _set(config: LongtailConfig, folder: Path, seed: int) -> dict[str, Any]:
     found, copies = copies_found(folder, seed)
     card = json.loads((folder / SETS / f"s{seed}" / CARD).read_text("utf-8"))
-    return {"seed": seed, "frequency": card["frequency"], "counts": card["counts"], "copies": copies, "copies_found": found}
+    copied, prompts = _copied(folder, seed), read_manifest(folder / SETS / f"s{seed}" / PROMPTS)
+    facts = {"frequency": card["frequency"], "counts": card["counts"], "copies": copies, "copies_found": found}
+    return {"seed": seed, **facts, "prompts_copied": sum(clip.clip_id in copied for clip in prompts)}
 
 
 def _model(config: LongtailConfig, folder: Path, seed: int, model: str) -> dict[str, Any]:
@@ -147,7 +152,8 @@ def _beside(config: LongtailConfig, folder: Path, way: Run, seed: int, audit: Se
 def _copying(
     config: LongtailConfig, folder: Path, way: Run, name: str, audits: Mapping[tuple[int, str], SeedAudit]
 ) -> dict[str, Any]:
-    """What the clips of one way match by one descriptor, over all seeds; of prompts whose clip has a near-duplicate besides.
+    """What the clips of one way match by one descriptor, over all seeds; besides, of prompts whose clip has a near-duplicate
+    (``copied``), and of the others (``single``), since the former come first among the prompts.
 
     ``by_itself`` is what the clips of the model without pairs match, had they been shown the same pairs.
     """
@@ -162,9 +168,31 @@ def _copying(
         "by_itself": None if way.model == PLAIN else rates_of_kinds(list(plain.values()), undecided),
     }
     if way.prompts == ON_TRAINING and config.tail.copied:
-        copied = {seed: {origin(clip.clip_id) for clip in read_manifest(folder / SETS / f"s{seed}" / COPIES)} for seed in seen}
-        row["copied"] = rates_of_kinds([[one for one in seen[seed] if one.own in copied[seed]] for seed in seen], undecided)
+        copied = {seed: _copied(folder, seed) for seed in seen}
+        for key, there in (("copied", True), ("single", False)):
+            some = [[one for one in seen[seed] if (one.own in copied[seed]) is there] for seed in seen]
+            row[key] = rates_of_kinds(some, undecided)
     return row
+
+
+def _copied(folder: Path, seed: int) -> set[str]:
+    """The clips of a seed that have a near-duplicate."""
+    return {origin(clip.clip_id) for clip in read_manifest(folder / SETS / f"s{seed}" / COPIES)}
+
+
+def _pairs(config: LongtailConfig, folder: Path, way: Run) -> dict[str, Any]:
+    """What the pairs of a way are, over the prompts of all seeds: the mean number of ``clips``, of which a near-duplicate is no
+    other, and of ``recordings``, and the share that is of the prompt's class (``own_class``, 0 to 1).
+    """
+    clips, recordings, alike = [], [], []
+    for seed in config.seeds:
+        label = {clip.clip_id: class_of(clip) for clip in read_manifest(folder / SETS / f"s{seed}" / ALL)}
+        for row in rows_of(folder, replace(way, seed=seed)):
+            clips.append(len({origin(pair) for pair in row["retrieved"]}))
+            recordings.append(len(set(config.takes.of(row["retrieved"]))))
+            alike += [label[pair] == row["labels"][0] for pair in row["retrieved"]]
+    means = {"clips": np.mean(clips), "recordings": np.mean(recordings), "own_class": np.mean(alike)}
+    return {"way": way.way, **_facts(way), **{key: float(value) for key, value in means.items()}}
 
 
 def _facts(way: Run) -> dict[str, Any]:
@@ -207,7 +235,7 @@ def _nearer(
     config: LongtailConfig, folder: Path, way: Run, audits: Mapping[tuple[int, str], SeedAudit]
 ) -> list[dict[str, Any]]:
     """How much nearer clips are to what was shown than to what was not, by each descriptor that has vectors; ``by_itself`` is
-    that of the model without pairs, had it been shown the same."""
+    that of the model without pairs, had it been shown the same, and ``beyond`` the difference of both, prompt by prompt."""
     found = []
     for name in config.audits.compared_by:
         values: list[tuple[Nearer, Nearer]] = []
@@ -220,12 +248,13 @@ def _nearer(
             values.append((nearer(audit.likeness, seen, references, seed), nearer(audit.likeness, plain, references, seed)))
         if values:
             sides = {
-                "shown": [one.shown for one, _ in values],
-                "own": [one.own for one, _ in values],
-                "by_itself": [plain.shown for _, plain in values],
+                "shown": [list(one.shown.values()) for one, _ in values],
+                "own": [list(one.own.values()) for one, _ in values],
+                "by_itself": [list(plain.shown.values()) for _, plain in values],
             }
             counted = {key: sum(getattr(one, key) for one, _ in values) for key in ("pairs", "dropped")}
             means = {key: asdict(seed_mean([{"": one} for one in side], bounds=(-2, 2))) for key, side in sides.items()}
+            means["beyond"] = asdict(seed_mean([{"": one.beyond(plain)} for one, plain in values], bounds=(-4, 4)))
             found.append({"way": way.way, "descriptor": name, **_facts(way), **means, **counted})
     return found
 
