@@ -28,7 +28,7 @@ FIGURES = {  # by what a report says of them to those who cannot see
     "memorization-scores-240": "Top-1 scores, 240 training clips, by contrast",
     "mitigation-tradeoff": "Share of clips flagged by contrast against ",
     "longtail-classes": "Share of generated clips whose nearest real clip is of their class",
-    "longtail-copies": "Share flagged by contrast as copies of the prompt",
+    "longtail-nearest": "What the nearest clip is by contrast",
 }
 CHART = re.compile(r'aria-label="([^"]*)">\s*<div class="wide">(<svg.*?</svg>)', re.DOTALL)
 

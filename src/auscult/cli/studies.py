@@ -195,12 +195,11 @@ def _print_memorization(result: Study) -> None:
 
 def _print_longtail(result: Study) -> None:
     from ..studies.longtail.wording import sentence, short
-    from ..studies.rates import with_interval
 
     shown = Table(title="Clips from training captions that are flagged, and as what", title_justify="left")
     shown.add_column("model", min_width=10)
-    for name in ("k", "audit", "flagged", "rate", "own clip", "other shown", "by itself"):
-        shown.add_column(name, justify="left" if name == "audit" else "right", no_wrap=name in ("audit", "flagged"))
+    for name in ("k", "audit", "flagged", "95 %", "own clip", "other shown", "by itself"):
+        shown.add_column(name, justify="left" if name == "audit" else "right", no_wrap=name in ("audit", "flagged", "95 %"))
     for row in (row for row in result.card["copying"] if row["prompts"] == "training"):
         kinds, by_itself = row["flagged_kinds"], row["by_itself"]
         shown.add_row(
@@ -208,7 +207,7 @@ def _print_longtail(result: Study) -> None:
             str(row["k"] or "-"),
             row["descriptor"],
             f"{row['flagged']} of {row['clips']}",
-            with_interval(row),
+            "not decided" if row["rate"] is None else f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %",
             str(kinds["its"]["flagged"]),
             str(kinds["pairs"]["flagged"]),
             "-" if by_itself is None else str(by_itself["flagged_kinds"]["pairs"]["flagged"]),
