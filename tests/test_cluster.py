@@ -180,6 +180,7 @@ def test_an_audit_is_the_same(
     assert next(row["reference_id"] for row in best if row["query_id"] == "copy.wav" and row["rank"] == 1) == "0003.wav"
 
 
+@pytest.mark.slow
 def test_a_deduplication_is_the_same(write_sounds, tmp_path: Path, engine: Engine, monkeypatch) -> None:
     monkeypatch.setattr(indexing, "PART_INPUTS", 8)
     monkeypatch.setattr(vectors, "TASK_ROWS", 8)
@@ -333,6 +334,7 @@ def _ends_at_7(number: int) -> int:
     return number
 
 
+@pytest.mark.slow
 def test_a_job_that_ends_every_worker_is_no_endless_loop(nodes: Nodes, monkeypatch) -> None:
     monkeypatch.setattr("auscult.cluster.placing.PATIENCE_S", (0.0,))
     monkeypatch.setattr("auscult.cluster.placing.CRASHES", 3)

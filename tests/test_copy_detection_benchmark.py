@@ -258,6 +258,7 @@ def test_sources_of_one_uploader_play_one_role() -> None:
     assert all(role_of)
 
 
+@pytest.mark.slow
 def test_seeds_reproduce(benchmark: dataset.Benchmark) -> None:
     sounds = dataset.synthetic_sounds(60, seed=3)
     again = dataset.build(sounds, seed=1, sizes=SMALL)

@@ -58,6 +58,7 @@ def test_long_recording_is_covered_by_windows(tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded.start_s, [0, 1, 2, 3, 75_000 / 16_000 - 1])
 
 
+@pytest.mark.slow
 def test_three_hours_are_described_in_bounded_memory(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     path = tmp_path / "in" / "long.wav"
@@ -407,6 +408,7 @@ def test_memory_does_not_grow_with_the_number_of_clips(write_sounds, tmp_path: P
     assert many - few < 3_500
 
 
+@pytest.mark.slow
 def test_killed_while_updating_it_ends_equal_to_an_uninterrupted_update(write_sounds, tmp_path: Path) -> None:
     folder = write_sounds("in", 60, duration_s=2.0)
     script = tmp_path / "killed.py"

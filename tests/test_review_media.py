@@ -208,7 +208,7 @@ def test_members_of_tars_are_served(tmp_path: Path) -> None:
         open_clip(f"{tmp_path}/a.tar::x/two.flac")
 
 
-@pytest.mark.parametrize("kind", ["flac", "wav", "mp3"])
+@pytest.mark.parametrize("kind", ["flac", "wav", pytest.param("mp3", marks=pytest.mark.slow)])
 def test_an_hour_seeks_at_once(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"hour.{kind}"
     minute = sound(3, 60.0, 8000).astype(np.float32)

@@ -1062,7 +1062,7 @@ def three_ways(sets: dict[str, tuple[Path, str]], bucket: str, descriptor: Descr
     return [run(name, given) for name, given in (("disk", disk), ("urls", away), ("stores", stores))]
 
 
-@pytest.mark.parametrize("name", ["mel", "contrast"])
+@pytest.mark.parametrize("name", ["mel", pytest.param("contrast", marks=pytest.mark.slow)])
 def test_an_audit_of_what_lies_at_urls_finds_the_same(sets, bucket: str, tmp_path: Path, name: str) -> None:
     config = AuditConfig(descriptor=name, duration_s=1.5 if name == "mel" else None, tau=0.5, training_sample=12, null_sample=6)
 
