@@ -68,9 +68,7 @@ def run_study(
         The folder holds something else, or a study with other settings.
     """
     folder = output.absolute()
-    task = {key: value for key, value in config_values(config).items() if key not in _NOT_A_RESULT}
-    task |= {} if threads is None else {"threads": threads}
-    with study_folder(folder, kind, task):
+    with study_folder(folder, kind, task_of(config, threads)):
         run_stages(stages, folder, progress)
         content = {
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -83,6 +81,13 @@ def run_study(
         write_page(folder, content, progress)
         write_card(folder, kind, content)
     return Study.open(folder, kind)
+
+
+def task_of(config: Any, threads: int | None = None) -> dict[str, Any]:
+    """What of a configuration decides about results; and how many threads there are, where it is given, since results are then
+    compared to the last bit."""
+    task = {key: value for key, value in config_values(config).items() if key not in _NOT_A_RESULT}
+    return task if threads is None else {**task, "threads": threads}
 
 
 def _counts(stages: Sequence[Stage]) -> dict[str, int]:

@@ -220,16 +220,21 @@ def study_folder(output: Path, kind: str, task: Mapping[str, Any]) -> Iterator[P
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
         remove_stale_temporaries(output)
-        wanted = json.loads(json.dumps({"kind": kind, **task}))
-        if (output / TASK).is_file():
-            _check_same(output, wanted)
-        else:
-            write_text(output / TASK, json.dumps(wanted, indent=1, sort_keys=True))
+        check_place(output, kind, task)
+        if not (output / TASK).is_file():
+            write_text(output / TASK, json.dumps(_as_written(kind, task), indent=1, sort_keys=True))
         yield output
 
 
-def check_place(output: Path, kind: str | None = None) -> None:
-    """Refuse a folder that holds something else, or a study of another kind than this.
+def check_place(output: Path, kind: str | None = None, task: Mapping[str, Any] | None = None) -> None:
+    """Refuse a folder that holds something else, a study of another kind than this, or one with other settings.
+
+    Parameters
+    ----------
+    output
+        The folder; it need not be there.
+    kind, task
+        Of the study, see :func:`study_folder`; None: any.
 
     Raises
     ------
@@ -242,6 +247,13 @@ def check_place(output: Path, kind: str | None = None) -> None:
         raise OutputFolderError(f"{output}: holds something that is not a study; choose another -o")
     if kind is not None and (output / TASK).is_file() and (there := _task(output).get("kind")) != kind:
         raise OutputFolderError(f"{output}: another kind of study was begun here (a {there}, not a {kind}); choose another -o")
+    if task is not None and (output / TASK).is_file():
+        _check_same(output, _as_written(kind, task))
+
+
+def _as_written(kind: str | None, task: Mapping[str, Any]) -> dict[str, Any]:
+    written: dict[str, Any] = json.loads(json.dumps({"kind": kind, **task}))
+    return written
 
 
 def _task(output: Path) -> dict[str, Any]:

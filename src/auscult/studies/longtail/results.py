@@ -457,6 +457,8 @@ def _warnings(config: LongtailConfig, folder: Path, audits: Mapping[tuple[int, s
         f"Scores by frequency are of {held_out:,} clips a way over {len(config.seeds)} seeds, {config.tail.held_out} a class "
         "and seed."
     )
+    if config.quality.frechet and not any(card["metrics"].get("fd_per_clip") for card in _scores(config, folder).values()):
+        told.append("Fréchet distances of clips are missing: a clip has one if it has two frames or more of the features.")
     if "sounds" in (config.data.source, config.data.null):
         told.append("Training or null clips are synthesized ('sounds'): no result about recordings.")
     return told

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from ...folders import CARD, Progress, no_progress
 from ..config import SOUNDS
 from ..making import SOURCE, check_group, check_roles, make_source, role_stages
-from ..running import Study, run_study, stated
+from ..running import Study, run_study, stated, task_of
 from ..sets import read_pool
 from ..stages import Plan, Stage, check_place, plan_stages
 from .arms import (
@@ -62,6 +63,10 @@ from .page import write_longtail_page
 from .results import results_of
 
 KIND = "long-tail study"
+EACH_BY_ITSELF = (
+    "each clip counts as a recording of its own, so that takes of one may be both trained on and held out; where clips are "
+    "takes, name what they share in their ids by [data] group"
+)
 
 
 def plan_longtail(config: LongtailConfig, output: str | Path) -> Plan:
@@ -72,11 +77,12 @@ def plan_longtail(config: LongtailConfig, output: str | Path) -> Plan:
     CorpusError, ValueError
         The source cannot be used, or has too few clips or classes.
     OutputFolderError
-        The folder holds something else, or another kind of study.
+        The folder holds something else, another kind of study, or one with other settings.
     """
-    check_place(Path(output), KIND)
+    check_place(Path(output), KIND, task_of(config))
     _check_source(config, Path(output))
-    return plan_stages(stages_of(config), Path(output), stated(config.rates))
+    plan = plan_stages(stages_of(config), Path(output), stated(config.rates))
+    return replace(plan, warnings=() if config.data.group or config.data.source == SOUNDS else (EACH_BY_ITSELF,))
 
 
 def study_longtail(config: LongtailConfig, output: str | Path, *, progress: Progress = no_progress) -> Study:

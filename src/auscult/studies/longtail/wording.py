@@ -105,7 +105,7 @@ def _said_of_copies(content: Mapping[str, Any], k: int) -> str:
         seen = next((one["rate"] for one in content["sensitivity"] if one["descriptor"] == row["descriptor"]), None)
         return (
             f"The audit by {row['descriptor']} flags no clip of {copied['clips']:,} as a copy of a pair that was shown "
-            f"(95 %: at most {_share(copied['high'])}), and {_share(seen)} of real ones behind the models' codec."
+            f"(95 %: at most {_share(copied['high'])}); of real clips behind the models' codec it flags {_share(seen)}."
         )
     beyond = copied["low"] > by_itself["high"]
     return (

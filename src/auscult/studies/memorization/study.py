@@ -19,7 +19,7 @@ from ...folders import CARD, Progress, no_progress
 from ..config import SOUNDS
 from ..making import SOURCE, check_roles, make_source, role_stages
 from ..planning import null_warnings, pool_of
-from ..running import Study, run_study, stated
+from ..running import Study, run_study, stated, task_of
 from ..sets import divide
 from ..stages import Plan, Stage, check_place, plan_stages
 from .arms import AUDITS, CONTROLS, DEDUPLICATED, MADE, MODELS, SENSITIVITY, SETS, THROUGH_CODEC, Arm, arms_of, clips_made
@@ -48,7 +48,7 @@ def plan_memorization(config: MemorizationConfig, output: str | Path) -> Plan:
     CorpusError, ValueError
         The source cannot be used, or has too few clips.
     OutputFolderError
-        The folder holds something else, or another kind of study.
+        The folder holds something else, another kind of study, or one with other settings.
     """
     pool = _checked(config, Path(output))
     plan = plan_stages(stages_of(config), Path(output), stated(config.rates))
@@ -81,7 +81,7 @@ def study_memorization(config: MemorizationConfig, output: str | Path, *, progre
 
 def _checked(config: MemorizationConfig, output: Path) -> int:
     """How many clips the source has; refuses one that is too small, and a folder of something else."""
-    check_place(output, KIND)
+    check_place(output, KIND, task_of(config))
     pool = pool_of(config.data, config.sizes[-1], output)
     if not (output / SOURCE / CARD).is_file():  # it is written down, and may have gone since
         divide(pool, config.sizes[-1], config.seeds[0], None if config.data.source == SOUNDS else config.data.group)

@@ -24,7 +24,7 @@ from ...generation.schedules import check_steps
 from ..config import SOUNDS
 from ..making import DESCRIBED, SOURCE, check_roles, clips_of, make_source, role_stages
 from ..planning import clips_in, null_warnings, pool_of
-from ..running import Study, run_study, stated
+from ..running import Study, run_study, stated, task_of
 from ..stages import Plan, Stage, check_place, plan_stages
 from .arms import (
     AUDITS,
@@ -70,9 +70,9 @@ def plan_mitigation(config: MitigationConfig, output: str | Path) -> Plan:
     CorpusError, ValueError
         The source cannot be used, or has too few clips.
     OutputFolderError
-        The folder holds something else, or another kind of study.
+        The folder holds something else, another kind of study, or one with other settings.
     """
-    check_place(Path(output), KIND)
+    check_place(Path(output), KIND, task_of(config, _threads(config)))
     with suppress(ModelError, MissingExtraError):  # a plan may be made before the model is there
         _check_pipeline(config, Path(output))
     there = _clips_there(config, Path(output))
@@ -104,15 +104,20 @@ def study_mitigation(config: MitigationConfig, output: str | Path, *, progress: 
     OutputFolderError
         The folder holds something else, or a study with other settings.
     """
-    import torch
-
-    check_place(Path(output), KIND)
+    threads = _threads(config)
+    check_place(Path(output), KIND, task_of(config, threads))
     _check_pipeline(config, Path(output))
     there = _clips_there(config, Path(output))  # which checks, before there is a folder
     stages = stages_of(config, there.training, scored=there.enough(config))
     results = partial(results_of, config)
-    threads = config.threads or torch.get_num_threads()  # the last bits depend on it, and arms are compared by them
     return run_study(Path(output), KIND, config, stages, results, write_mitigation_page, progress, threads=threads)
+
+
+def _threads(config: MitigationConfig) -> int:
+    """How many a model has: the last bits depend on it, and arms are compared by them."""
+    import torch
+
+    return config.threads or torch.get_num_threads()
 
 
 @dataclass(frozen=True)
