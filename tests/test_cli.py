@@ -111,6 +111,7 @@ def test_user_errors_are_one_line_and_no_trace(tmp_path: Path, arguments: list[s
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow  # `make demo` runs it
 def test_demo_finds_what_it_planted(tmp_path: Path) -> None:
     result = auscult("demo", "-o", tmp_path / "demo", "--json")
     assert result.returncode == 0, result.stderr

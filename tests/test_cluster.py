@@ -316,6 +316,7 @@ def test_a_driver_that_was_killed_continues(write_sounds, tmp_path: Path, nodes:
     assert digests(tmp_path / "here") == digests(tmp_path / "there")
 
 
+@pytest.mark.slow
 def test_a_decoder_that_crashes_costs_one_clip(write_sounds, tmp_path: Path, engine: Engine) -> None:
     folder = write_sounds("in", 60, duration_s=0.3)
     sf.write(folder / "0030-crashing.wav", sound(30), 16_000)

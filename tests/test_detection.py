@@ -321,7 +321,8 @@ def test_audit_finds_shifted_copies_with_spans_and_p_values(sets, tmp_path: Path
     assert all(row["rank"] <= 5 for row in rows)
 
 
-@pytest.mark.parametrize("chosen", [pytest.param(100, marks=pytest.mark.slow), 10])
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", [100, 10])
 def test_workers_and_first_stage_change_nothing(sets, tmp_path: Path, chosen: int) -> None:
     """With 10 candidates of 40 the first stage decides; the best match must be the same."""
     whole = run(sets, tmp_path / "one", AuditConfig(k=1))

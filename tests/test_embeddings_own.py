@@ -348,6 +348,7 @@ def test_vggish_counts_examples_as_a_loop_does() -> None:
     assert vggish.SHORTEST == 15_600
 
 
+@pytest.mark.slow
 def test_vggish_bands_are_triangles_over_mel() -> None:
     bands = vggish.mel_bands()
     peer = mel_filter_bank(257, 64, 125.0, 7500.0, 16_000, mel_scale="htk", triangularize_in_mel_space=True)
