@@ -43,7 +43,7 @@ from auscult.studies.mitigation.quality import mean_scores
 from auscult.studies.mitigation.results import _control, _paired, _rates, _row
 from auscult.studies.mitigation.study import plan_mitigation, stages_of, study_mitigation
 from auscult.studies.mitigation.tables import StudyGuidance
-from auscult.studies.running import Study
+from auscult.studies.running import Study, task_of
 from auscult.studies.sets import read_manifest, write_manifest
 from auscult.studies.stages import Stage, read_times, run_stages
 from killed_study import kill_when_there
@@ -468,7 +468,10 @@ def test_a_plan_says_what_cannot_be_told(tmp_path: Path) -> None:
     assert {row.kind: row.amount for row in plan.rows}["scoring"] == 0  # so that no time is planned for it
     _run_sets(stages_of(few, few.size), tmp_path / "out")
     assert told.split()[5] == str(len(read_manifest(tmp_path / "out" / "sets" / "reference.jsonl")))
-    write_text(tmp_path / "out" / "task.json", '{"kind": "mitigation study"}')
+    write_text(
+        tmp_path / "out" / "task.json",
+        json.dumps({"kind": "mitigation study", **task_of(few, few.threads or torch.get_num_threads())}),
+    )
     assert plan_mitigation(few, tmp_path / "out").warnings == plan.warnings  # of what is written down
     named = replace(few, quality=replace(few.quality, reference=few.data.source))
     assert plan_mitigation(named, tmp_path / "new").warnings == ()
